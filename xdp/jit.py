@@ -1,0 +1,61 @@
+"""The one door to numba: `compiled`, and where its cache lives.
+
+numba notices a change only in the file that a function is in: constants from schema.h or a callee in another module
+stay frozen in the cache. The cache folder is therefore named by a digest of all our .py and .h files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("xdp", "conntrack", "lb", "dataplane", "perf")
+_KEEP = 4  # folders of earlier versions that stay, for work that goes back and forth between two
+
+
+def source_digest() -> str:
+    """Return a digest of all our .py and .h files: the version that compiled code belongs to."""
+    digest = hashlib.blake2b(digest_size=10)
+    for package in _PACKAGES:
+        for path in sorted((_ROOT / package).rglob("*.[ph]*")):
+            if path.suffix in (".py", ".h"):
+                digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled code for these very sources, making it and dropping the oldest others."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turnout"
+    folder = base / f"compiled-{source_digest()}"
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(base.glob("compiled-*"), key=lambda path: path.stat().st_mtime)
+        for old in others[: -_KEEP - 1]:
+            shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+    return folder
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    with contextlib.suppress(OSError):  # no writable home: numba falls back to its own choice
+        os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
+
+import numba  # noqa: E402  the cache folder must be named before numba reads its configuration
+
+
+def compiled(function: _F) -> _F:
+    """Compile `function` at its first call: no GIL, no allocation, arrays and numbers only; the result is cached."""
+    return numba.njit(function, nogil=True, cache=True, error_model="numpy")  # type: ignore[no-any-return]
+
+
+def inlined(function: _F) -> _F:
+    """Compile a small `function` into each of its callers."""
+    return numba.njit(function, nogil=True, cache=True, error_model="numpy", inline="never", forceinline=True)  # type: ignore[no-any-return]

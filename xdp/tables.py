@@ -1,0 +1,90 @@
+"""The shared tables: their names, types and sizes, and the arrays as compiled code takes them.
+
+A table is the same bytes for everybody. Here it is described; xdp/maps.py makes it a BPF array map that userspace
+maps, `Tables.in_memory` makes it plain memory of the same layout (no BPF: unit tests, the raw engine, a laptop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from xdp import schema
+from xdp.schema import Limit
+
+# A bucket of 16 tags, two to choose from, the emptier one taken: the first insertion fails at a load of about 0.85.
+HIGHEST_LOAD = 0.80
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many of each thing the tables hold. Given at start; part of the layout that a successor must share."""
+
+    connections: int = 1_000_000
+    frontends: int = 262_144
+    services: int = 131_072  # rows: a change needs a second row until the first may be reused
+    maglev_slots: int = 33_554_432  # 100,000 Services of 3 endpoints take 30.7 million
+    endpoints: int = 524_288
+    next_hops: int = 65_536
+    cpus: int = 1
+
+    @property
+    def buckets(self) -> int:
+        """Buckets of the flow table: two records per connection at the highest load that never refuses one."""
+        return max(2, round(2 * self.connections / HIGHEST_LOAD / Limit.BUCKET_TAGS))
+
+    def rows(self) -> dict[str, tuple[np.dtype, int]]:
+        """Return {table: (dtype of a row, number of rows)}: the one list of shared tables."""
+        return {
+            "tags": (schema.BUCKET, self.buckets),
+            "flows": (schema.FLOW, self.buckets * Limit.BUCKET_TAGS),
+            # Two choices of four places, at most half full: an insertion that fails is a matter of 10^-12.
+            "frontends": (schema.FRONTEND, max(2, 2 * self.frontends // Limit.FRONTEND_WAYS) * Limit.FRONTEND_WAYS),
+            "services": (schema.SERVICE, self.services),
+            "maglev": (schema.MAGLEV_SLOT, self.maglev_slots),
+            "endpoints": (schema.ENDPOINT, self.endpoints),
+            "next_hops": (schema.NEXT_HOP, self.next_hops),
+            "control": (schema.CONTROL, 1),
+            "workers": (schema.WORKER, Limit.MAX_WORKERS),
+            "machine": (schema.MACHINE, 1),
+            "xdp_counters": (schema.COUNTERS, self.cpus),
+            "worker_counters": (schema.COUNTERS, Limit.MAX_WORKERS),
+        }
+
+    def describe(self) -> dict[str, int]:
+        """Return the numbers by name, as stored beside the maps."""
+        return asdict(self)
+
+
+class Tables(NamedTuple):
+    """Every shared table as a numpy array: one argument for compiled code.
+
+    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket); the others have one structured row per entry.
+    """
+
+    tags: npt.NDArray[np.uint64]
+    flows: npt.NDArray[np.void]
+    frontends: npt.NDArray[np.void]
+    services: npt.NDArray[np.void]
+    maglev: npt.NDArray[np.void]
+    endpoints: npt.NDArray[np.void]
+    next_hops: npt.NDArray[np.void]
+    control: npt.NDArray[np.void]
+    workers: npt.NDArray[np.void]
+    machine: npt.NDArray[np.void]
+    xdp_counters: npt.NDArray[np.void]
+    worker_counters: npt.NDArray[np.void]
+
+    @classmethod
+    def over(cls, arrays: Mapping[str, npt.NDArray[np.void]]) -> Tables:
+        """Return the tables over one structured array per name of `Capacity.rows()`."""
+        return cls(**{**arrays, "tags": arrays["tags"].view(np.uint64)})  # type: ignore[arg-type]
+
+    @classmethod
+    def in_memory(cls, capacity: Capacity) -> Tables:
+        """Return zeroed tables in this process's own memory."""
+        return cls.over({name: np.zeros(rows, dtype) for name, (dtype, rows) in capacity.rows().items()})
