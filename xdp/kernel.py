@@ -1,0 +1,516 @@
+"""The narrow door to the kernel: everything privileged that BPF needs, as data and descriptors.
+
+bpf(2), membarrier(2), mount(2) and one rtnetlink question, through libc by cffi's ABI mode (no compiler at run time).
+Nothing here knows what a table or a program is for. Every descriptor that is returned belongs to the caller and is
+closed on exec. Errors are MissingFeatureError (no privilege, no BPF), AttachError (an interface that is taken or whose
+driver refuses) or KernelError, which keeps the errno.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cffi
+
+from xdp.errors import AttachError, Error, MissingFeatureError
+
+Mode = Literal["native", "generic"]
+
+_ffi = cffi.FFI()
+# One struct per command of bpf(2): the members of `union bpf_attr`, uapi/linux/bpf.h.
+_ffi.cdef("""
+long syscall(long number, ...);
+int statfs(const char *path, void *buffer);
+int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+
+struct map_create { uint32_t map_type, key_size, value_size, max_entries, map_flags, inner_map_fd, numa_node;
+	char map_name[16]; };
+struct map_elem { uint32_t map_fd, pad; uint64_t key, value, flags; };
+struct prog_load { uint32_t prog_type, insn_cnt; uint64_t insns, license; uint32_t log_level, log_size;
+	uint64_t log_buf; uint32_t kern_version, prog_flags; char prog_name[16]; uint32_t prog_ifindex, expected_attach_type; };
+struct obj { uint64_t pathname; uint32_t bpf_fd, file_flags; };
+struct test_run { uint32_t prog_fd, retval, data_size_in, data_size_out; uint64_t data_in, data_out;
+	uint32_t repeat, duration, ctx_size_in, ctx_size_out; uint64_t ctx_in, ctx_out;
+	uint32_t flags, cpu, batch_size, pad; };
+struct get_id { uint32_t id, next_id, open_flags; };
+struct get_info { uint32_t bpf_fd, info_len; uint64_t info; };
+struct link_create { uint32_t prog_fd, target_ifindex, attach_type, flags; };
+struct link_update { uint32_t link_fd, new_prog_fd, flags, old_prog_fd; };
+struct link_detach { uint32_t link_fd; };
+
+struct map_info { uint32_t type, id, key_size, value_size, max_entries, map_flags; char name[16]; };
+struct prog_info { uint32_t type, id; uint8_t tag[8]; uint32_t jited_prog_len, xlated_prog_len;
+	uint64_t jited_prog_insns, xlated_prog_insns, load_time; uint32_t created_by_uid, nr_map_ids; uint64_t map_ids;
+	char name[16]; };
+struct link_info { uint32_t type, id, prog_id, pad, ifindex, pad2[16]; };
+struct xdp_md { uint32_t data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex; };
+""")
+_libc = _ffi.dlopen(None)
+
+_SYSCALLS = {"x86_64": (321, 324), "aarch64": (280, 283)}
+_BPF_SYSCALL, _MEMBARRIER_SYSCALL = _SYSCALLS.get(platform.machine(), (-1, -1))
+_MEMBARRIER_GLOBAL = 1
+
+# enum bpf_cmd
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 5, 6, 7
+_PROG_TEST_RUN, _PROG_FD_BY_ID, _MAP_FD_BY_ID, _GET_INFO = 10, 13, 14, 15
+_LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
+
+# enum bpf_map_type, enum bpf_prog_type, map flags
+HASH, ARRAY, XSKMAP = 1, 2, 17
+XDP_PROGRAM = 6
+MMAPABLE = 1 << 10
+
+_LINK_TYPE_XDP = 6
+_ATTACH_XDP = 37
+_MODE_FLAGS: dict[Mode, int] = {"generic": 2, "native": 4}
+_REPLACE = 4  # BPF_F_REPLACE: only if the link still runs old_prog_fd
+_TEST_LIVE_FRAMES = 2
+_BPFFS_MAGIC = 0xCAFE4A11
+
+
+class KernelError(Error):
+    """The kernel refused; `errno` says why."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What the kernel says of a map. `value_size` in bytes of one entry."""
+
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    map_flags: int
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What the kernel says of a program; `tag` is its digest of the instructions, in hexadecimal."""
+
+    type: int
+    id: int
+    name: str
+    tag: str
+    map_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LinkInfo:
+    """What the kernel says of a link. `ifindex` is 0 when its interface is gone: the link is defunct."""
+
+    type: int
+    id: int
+    program_id: int
+    ifindex: int
+
+
+@dataclass(frozen=True)
+class XdpState:
+    """The XDP program of an interface, whoever attached it."""
+
+    mode: str  # "native", "generic", "offloaded" or "several"
+    program_id: int
+
+
+def _name(number: int) -> str:
+    # Linux gives ENOTSUP and EOPNOTSUPP one number; its manuals speak of the latter.
+    return "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))
+
+
+def _fail(what: str, number: int) -> Error:
+    """Return the exception for errno `number` of doing `what`."""
+    if number == errno.ENOSYS:
+        return MissingFeatureError(f"{what}: this kernel has no bpf(2) (ENOSYS); it needs CONFIG_BPF_SYSCALL")
+    if number in (errno.EPERM, errno.EACCES):
+        return MissingFeatureError(
+            f"{what}: not permitted ({_name(number)}); run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        )
+    return KernelError(f"{what}: {os.strerror(number)} ({_name(number)})", number)
+
+
+def _bpf(command: int, kind: str, what: str, /, **values: Any) -> tuple[int, Any]:
+    """Call bpf(2) with struct `kind` filled from `values`; return its result and the struct. Raise as `what` failed."""
+    attributes = _ffi.new(f"struct {kind} *", values)
+    while True:
+        result = _libc.syscall(
+            _BPF_SYSCALL, _ffi.cast("int", command), attributes, _ffi.cast("unsigned int", _ffi.sizeof(attributes[0]))
+        )
+        if result >= 0:
+            return int(result), attributes
+        if _ffi.errno not in (errno.EAGAIN, errno.EINTR):  # the verifier gives way to a signal
+            raise _fail(what, _ffi.errno)
+
+
+def _address(data: Any) -> int:
+    return int(_ffi.cast("uintptr_t", data))
+
+
+# --- maps ---
+
+
+def map_create(name: str, key_size: int, value_size: int, entries: int, flags: int = 0, map_type: int = ARRAY) -> int:
+    """Create a map and return its descriptor. Sizes in bytes; the kernel keeps 15 characters of `name`."""
+    size = f"{entries} entries of {value_size} bytes"
+    try:
+        return _bpf(
+            _MAP_CREATE,
+            "map_create",
+            f"map {name}",
+            map_type=map_type,
+            key_size=key_size,
+            value_size=value_size,
+            max_entries=entries,
+            map_flags=flags,
+            map_name=name.encode()[:15],
+        )[0]
+    except KernelError as error:
+        if error.errno in (errno.ENOMEM, errno.E2BIG):
+            raise KernelError(f"{error}: no room for {size}; a smaller --capacity needs less", error.errno) from None
+        raise KernelError(f"{error} ({size})", error.errno) from None
+
+
+def map_info(fd: int) -> MapInfo:
+    """Return what the kernel says of the map behind `fd`."""
+    info = _ffi.new("struct map_info *")
+    _bpf(_GET_INFO, "get_info", "map", bpf_fd=fd, info_len=_ffi.sizeof(info[0]), info=_address(info))
+    name = _ffi.string(info.name).decode()
+    return MapInfo(info.type, info.key_size, info.value_size, info.max_entries, info.map_flags, info.id, name)
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Store `value` (native byte order, as the map's value) under `key`."""
+    k, v = _ffi.from_buffer(key), _ffi.from_buffer(value)
+    _bpf(_MAP_UPDATE, "map_elem", "map update", map_fd=fd, key=_address(k), value=_address(v))
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """Return the `value_size` bytes under `key`, or None if there are none."""
+    k, value = _ffi.from_buffer(key), bytearray(value_size)
+    v = _ffi.from_buffer(value)
+    try:
+        _bpf(_MAP_LOOKUP, "map_elem", "map lookup", map_fd=fd, key=_address(k), value=_address(v))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    return bytes(value)
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """Remove `key`; return whether it was there."""
+    k = _ffi.from_buffer(key)
+    try:
+        _bpf(_MAP_DELETE, "map_elem", "map delete", map_fd=fd, key=_address(k))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+# --- pins ---
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin the map, program or link behind `fd` at `path`, which lies in a bpffs and must be free."""
+    name = _ffi.new("char[]", os.fsencode(path))
+    try:
+        _bpf(_OBJ_PIN, "obj", f"pin {path}", pathname=_address(name), bpf_fd=fd)
+    except MissingFeatureError:
+        if not is_bpffs(path.parent):
+            raise MissingFeatureError(f"pin {path}: {path.parent} is not a bpffs; mount one there") from None
+        raise
+
+
+def replace_pin(fd: int, path: Path) -> None:
+    """Pin `fd` at `path` in one step, in place of what may be pinned there."""
+    beside = path.with_name(f"{path.name}+{os.getpid()}")  # bpffs reserves names with a dot
+    beside.unlink(missing_ok=True)
+    pin(fd, beside)
+    beside.rename(path)
+
+
+def open_pinned(path: Path) -> int:
+    """Return a descriptor of what is pinned at `path`. Nothing there: KernelError with ENOENT."""
+    name = _ffi.new("char[]", os.fsencode(path))
+    return _bpf(_OBJ_GET, "obj", f"pin {path}", pathname=_address(name))[0]
+
+
+# --- programs ---
+
+
+def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM) -> int:
+    """Load ready-made `instructions` (8 bytes each) and return the descriptor; the error ends in the verifier's log."""
+    code, text, log = _ffi.from_buffer(instructions), _ffi.new("char[]", b"Dual BSD/GPL"), _ffi.new("char[]", 1 << 16)
+    try:
+        return _bpf(
+            _PROG_LOAD,
+            "prog_load",
+            f"program {name}",
+            prog_type=program_type,
+            insn_cnt=len(instructions) // 8,
+            insns=_address(code),
+            license=_address(text),
+            log_level=1,
+            log_size=1 << 16,
+            log_buf=_address(log),
+            prog_name=name.encode()[:15],
+        )[0]
+    except Error as error:
+        lines = _ffi.string(log).decode(errors="replace").strip()
+        if not lines:
+            raise
+        raise KernelError(f"program {name}: refused by the verifier\n{lines}", errno.EACCES) from error
+
+
+def prog_info(fd: int) -> ProgramInfo:
+    """Return what the kernel says of the program behind `fd`, the maps that it uses included."""
+    most = 64
+    ids = _ffi.new("uint32_t[]", most)
+    info = _ffi.new("struct prog_info *", {"nr_map_ids": most, "map_ids": _address(ids)})
+    _bpf(_GET_INFO, "get_info", "program", bpf_fd=fd, info_len=_ffi.sizeof(info[0]), info=_address(info))
+    used = tuple(ids[0 : min(most, info.nr_map_ids)])
+    return ProgramInfo(info.type, info.id, _ffi.string(info.name).decode(), bytes(info.tag).hex(), used)
+
+
+def prog_fd_by_id(program_id: int) -> int:
+    """Return a descriptor of the program with this id."""
+    return _bpf(_PROG_FD_BY_ID, "get_id", f"program {program_id}", id=program_id)[0]
+
+
+def map_fd_by_id(map_id: int) -> int:
+    """Return a descriptor of the map with this id."""
+    return _bpf(_MAP_FD_BY_ID, "get_id", f"map {map_id}", id=map_id)[0]
+
+
+def prog_test_run(
+    program: int, frame: bytes, *, repeat: int = 1, ingress_ifindex: int | None = None, out_size: int = 4096
+) -> tuple[int, bytes, int]:
+    """Run an XDP program on `frame` `repeat` times; return (verdict, the frame afterwards, mean duration in ns).
+
+    `frame` starts with the Ethernet header (at least 14 bytes). It appears to come from queue 0 of `ingress_ifindex`, or
+    of the namespace's loopback. Map contents change as with a real frame; redirects are not carried out.
+    """
+    data, out = _ffi.from_buffer(frame), bytearray(out_size)
+    context = _ffi.new("struct xdp_md *", {"data_end": len(frame), "ingress_ifindex": ingress_ifindex or 0})
+    with_context = ingress_ifindex is not None
+    _, attributes = _bpf(
+        _PROG_TEST_RUN,
+        "test_run",
+        f"test run of {len(frame)} bytes",
+        prog_fd=program,
+        data_size_in=len(frame),
+        data_in=_address(data),
+        data_size_out=out_size,
+        data_out=_address(_ffi.from_buffer(out)),
+        repeat=repeat,
+        ctx_in=_address(context) if with_context else 0,
+        ctx_size_in=_ffi.sizeof(context[0]) if with_context else 0,
+    )
+    return attributes.retval, bytes(out[: attributes.data_size_out]), attributes.duration
+
+
+def prog_test_run_live(program: int, frame: bytes, repeat: int, batch_size: int = 64, ingress_ifindex: int = 1) -> int:
+    """Send `frame` through an XDP program `repeat` times, verdicts carried out; return the mean duration in ns.
+
+    XDP_PASS hands the frame to the kernel as if received by `ingress_ifindex`, XDP_TX and redirects transmit it.
+    `batch_size` frames (1 to 256) go to the kernel at a time.
+    """
+    data = _ffi.from_buffer(frame)
+    context = _ffi.new("struct xdp_md *", {"data_end": len(frame), "ingress_ifindex": ingress_ifindex})
+    _, attributes = _bpf(
+        _PROG_TEST_RUN,
+        "test_run",
+        f"live test run of {len(frame)} bytes",
+        prog_fd=program,
+        data_size_in=len(frame),
+        data_in=_address(data),
+        repeat=repeat,
+        flags=_TEST_LIVE_FRAMES,
+        batch_size=batch_size,
+        ctx_in=_address(context),
+        ctx_size_in=_ffi.sizeof(context[0]),
+    )
+    return int(attributes.duration)
+
+
+# --- links ---
+
+
+def link_create_xdp(program: int, ifindex: int, mode: Mode) -> int:
+    """Attach an XDP program to interface `ifindex` of this network namespace; return the descriptor of the link.
+
+    The link ends with its last descriptor or pin. AttachError: the interface has an XDP program, or its driver refuses.
+    """
+    try:
+        return _bpf(
+            _LINK_CREATE,
+            "link_create",
+            f"{_interface(ifindex)}: {mode} XDP",
+            prog_fd=program,
+            target_ifindex=ifindex,
+            attach_type=_ATTACH_XDP,
+            flags=_MODE_FLAGS[mode],
+        )[0]
+    except KernelError as error:
+        raise _attach_error(ifindex, mode, error.errno) from None
+
+
+def _interface(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"interface {ifindex}"
+
+
+def _attach_error(ifindex: int, mode: Mode, number: int) -> AttachError:
+    name = _interface(ifindex)
+    if number in (errno.EBUSY, errno.EEXIST):
+        state = xdp_state(ifindex)
+        which = f"another XDP program ({state.mode}, id {state.program_id})" if state else "another XDP program"
+        return AttachError(
+            f"{name}: {which} is attached; remove it (`ip link set dev {name} xdp off`, or end its owner) first"
+        )
+    if number in (errno.ENODEV, errno.EINVAL) and not _exists(ifindex):
+        return AttachError(f"{name}: no such interface in this network namespace")
+    if mode == "native":
+        hint = "; its MTU may be too large for XDP" if number in (errno.EINVAL, errno.ERANGE) else ""
+        return AttachError(f"{name}: native XDP refused ({_name(number)}){hint}; try --xdp-mode generic")
+    return AttachError(f"{name}: generic XDP refused ({_name(number)}); try --engine raw")
+
+
+def _exists(ifindex: int) -> bool:
+    return any(index == ifindex for index, _ in socket.if_nameindex())
+
+
+def link_update(link: int, new_program: int, old_program: int | None = None) -> None:
+    """Replace the program of `link` between two packets; with `old_program`, only if the link still runs that one."""
+    flags, old = (0, 0) if old_program is None else (_REPLACE, old_program)
+    _bpf(
+        _LINK_UPDATE, "link_update", "link update", link_fd=link, new_prog_fd=new_program, flags=flags, old_prog_fd=old
+    )
+
+
+def link_info(fd: int) -> LinkInfo:
+    """Return what the kernel says of the link behind `fd`."""
+    info = _ffi.new("struct link_info *")
+    _bpf(_GET_INFO, "get_info", "link", bpf_fd=fd, info_len=_ffi.sizeof(info[0]), info=_address(info))
+    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex if info.type == _LINK_TYPE_XDP else 0)
+
+
+def link_detach(fd: int) -> None:
+    """Take the program off the interface; the link stays as an empty, defunct object until its last reference goes."""
+    try:
+        _bpf(_LINK_DETACH, "link_detach", "link detach", link_fd=fd)
+    except KernelError as error:
+        if error.errno != errno.ENOLINK:  # defunct already: its interface is gone
+            raise
+
+
+def links() -> Iterator[LinkInfo]:
+    """Yield every link of this machine. Each holds an ifindex of its own network namespace, which is not named."""
+    link_id = 0
+    while True:
+        try:
+            link_id = _bpf(_LINK_NEXT_ID, "get_id", "links", id=link_id)[1].next_id
+            fd = _bpf(_LINK_FD_BY_ID, "get_id", f"link {link_id}", id=link_id)[0]
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            if error.args[0].startswith("links"):
+                return
+            continue  # it went away between the two calls
+        try:
+            yield link_info(fd)
+        finally:
+            os.close(fd)
+
+
+# --- the rest ---
+
+
+def xdp_state(ifindex: int) -> XdpState | None:
+    """Return the XDP program of an interface of this network namespace, or None if it has none (or does not exist)."""
+    get_link, message_error, nested_xdp, attached, program_id = 18, 2, 43, 2, 4
+    request = struct.pack("=IHHII BxHiII", 32, get_link, 1, 0, 0, socket.AF_UNSPEC, 0, ifindex, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.send(request)
+        reply = netlink.recv(1 << 16)
+    if struct.unpack_from("=H", reply, 4)[0] == message_error:
+        return None
+    xdp = dict(_attributes(dict(_attributes(reply[32:])).get(nested_xdp, b"")))
+    mode = {1: "native", 2: "generic", 3: "offloaded", 4: "several"}.get(xdp.get(attached, b"\0")[0])
+    return XdpState(mode, struct.unpack("=I", xdp[program_id])[0]) if mode and program_id in xdp else None
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (type, value) of the netlink attributes in `data`."""
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def membarrier_global() -> None:
+    """Return when every CPU has been through a quiescent state: no XDP run that was in flight still is. About 14 ms."""
+    result = _libc.syscall(_MEMBARRIER_SYSCALL, _ffi.cast("int", _MEMBARRIER_GLOBAL), _ffi.cast("unsigned int", 0))
+    if result < 0:
+        raise _fail("membarrier", _ffi.errno)
+
+
+def is_bpffs(folder: Path) -> bool:
+    """Return whether `folder` lies in a mounted bpffs."""
+    buffer = _ffi.new("long[]", 64)  # struct statfs is 120 bytes and starts with the type
+    return bool(_libc.statfs(os.fsencode(folder), buffer) == 0 and buffer[0] == _BPFFS_MAGIC)
+
+
+def mount_bpffs(folder: Path) -> None:
+    """Make `folder` a bpffs, unless it lies in one already.
+
+    In a mount namespace of our own (`ip netns exec` makes one) a mount would end with this process and take the pins
+    with it. So it is made in the namespace of process 1, from where it comes to us.
+    """
+    if is_bpffs(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _fail(f"folder {folder}", error.errno or errno.EIO) from None
+    if not _in_namespace_of_init():
+        command = ["nsenter", "--mount=/proc/1/ns/mnt", "--", "mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(folder)]
+        with contextlib.suppress(OSError):
+            subprocess.run(command, capture_output=True, check=False)
+        if is_bpffs(folder):
+            return
+    if _libc.mount(b"bpf", os.fsencode(folder), b"bpf", 0, _ffi.new("char[]", b"mode=0700")) < 0:
+        number = _ffi.errno
+        if number == errno.ENODEV:
+            raise MissingFeatureError(f"{folder}: this kernel has no bpffs; it needs CONFIG_BPF_SYSCALL")
+        raise _fail(f"mount of a bpffs at {folder}", number)
+
+
+def _in_namespace_of_init() -> bool:
+    try:
+        return os.stat("/proc/self/ns/mnt").st_ino == os.stat("/proc/1/ns/mnt").st_ino
+    except OSError:
+        return True
