@@ -1,0 +1,103 @@
+"""The short-lived child that compiles an XDP program with bcc, loads it, pins it and exits.
+
+    python -m xdp.compile --source xdp/bpf/lb.c --function xdp_lb --pin PATH --maps FOLDER [-D NAME=VALUE ...]
+
+The only importer of bcc, in a process of its own: bcc changes directory, prints to stdout, keeps about 100 MB of LLVM
+and has no interface for links and pins. It needs no kernel headers: xdp/shim has what an XDP program needs of them.
+
+What a program sees beside its -D options: `TABLES_FOLDER`, the folder of the pinned maps as a string, and for every map
+pinned there `NAME_ROWS` in upper case, its number of entries. So a table is declared
+
+    BPF_TABLE_PINNED("array", u32, struct flow, flows, FLOWS_ROWS, TABLES_FOLDER "/flows", BPF_F_MMAPABLE);
+
+Headers are looked for beside the source and in xdp/bpf. Exit codes: 0; 1 with the compiler's or the verifier's words on
+stderr; 77 without bcc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from xdp import kernel
+from xdp.errors import Error, MissingFeatureError
+
+_HERE = Path(__file__).resolve().parent
+_SHIM = _HERE / "shim"
+# bcc's own headers are not clean under these, and its rewriting of map calls leaves unused casts behind.
+_WARNINGS = ("-Wall", "-Wextra", "-Werror")
+_BCC_WARNS = ()
+
+
+def rows_of(folder: Path) -> dict[str, int]:
+    """Return {NAME_ROWS: entries} of the maps pinned in `folder`."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
+        fd = kernel.open_pinned(path)
+        try:
+            found[f"{path.name.upper()}_ROWS"] = kernel.map_info(fd).max_entries
+        except kernel.KernelError:  # a program or a link
+            continue
+        finally:
+            os.close(fd)
+    return found
+
+
+def options(source: Path, folder: Path, defines: list[str]) -> list[str]:
+    """Return the compiler's options."""
+    rows = [f"-D{name}={entries}" for name, entries in rows_of(folder).items()]
+    return [
+        "-O2",
+        *_WARNINGS,
+        *_BCC_WARNS,
+        f"-I{source.parent}",
+        f"-I{_HERE / 'bpf'}",
+        f'-DTABLES_FOLDER="{folder}"',
+        *rows,
+        *(f"-D{define}" for define in defines),
+    ]
+
+
+def compile_and_pin(source: Path, function: str, pin: Path, folder: Path, defines: list[str]) -> None:
+    """Compile `function` of `source` over the maps of `folder`, and pin the program at `pin`, in place of another."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(_SHIM)
+    try:
+        import bcc
+    except (ImportError, OSError) as error:
+        raise MissingFeatureError(f"bcc is missing ({error}); apt install python3-bpfcc") from None
+    text, flags = source.read_bytes(), options(source, folder, defines)
+    program = bcc.BPF(text=text, cflags=flags).load_func(function, bcc.BPF.XDP)
+    kernel.replace_pin(program.fd, pin)
+
+
+def main() -> int:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(prog="python -m xdp.compile", description="compile, load and pin an XDP program")
+    parser.add_argument("--source", type=Path, required=True, help="the C file")
+    parser.add_argument("--function", required=True, help="the program's function")
+    parser.add_argument("--pin", type=Path, required=True, help="where the program is pinned")
+    parser.add_argument("--maps", type=Path, required=True, help="folder of the pinned maps")
+    parser.add_argument("-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="a macro")
+    arguments = parser.parse_args()
+    try:
+        compile_and_pin(
+            arguments.source.resolve(), arguments.function, arguments.pin, arguments.maps, arguments.defines
+        )
+    except Error as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # bcc raises nothing more precise; the compiler has spoken on stderr
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # LLVM's destructors take 50 ms and have nothing to save

@@ -1,0 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Empty: bcc includes it for traced functions. */
+#pragma once
+struct pt_regs;
