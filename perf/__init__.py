@@ -1,0 +1,1 @@
+"""Worlds of network namespaces, traffic, peers, and one way to measure them."""
