@@ -45,7 +45,7 @@ enum reason {
 
 	/* DROP */
 	REASON_STALLED_DROPPED = 64,   /* new flow, userspace stalled (the default) */
-	REASON_BAD_HEADER = 65,        /* to a VIP, and lengths contradict each other */
+	REASON_TOO_BIG = 65,           /* longer than the MTU of its next hop */
 	REASON_BAD_FLAGS = 66,         /* TCP flags that no stack sends create no state */
 	REASON_STRAY_RST = 67,         /* a RST to a VIP without a flow */
 	REASON_NO_ENDPOINT = 68,       /* the Service has no usable endpoint */
@@ -99,7 +99,7 @@ struct bucket {
 /* One direction of a connection, one cache line. Everything up to `peer` is constant between publication and reuse,
  * `state` is stored on change, and the rest is written only by packets of this direction. */
 struct flow {
-	__be32 src_addr;       /* the packets that this record is for ... */
+	__be32 src_addr;       /* the five-tuple of the packets that this record is for ... */
 	__be32 dst_addr;
 	__be16 src_port;
 	__be16 dst_port;
@@ -187,15 +187,14 @@ struct worker {
 	__u8  pad[48];
 };
 
-/* The TCP and UDP state machine as the packet paths apply it: conntrack/states.py writes it. */
+/* The state machine as the packet paths apply it; conntrack/states.py writes it. Indices are masked, so sizes are
+ * powers of two: next_state[state << 4 | direction << 3 | event]. */
 struct machine {
-	__u8  event_of_flags[64];       /* TCP flags FIN SYN RST PSH ACK URG */
-	__u8  next_state[STATES][DIRECTIONS][EVENTS]; /* [state][direction][event] */
-	__u8  pad[2];
-	__u8  reopens[STATES];          /* a SYN in this state begins another connection */
-	__u8  pad2[5];
-	__u32 timeout[STATES];          /* jiffies, by state */
-	__u8  pad3[8];
+	__u8  event_of_flags[64];  /* TCP flags FIN SYN RST PSH ACK URG */
+	__u8  next_state[256];
+	__u8  reopens[16];         /* by state: a SYN begins another connection */
+	__u8  early_drop[16];      /* by state: 0 never, else the class that makes room first (1) or next (2) */
+	__u32 timeout[16];         /* jiffies, by state */
 };
 
 /* A row of counters: XDP has one per CPU, userspace one per worker. */

@@ -1,0 +1,71 @@
+"""Where a five-tuple may lie in the flow table: the compiled twin of bpf/hash.h.
+
+A five-tuple is two numbers and a protocol, as they lie in memory: `addrs` (u64: source in the lower half, destination in
+the upper) and `ports` (u32: source in the lower half), every field in network byte order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xdp.jit import inlined
+from xdp.schema import Tag
+
+_A = np.uint64(0x9E3779B97F4A7C15)
+_B = np.uint64(0x6A09E667F3BCC909)
+_C = np.uint64(0xBB67AE8584CAA73B)
+_LANES = np.uint64(0x0001000100010001)
+_LOW = np.uint64(0x7FFF7FFF7FFF7FFF)
+_HALF = np.uint64(0xFFFFFFFF)
+_TAG_FIRST = np.uint64(Tag.FIRST)
+
+
+@inlined
+def hash_tuple(addrs, ports, protocol, key0, key1):
+    """Return the keyed 64-bit hash of a five-tuple (hash.h says why this one)."""
+    a = (np.uint64(addrs) ^ key0) * _A
+    b = ((np.uint64(protocol) << np.uint64(32) | np.uint64(ports)) ^ key1) * _B
+    mixed = a ^ (b >> np.uint64(32) | b << np.uint64(32))
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= _C
+    return mixed ^ mixed >> np.uint64(32)
+
+
+@inlined
+def first_bucket(hashed, buckets):
+    """Return the first bucket of a hash, of `buckets`."""
+    return np.int64((hashed & _HALF) * np.uint64(buckets) >> np.uint64(32))
+
+
+@inlined
+def second_bucket(hashed, buckets):
+    """Return the second bucket of a hash, which may be the first."""
+    return np.int64((hashed * _A >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32))
+
+
+@inlined
+def tag_of(hashed):
+    """Return the 16-bit tag of a hash as u64: never a reserved value."""
+    tag = hashed >> np.uint64(48)
+    return tag + _TAG_FIRST if tag < _TAG_FIRST else tag
+
+
+@inlined
+def lanes_equal(word, tag):
+    """Return the top bit of each 16-bit lane of `word` that equals `tag`; exact, without carries between lanes."""
+    x = word ^ tag * _LANES
+    return ~(((x & _LOW) + _LOW) | x | _LOW)
+
+
+@inlined
+def lane_count(lanes):
+    """Return how many of the four lanes of `lanes_equal` are set."""
+    return np.int64((lanes >> np.uint64(15)) * _LANES >> np.uint64(48))
+
+
+@inlined
+def lowest_lane(lanes):
+    """Return the number (0 to 3) of the lowest lane that is set; at least one is."""
+    if lanes & np.uint64(0xFFFFFFFF):
+        return np.int64(0) if lanes & np.uint64(0xFFFF) else np.int64(1)
+    return np.int64(2) if lanes & np.uint64(0xFFFF00000000) else np.int64(3)
