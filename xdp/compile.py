@@ -22,38 +22,19 @@ import sys
 from pathlib import Path
 
 from xdp import kernel
-from xdp.errors import Error, MissingFeatureError
+from xdp.errors import Error, MissingFeatureError, UsageError
 
 _HERE = Path(__file__).resolve().parent
 _SHIM = _HERE / "shim"
-# bcc's own headers are not clean under these, and its rewriting of map calls leaves unused casts behind.
-_WARNINGS = ("-Wall", "-Wextra", "-Werror")
-_BCC_WARNS = ()
-
-
-def rows_of(folder: Path) -> dict[str, int]:
-    """Return {NAME_ROWS: entries} of the maps pinned in `folder`."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            continue
-        fd = kernel.open_pinned(path)
-        try:
-            found[f"{path.name.upper()}_ROWS"] = kernel.map_info(fd).max_entries
-        except kernel.KernelError:  # a program or a link
-            continue
-        finally:
-            os.close(fd)
-    return found
 
 
 def options(source: Path, folder: Path, defines: list[str]) -> list[str]:
     """Return the compiler's options."""
-    rows = [f"-D{name}={entries}" for name, entries in rows_of(folder).items()]
+    rows = [f"-D{name.upper()}_ROWS={info.max_entries}" for name, info in kernel.pinned_maps(folder).items()]
     return [
-        "-O2",
-        *_WARNINGS,
-        *_BCC_WARNS,
+        "-Wall",
+        "-Wextra",
+        "-Werror",
         f"-I{source.parent}",
         f"-I{_HERE / 'bpf'}",
         f'-DTABLES_FOLDER="{folder}"',
@@ -69,9 +50,12 @@ def compile_and_pin(source: Path, function: str, pin: Path, folder: Path, define
         import bcc
     except (ImportError, OSError) as error:
         raise MissingFeatureError(f"bcc is missing ({error}); apt install python3-bpfcc") from None
-    text, flags = source.read_bytes(), options(source, folder, defines)
-    program = bcc.BPF(text=text, cflags=flags).load_func(function, bcc.BPF.XDP)
-    kernel.replace_pin(program.fd, pin)
+    try:
+        text = source.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror}") from None
+    module = bcc.BPF(text=text, cflags=options(source, folder, defines))
+    kernel.replace_pin(module.load_func(function.encode(), bcc.BPF.XDP).fd, pin)
 
 
 def main() -> int:
@@ -90,7 +74,7 @@ def main() -> int:
     except Error as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # bcc raises nothing more precise; the compiler has spoken on stderr
+    except Exception as error:  # noqa: BLE001  bcc raises nothing more precise; the compiler has spoken on stderr
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -162,9 +162,6 @@ def _address(data: Any) -> int:
     return int(_ffi.cast("uintptr_t", data))
 
 
-# --- maps ---
-
-
 def map_create(name: str, key_size: int, value_size: int, entries: int, flags: int = 0, map_type: int = ARRAY) -> int:
     """Create a map and return its descriptor. Sizes in bytes; the kernel keeps 15 characters of `name`."""
     size = f"{entries} entries of {value_size} bytes"
@@ -225,9 +222,6 @@ def map_delete(fd: int, key: bytes) -> bool:
     return True
 
 
-# --- pins ---
-
-
 def pin(fd: int, path: Path) -> None:
     """Pin the map, program or link behind `fd` at `path`, which lies in a bpffs and must be free."""
     name = _ffi.new("char[]", os.fsencode(path))
@@ -253,7 +247,23 @@ def open_pinned(path: Path) -> int:
     return _bpf(_OBJ_GET, "obj", f"pin {path}", pathname=_address(name))[0]
 
 
-# --- programs ---
+def kind_of(fd: int) -> str:
+    """Return what a descriptor of bpf(2) is: "map", "prog" or "link"."""
+    return os.readlink(f"/proc/self/fd/{fd}").removeprefix("anon_inode:").replace("_", "-").removeprefix("bpf-")
+
+
+def pinned_maps(folder: Path) -> dict[str, MapInfo]:
+    """Return the maps pinned in `folder` by name, whatever else is pinned there left out."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            fd = open_pinned(path)
+            try:
+                if kind_of(fd) == "map":
+                    found[path.name] = map_info(fd)
+            finally:
+                os.close(fd)
+    return found
 
 
 def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM) -> int:
@@ -351,9 +361,6 @@ def prog_test_run_live(program: int, frame: bytes, repeat: int, batch_size: int 
     return int(attributes.duration)
 
 
-# --- links ---
-
-
 def link_create_xdp(program: int, ifindex: int, mode: Mode) -> int:
     """Attach an XDP program to interface `ifindex` of this network namespace; return the descriptor of the link.
 
@@ -443,9 +450,6 @@ def links() -> Iterator[LinkInfo]:
             os.close(fd)
 
 
-# --- the rest ---
-
-
 def xdp_state(ifindex: int) -> XdpState | None:
     """Return the XDP program of an interface of this network namespace, or None if it has none (or does not exist)."""
     get_link, message_error, nested_xdp, attached, program_id = 18, 2, 43, 2, 4
@@ -497,9 +501,9 @@ def mount_bpffs(folder: Path) -> None:
     except OSError as error:
         raise _fail(f"folder {folder}", error.errno or errno.EIO) from None
     if not _in_namespace_of_init():
-        command = ["nsenter", "--mount=/proc/1/ns/mnt", "--", "mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(folder)]
+        mount = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(folder)]
         with contextlib.suppress(OSError):
-            subprocess.run(command, capture_output=True, check=False)
+            subprocess.run(["nsenter", "--mount=/proc/1/ns/mnt", "--", *mount], capture_output=True, check=False)
         if is_bpffs(folder):
             return
     if _libc.mount(b"bpf", os.fsencode(folder), b"bpf", 0, _ffi.new("char[]", b"mode=0700")) < 0:
