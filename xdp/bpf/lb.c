@@ -2,7 +2,7 @@
 /* lb.c - the life of a packet inside the kernel: parse - flow - service - punt - rewrite, in the order and with the
  * words of docs/architecture.md. The maps are here because bcc rewrites map calls in the main file only.
  *
- * Given at compile time: FOLDER (of the pinned maps), the number of rows of each (xdp/tables.py), and OFFLOAD: 0 punts
+ * Given at compile time: TABLES_FOLDER, NAME_ROWS of every map pinned there (xdp/compile.py), and OFFLOAD: 0 punts
  * every packet of a flow (engine afxdp), 1 forwards those of known flows here. */
 #include "schema.h"
 #include "hash.h"
@@ -10,24 +10,24 @@
 #include "parse.h"
 #include "rewrite.h"
 
-#define TABLE(leaf, name, rows) BPF_TABLE_PINNED("array", u32, leaf, name, rows, FOLDER "/" #name, BPF_F_MMAPABLE)
+#define TABLE(leaf, name, rows) BPF_TABLE_PINNED("array", u32, leaf, name, rows, TABLES_FOLDER "/" #name, BPF_F_MMAPABLE)
 
-TABLE(struct bucket, tags, ROWS_TAGS);
-TABLE(struct flow, flows, ROWS_FLOWS);
-TABLE(struct frontend, frontends, ROWS_FRONTENDS);
-TABLE(struct service, services, ROWS_SERVICES);
-TABLE(struct next_hop, next_hops, ROWS_NEXT_HOPS);
-TABLE(struct control, control, ROWS_CONTROL);
-TABLE(struct worker, workers, ROWS_WORKERS);
-TABLE(struct machine, machine, ROWS_MACHINE);
-TABLE(struct counters, xdp_counters, ROWS_XDP_COUNTERS);
+TABLE(struct bucket, tags, TAGS_ROWS);
+TABLE(struct flow, flows, FLOWS_ROWS);
+TABLE(struct frontend, frontends, FRONTENDS_ROWS);
+TABLE(struct service, services, SERVICES_ROWS);
+TABLE(struct next_hop, next_hops, NEXT_HOPS_ROWS);
+TABLE(struct control, control, CONTROL_ROWS);
+TABLE(struct worker, workers, WORKERS_ROWS);
+TABLE(struct machine, machine, MACHINE_ROWS);
+TABLE(struct counters, xdp_counters, XDP_COUNTERS_ROWS);
 
 struct queue {
 	u32 ifindex;
 	u32 index;
 };
-BPF_TABLE_PINNED("hash", struct queue, u32, queues, MAX_WORKERS, FOLDER "/queues", 0);
-BPF_XSKMAP(sockets, MAX_WORKERS, FOLDER "/sockets");
+BPF_TABLE_PINNED("hash", struct queue, u32, queues, MAX_WORKERS, TABLES_FOLDER "/queues", 0);
+BPF_XSKMAP(sockets, MAX_WORKERS, TABLES_FOLDER "/sockets");
 
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 _Static_assert(sizeof(struct bucket) == 32, "a bucket's tags are half a cache line");
@@ -86,9 +86,9 @@ static inline struct flow *find_in_bucket(u32 number, u64 tag, const struct tupl
 static inline struct flow *find_flow(const struct tuple *tuple, const struct control *words)
 {
 	u64 hash = hash_tuple(tuple, words->hash_key[0], words->hash_key[1]);
-	struct flow *flow = find_in_bucket(first_bucket(hash, ROWS_TAGS), tag_of(hash), tuple);
+	struct flow *flow = find_in_bucket(first_bucket(hash, TAGS_ROWS), tag_of(hash), tuple);
 
-	return flow ? flow : find_in_bucket(second_bucket(hash, ROWS_TAGS), tag_of(hash), tuple);
+	return flow ? flow : find_in_bucket(second_bucket(hash, TAGS_ROWS), tag_of(hash), tuple);
 }
 
 /* A connection is past its deadline when neither direction was seen for the timeout of its state. Rarely more than the
@@ -110,8 +110,8 @@ static inline struct frontend *find_frontend(u32 addr, u16 port, u32 protocol, c
 	struct tuple key = { addr, port, protocol };
 	u64 hash = hash_tuple(&key, words->hash_key[0], words->hash_key[1]);
 	u64 wanted = (u64)1 << 56 | (u64)protocol << 48 | (u64)port << 32 | addr;
-	u32 first = first_bucket(hash, ROWS_FRONTENDS / FRONTEND_WAYS) * FRONTEND_WAYS;
-	u32 second = second_bucket(hash, ROWS_FRONTENDS / FRONTEND_WAYS) * FRONTEND_WAYS;
+	u32 first = first_bucket(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
+	u32 second = second_bucket(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
 	struct frontend *frontend;
 	u32 place;
 	int way;
@@ -145,7 +145,9 @@ static inline struct result punt(struct xdp_md *ctx, enum reason reason, u8 when
 		u32 index = *number;
 
 		worker = workers.lookup(&index);
-		if (worker && bpf_jiffies64() - worker->heartbeat <= words->stall_jiffies) {
+		/* Either side of now: the worker reads the same clock a little differently. */
+		if (worker && worker->heartbeat &&
+		    (u32)bpf_jiffies64() - (u32)worker->heartbeat + words->stall_jiffies <= 2 * words->stall_jiffies) {
 			action = sockets.redirect_map(index, XDP_ABORTED);
 			if (action == XDP_REDIRECT)
 				return (struct result){ action, reason };

@@ -167,7 +167,11 @@ struct next_hop {
 	__u32 ifindex;
 	__u32 mtu;
 	__u8  state;
-	__u8  pad[11];
+	__u8  prefix_len;      /* 32: the row leads to one host; less: to what is behind a route's gateway */
+	__u8  used;            /* 1: handed out; row 0 never is, and stays unresolved */
+	__u8  pad;
+	__be32 destination;    /* host or network that the row leads to: a successor resolves it anew */
+	__u32 pad2;
 };
 
 /* Words that everybody reads and hardly anybody writes. */
