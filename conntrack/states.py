@@ -41,7 +41,13 @@ TRANSITIONS: dict[tuple[State, Direction, Event], State] = {
 }
 
 # The state of a connection after its first packet. What is not listed creates none.
-FIRST_STATE: dict[Event, State] = {E.SYN: S.SYN_SENT, E.ACK: S.ADOPTED, E.FIN: S.ADOPTED, E.SYN_ACK: S.ADOPTED}
+FIRST_STATE: dict[Event, State] = {
+    E.DATA: S.UDP_UNREPLIED,  # the only event that UDP knows, and TCP does not
+    E.SYN: S.SYN_SENT,
+    E.ACK: S.ADOPTED,
+    E.FIN: S.ADOPTED,
+    E.SYN_ACK: S.ADOPTED,
+}
 
 # A SYN from the client in one of these begins another connection (C2).
 REOPENS = (S.TIME_WAIT, S.CLOSING)
@@ -93,6 +99,7 @@ def write_machine(machine: npt.NDArray[np.void], hertz: int) -> None:
         for way in range(2)
         for event in range(8)
     ]
+    row["first_state"] = [FIRST_STATE.get(event, S.FREE) for event in range(8)]  # type: ignore[call-overload]
     row["reopens"] = [state in REOPENS for state in range(16)]
     row["early_drop"] = [EARLY_DROP.get(state, 0) for state in range(16)]  # type: ignore[call-overload]
     row["timeout"] = [round(TIMEOUT_S.get(state, 0) * hertz) for state in range(16)]  # type: ignore[call-overload]

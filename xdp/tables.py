@@ -63,7 +63,8 @@ class Capacity:
 class Tables(NamedTuple):
     """Every shared table as a numpy array: one argument for compiled code.
 
-    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket); the others have one structured row per entry.
+    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket); the others have one structured row per entry. The
+    last three are the words of rows that go through atomic accesses: a frontend's key, a worker's heartbeat and turn.
     """
 
     tags: npt.NDArray[np.uint64]
@@ -78,11 +79,20 @@ class Tables(NamedTuple):
     machine: npt.NDArray[np.void]
     xdp_counters: npt.NDArray[np.void]
     worker_counters: npt.NDArray[np.void]
+    frontend_keys: npt.NDArray[np.uint64]
+    heartbeats: npt.NDArray[np.uint64]
+    turns: npt.NDArray[np.uint64]
 
     @classmethod
     def over(cls, arrays: Mapping[str, npt.NDArray[np.void]]) -> Tables:
         """Return the tables over one structured array per name of `Capacity.rows()`."""
-        return cls(**{**arrays, "tags": arrays["tags"].view(np.uint64)})  # type: ignore[arg-type]
+        words = {
+            "tags": arrays["tags"].view(np.uint64),
+            "frontend_keys": arrays["frontends"].view(np.uint64)[::2],
+            "heartbeats": arrays["workers"]["heartbeat"],
+            "turns": arrays["workers"]["turn"],
+        }
+        return cls(**{**arrays, **words})  # type: ignore[arg-type]
 
     @classmethod
     def in_memory(cls, capacity: Capacity) -> Tables:

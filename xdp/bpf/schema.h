@@ -196,6 +196,8 @@ struct worker {
 struct machine {
 	__u8  event_of_flags[64];  /* TCP flags FIN SYN RST PSH ACK URG */
 	__u8  next_state[256];
+	__u8  first_state[8];      /* by event of a connection's first packet; 0: it creates none */
+	__u8  pad[8];
 	__u8  reopens[16];         /* by state: a SYN begins another connection */
 	__u8  early_drop[16];      /* by state: 0 never, else the class that makes room first (1) or next (2) */
 	__u32 timeout[16];         /* jiffies, by state */

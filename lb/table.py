@@ -1,0 +1,311 @@
+"""From the wanted Service ports to rows of the shared tables: only what differs is written.
+
+Packets read these tables while they change, so:
+
+* a row of `services` with its Maglev slots is immutable while a frontend holds its number. A changed Service port gets a
+  new row, written aside; then its number is stored in each frontend. A packet sees the old row or the new one;
+* everything that can fail (room for rows, slots, endpoints, frontends) happens before the first visible store;
+* what is no longer held is reused only after `release`, which the caller makes after a grace period.
+
+Nothing but the tables themselves is remembered from one daemon to the next: `adopt` reads back what they hold, so an
+unchanged configuration writes nothing at a restart.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lb import compiled, maglev
+from xdp.errors import TableFullError
+from xdp.schema import Limit, WhenStalled
+from xdp.tables import Tables
+
+Address = tuple[IPv4Address, int]
+Frontend = tuple[IPv4Address, int, int]  # address, port, protocol; port and protocol 0: the address is a VIP
+
+_VIP = (0, 0)
+
+
+class ServicePort(NamedTuple):
+    """What the packet path needs to know of one Service port."""
+
+    frontends: tuple[Frontend, ...]
+    endpoints: tuple[Address, ...]  # the candidates for new connections, each once
+    when_stalled: WhenStalled = WhenStalled.DROP
+
+
+class _Content(NamedTuple):
+    """What a row of `services` says, as far as it can be read back: equal content needs no new row."""
+
+    endpoints: frozenset[Address]
+    when_stalled: int
+
+
+class Change(NamedTuple):
+    """What `apply` did. `gone` are endpoints that no Service port has any more."""
+
+    rows_written: int
+    frontends_added: int
+    frontends_removed: int
+    gone: frozenset[Address]
+
+
+class _Free:
+    """Free ranges of a table, merged when they touch; the lowest that fits is taken."""
+
+    def __init__(self, what: str, size: int) -> None:
+        self._what = what
+        self._ranges = [(0, size)] if size else []
+
+    def take(self, count: int) -> int:
+        for index, (start, stop) in enumerate(self._ranges):
+            if stop - start >= count:
+                if stop - start == count:
+                    del self._ranges[index]
+                else:
+                    self._ranges[index] = (start + count, stop)
+                return start
+        raise TableFullError(f"no room for {count} more {self._what}; give the tables a larger capacity")
+
+    def take_at(self, start: int, count: int) -> None:
+        index = bisect.bisect_right(self._ranges, (start, 1 << 62)) - 1
+        low, high = self._ranges[index]
+        pieces = [(low, start), (start + count, high)]
+        self._ranges[index : index + 1] = [piece for piece in pieces if piece[0] < piece[1]]
+
+    def give(self, start: int, count: int) -> None:
+        stop = start + count
+        index = bisect.bisect_left(self._ranges, (start, stop))
+        if index < len(self._ranges) and self._ranges[index][0] == stop:
+            stop = self._ranges.pop(index)[1]
+        if index and self._ranges[index - 1][1] == start:
+            index -= 1
+            start = self._ranges.pop(index)[0]
+        self._ranges.insert(index, (start, stop))
+
+
+class ServiceTable:
+    """The rows of frontends, services, Maglev slots and endpoints, with one writer.
+
+    `hop_of` gives the next hop's row for an endpoint's address. `seed` is Maglev's: equal on every node that shares a VIP.
+    """
+
+    def __init__(self, tables: Tables, seed: int, hop_of: Callable[[IPv4Address], int]) -> None:
+        self._tables = tables
+        self._seed = np.uint64(seed)
+        self._hop_of = hop_of
+        self._slots = tables.maglev.view(np.uint32)
+        self._place: dict[Frontend, int] = {}
+        self._row_of: dict[Frontend, int] = {}
+        self._content: dict[int, _Content] = {}
+        self._endpoint_row: dict[Address, int] = {}
+        self._endpoint_users: dict[Address, int] = {}
+        self._free_rows = _Free("Service ports", len(tables.services))
+        self._free_slots = _Free("Maglev slots", len(tables.maglev))
+        self._free_endpoints = _Free("endpoints", len(tables.endpoints))
+        self._free_rows.take(1)  # row 0 is what VIP entries hold: no endpoints
+        self._parted_rows: list[int] = []
+        self._parted_endpoints: list[int] = []
+
+    @property
+    def vips(self) -> set[IPv4Address]:
+        """The addresses that have frontends."""
+        return {address for address, port, _ in self._place if port}
+
+    def adopt(self) -> None:
+        """Read back what the tables hold, after a daemon before this one."""
+        frontends = self._tables.frontends
+        for place in np.flatnonzero(frontends["used"]):
+            row = frontends[place]
+            frontend = (_address(row["addr"]), _swap16(row["port"]), int(row["protocol"]))
+            self._place[frontend] = int(place)
+            if frontend[1:] != _VIP:
+                self._row_of[frontend] = int(row["service"])
+        for row in sorted(set(self._row_of.values())):
+            self._adopt_row(row)
+
+    def _adopt_row(self, number: int) -> None:
+        service = self._tables.services[number]
+        first, count = int(service["first_slot"]), int(service["slots"])
+        rows = [int(row) for row in np.unique(self._slots[first : first + count])]
+        addresses = []
+        for row in rows:
+            endpoint = self._tables.endpoints[row]
+            address = (_address(endpoint["addr"]), _swap16(endpoint["port"]))
+            addresses.append(address)
+            if address not in self._endpoint_row:
+                self._free_endpoints.take_at(row, 1)
+                self._endpoint_row[address] = row
+            self._endpoint_users[address] = self._endpoint_users.get(address, 0) + 1
+        self._free_rows.take_at(number, 1)
+        if count:
+            self._free_slots.take_at(first, count)
+        self._content[number] = _Content(frozenset(addresses), int(service["when_stalled"]))
+
+    def apply(self, ports: Iterable[ServicePort]) -> Change:
+        """Make the tables say `ports` and nothing else. TableFullError: nothing has changed."""
+        wanted: dict[Frontend, tuple[_Content, ServicePort]] = {}
+        for port in ports:
+            content = _Content(frozenset(port.endpoints), int(port.when_stalled))
+            for frontend in port.frontends:
+                wanted[frontend] = (content, port)
+        staged = _Staged({}, [], [], [])
+        try:
+            rows = self._stage(wanted, staged)
+        except TableFullError:
+            self._unstage(staged)
+            raise
+        return self._publish(rows, staged)
+
+    def _stage(self, wanted: dict[Frontend, tuple[_Content, ServicePort]], staged: _Staged) -> dict[Frontend, int]:
+        """Find or write aside the row of every wanted frontend, and a place for every new one."""
+        rows: dict[Frontend, int] = {}
+        by_port: dict[int, int] = {}  # identity of a ServicePort -> its row: frontends of one port share it
+        for frontend, (content, port) in wanted.items():
+            row = self._row_of.get(frontend, -1)
+            if self._content.get(row) != content:
+                row = by_port.get(id(port), -1)
+                if row < 0:
+                    row = self._write_row(content, staged)
+            by_port.setdefault(id(port), row)
+            rows[frontend] = row
+        taken: set[int] = set()
+        vips = {(address, *_VIP): 0 for address, _, _ in wanted}
+        for frontend, row in (vips | rows).items():
+            if frontend not in self._place:
+                place = self._free_place(frontend, taken)
+                taken.add(place)
+                staged.places.append((frontend, place, row))
+        return vips | rows
+
+    def _write_row(self, content: _Content, staged: _Staged) -> int:
+        row = self._free_rows.take(1)
+        staged.rows.append((row, 0, 0))
+        endpoints = sorted(content.endpoints)
+        numbers = np.array([self._endpoint(address, staged) for address in endpoints], np.uint32)
+        count = maglev.table_size(len(endpoints))
+        first = self._free_slots.take(count) if count else 0
+        staged.rows[-1] = (row, first, count)
+        if count:
+            slots = self._slots[first : first + count]
+            maglev.fill(slots, maglev.names_of(endpoints), numbers, self._seed, maglev.scratch_for(len(endpoints)))
+        service = self._tables.services[row]
+        service["first_slot"], service["slots"], service["when_stalled"] = first, count, content.when_stalled
+        staged.contents[row] = content
+        return row
+
+    def _endpoint(self, address: Address, staged: _Staged) -> int:
+        """Return the row of an endpoint, written if it is new; one more user holds it."""
+        row = self._endpoint_row.get(address)
+        if row is None:
+            row = self._free_endpoints.take(1)
+            record = self._tables.endpoints[row]
+            record["addr"], record["port"] = _wire(address[0]), _swap16(address[1])
+            record["next_hop"] = self._hop_of(address[0])
+            self._endpoint_row[address] = row
+        self._endpoint_users[address] = self._endpoint_users.get(address, 0) + 1
+        staged.endpoints.append(address)
+        return row
+
+    def _free_place(self, frontend: Frontend, taken: set[int]) -> int:
+        """Return a free place for a frontend, in the emptier of its two groups."""
+        address, port, protocol = frontend
+        keys = self._tables.frontend_keys
+        groups = compiled.frontend_places(
+            self._tables.control[0]["hash_key"], len(keys), np.uint32(_wire(address)), np.uint16(_swap16(port)),
+            np.uint8(protocol),
+        )  # fmt: skip
+        free = [
+            [place for place in range(first, first + Limit.FRONTEND_WAYS) if not keys[place] and place not in taken]
+            for first in groups
+        ]
+        best = max(free, key=len)
+        if not best:
+            raise TableFullError(f"no room for frontend {address}:{port}; give the tables a larger capacity")
+        return best[0]
+
+    def _unstage(self, staged: _Staged) -> None:
+        for row, first, count in staged.rows:
+            self._free_rows.give(row, 1)
+            if count:
+                self._free_slots.give(first, count)
+        for address in staged.endpoints:
+            self._endpoint_users[address] -= 1
+        for address in set(staged.endpoints):
+            if not self._endpoint_users[address]:
+                del self._endpoint_users[address]
+                self._free_endpoints.give(self._endpoint_row.pop(address), 1)
+
+    def _publish(self, rows: dict[Frontend, int], staged: _Staged) -> Change:
+        """Let packets see it: new frontends, changed ones, and no longer those that are gone."""
+        frontends, keys = self._tables.frontends, self._tables.frontend_keys
+        self._content.update(staged.contents)
+        held_before = set(self._row_of.values())
+        for frontend, place, row in staged.places:
+            frontends[place]["service"] = row
+            address, port, protocol = frontend
+            keys[place] = int(compiled.frontend_key(_wire(address), _swap16(port), protocol))  # the key comes last
+            self._place[frontend] = place
+        for frontend, row in rows.items():
+            if frontend[1:] != _VIP and self._row_of.get(frontend) != row:
+                frontends[self._place[frontend]]["service"] = row
+                self._row_of[frontend] = row
+        removed = [frontend for frontend in self._place if frontend not in rows]
+        for frontend in removed:
+            keys[self._place.pop(frontend)] = 0
+            self._row_of.pop(frontend, None)
+        gone = self._part(held_before - set(self._row_of.values()))
+        added = sum(frontend[1:] != _VIP for frontend, _, _ in staged.places)
+        return Change(len(staged.rows), added, sum(frontend[1:] != _VIP for frontend in removed), gone)
+
+    def _part(self, numbers: set[int]) -> frozenset[Address]:
+        """Part with rows that no frontend holds any more; return the endpoints that went with them."""
+        gone = set()
+        for number in numbers:
+            for address in self._content.pop(number).endpoints:
+                self._endpoint_users[address] -= 1
+                if not self._endpoint_users[address]:
+                    del self._endpoint_users[address]
+                    self._parted_endpoints.append(self._endpoint_row.pop(address))
+                    gone.add(address)
+            self._parted_rows.append(number)
+        return frozenset(gone)
+
+    def release(self) -> None:
+        """Make reusable what `apply` parted with. The caller has seen a grace period since."""
+        for number in self._parted_rows:
+            service = self._tables.services[number]
+            if service["slots"]:
+                self._free_slots.give(int(service["first_slot"]), int(service["slots"]))
+            self._free_rows.give(number, 1)
+        for row in self._parted_endpoints:
+            self._free_endpoints.give(row, 1)
+        self._parted_rows, self._parted_endpoints = [], []
+
+
+class _Staged(NamedTuple):
+    """What an `apply` has taken before anything is visible."""
+
+    contents: dict[int, _Content]
+    rows: list[tuple[int, int, int]]  # row, first slot, slots
+    endpoints: list[Address]
+    places: list[tuple[Frontend, int, int]]  # frontend, place, row
+
+
+def _wire(address: IPv4Address) -> int:
+    """Return an address as the number that its bytes on the wire are in memory."""
+    return int.from_bytes(address.packed, "little")
+
+
+def _address(wire: npt.NDArray[np.uint32] | int) -> IPv4Address:
+    return IPv4Address(int(wire).to_bytes(4, "little"))
+
+
+def _swap16(value: npt.NDArray[np.uint16] | int) -> int:
+    return int.from_bytes(int(value).to_bytes(2, "little"), "big")
