@@ -1,0 +1,238 @@
+"""The only userspace code that sees bytes: parse, rewrite, and the translation of ICMP errors.
+
+`parse` and `rewrite` are the compiled twins of xdp/bpf/parse.h and rewrite.h: the same guards in the same order. A frame
+is `frames[start : start + length]` of one u8 array; addresses, ports and checksums are numbers as they lie in memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xdp.jit import compiled, inlined
+from xdp.schema import Protocol, Reason
+from xdp.unaligned import load16, load32, load64, store16, store32, store64
+
+ETHERNET_BYTES = 14
+IPV4_BYTES = 20
+TCP_BYTES = 20
+UDP_BYTES = 8
+ICMP_BYTES = 8
+
+# What `parse` finds; the twin of struct packet. `l4` is the offset of the transport header from the frame's start.
+PACKET = np.dtype(
+    [("addrs", "u8"), ("ports", "u4"), ("l4", "u4"), ("protocol", "u1"), ("ttl", "u1"), ("tcp_flags", "u1"), ("pad", "u1")],
+    align=True,
+)
+
+_TYPE_IPV4 = 0x0008  # 0x0800 on the wire
+_MORE_OR_OFFSET = 0xFF3F  # 0x3fff on the wire
+_OFFSET = 0xFF1F  # 0x1fff on the wire
+_TCP_FLAGS = 0x3F
+_TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
+_UNREACHABLE, _QUENCH, _TIME_EXCEEDED, _PARAMETER = 3, 4, 11, 12
+_IP_CHECK, _SRC, _DST = 10, 12, 16  # offsets in an IPv4 header
+_TTL = 8
+_TCP_CHECK, _UDP_CHECK, _ICMP_CHECK = 16, 6, 2
+
+
+@inlined
+def _be16(frames, offset):  # type: ignore[no-untyped-def]
+    return np.int64(frames[offset]) << 8 | np.int64(frames[offset + 1])
+
+
+@inlined
+def _fold(total):  # type: ignore[no-untyped-def]
+    total = (total & 0xFFFF) + (total >> 16)
+    return (total & 0xFFFF) + (total >> 16)
+
+
+@inlined
+def checksum_add(check, delta):  # type: ignore[no-untyped-def]
+    """Return the checksum after the covered words grew by `delta` (RFC 1624 equation 3). A wrong one stays wrong."""
+    return np.uint16(~_fold((np.int64(~np.uint16(check)) & 0xFFFF) + np.int64(delta)))
+
+
+@inlined
+def _parse_quote(frames, start, length, packet):  # type: ignore[no-untyped-def]
+    icmp = np.int64(packet.l4)
+    ip = icmp + ICMP_BYTES
+    if ip + IPV4_BYTES > length:
+        return Reason.TOO_SHORT
+    kind = frames[start + icmp]
+    if kind != _UNREACHABLE and kind != _TIME_EXCEEDED and kind != _PARAMETER and kind != _QUENCH:
+        return Reason.OTHER_ICMP
+    first = np.int64(frames[start + ip])
+    header = (first & 15) * 4
+    if first >> 4 != 4 or header < IPV4_BYTES:
+        return Reason.OTHER_ICMP
+    protocol = frames[start + ip + 9]
+    if protocol != _TCP and protocol != _UDP:
+        return Reason.OTHER_ICMP
+    if load16(frames, start + ip + 6) & _OFFSET:
+        return Reason.OTHER_ICMP
+    if ip + header + 8 > length:
+        return Reason.TOO_SHORT
+    addrs = load64(frames, start + ip + _SRC)
+    ports = load32(frames, start + ip + header)
+    packet.addrs = addrs >> np.uint64(32) | addrs << np.uint64(32)
+    packet.ports = ports >> np.uint32(16) | ports << np.uint32(16)
+    packet.protocol = protocol
+    return Reason.ICMP_ERROR
+
+
+@compiled
+def parse(frames, start, length, packet):  # type: ignore[no-untyped-def]
+    """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason that says what it is.
+
+    Of a fragment, the addresses only; of an ICMP error, what it quotes, turned round. Every length is checked before
+    the bytes behind it are read.
+    """
+    packet.addrs = 0
+    packet.ports = 0
+    packet.l4 = 0
+    packet.protocol = 0
+    packet.ttl = 0
+    packet.tcp_flags = 0
+    ip = ETHERNET_BYTES
+    if ip + IPV4_BYTES > length:
+        if ip <= length and load16(frames, start + 12) != _TYPE_IPV4:
+            return Reason.NOT_IPV4
+        return Reason.TOO_SHORT
+    if load16(frames, start + 12) != _TYPE_IPV4:
+        return Reason.NOT_IPV4
+    first = np.int64(frames[start + ip])
+    if first >> 4 != 4:
+        return Reason.NOT_IPV4
+    header = (first & 15) * 4
+    total = _be16(frames, start + ip + 2)
+    if header < IPV4_BYTES or total < header:
+        return Reason.TOO_SHORT
+    if ip + total > length:
+        return Reason.TOO_SHORT
+    protocol = frames[start + ip + 9]
+    packet.addrs = load64(frames, start + ip + _SRC)
+    packet.protocol = protocol
+    packet.ttl = frames[start + ip + _TTL]
+    packet.l4 = ip + header
+    if load16(frames, start + ip + 6) & _MORE_OR_OFFSET:
+        return Reason.VIP_FRAGMENT
+    l4 = ip + header
+    if protocol == _TCP:
+        if total < header + TCP_BYTES or l4 + TCP_BYTES > length:
+            return Reason.TOO_SHORT
+        packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
+    elif protocol == _UDP:
+        if total < header + UDP_BYTES or l4 + UDP_BYTES > length:
+            return Reason.TOO_SHORT
+    elif protocol == _ICMP:
+        return _parse_quote(frames, start, length, packet)
+    else:
+        return Reason.NOT_TCP_UDP
+    packet.ports = load32(frames, start + l4)
+    return Reason.FORWARDED
+
+
+@inlined
+def _write_macs(frames, start, next_hops, row):  # type: ignore[no-untyped-def]
+    """Change the Ethernet addresses of a frame to those of a next hop."""
+    words = next_hops[row]
+    for i in range(6):
+        frames[start + i] = words.dst_mac[i]
+        frames[start + 6 + i] = words.src_mac[i]
+
+
+@compiled
+def rewrite(frames, start, l4, flow, next_hops, row):  # type: ignore[no-untyped-def]
+    """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
+    ip = start + ETHERNET_BYTES
+    ports = start + np.int64(l4)
+    _write_macs(frames, start, next_hops, row)
+    store32(frames, ip + _SRC, flow.new_src_addr)
+    store32(frames, ip + _DST, flow.new_dst_addr)
+    store16(frames, ip + _IP_CHECK, checksum_add(load16(frames, ip + _IP_CHECK), flow.ip_delta))
+    frames[ip + _TTL] -= np.uint8(1)
+    store16(frames, ports, flow.new_src_port)
+    store16(frames, ports + 2, flow.new_dst_port)
+    if flow.protocol == _UDP:
+        check = load16(frames, ports + _UDP_CHECK)
+        if check:  # none stays none, and a sum of zero is sent as 0xffff (RFC 768)
+            check = checksum_add(check, flow.l4_delta)
+            store16(frames, ports + _UDP_CHECK, check if check else np.uint16(0xFFFF))
+    else:
+        store16(frames, ports + _TCP_CHECK, checksum_add(load16(frames, ports + _TCP_CHECK), flow.l4_delta))
+
+
+@inlined
+def _grown(check, old, new):  # type: ignore[no-untyped-def]
+    """Return a checksum after one covered 16-bit word became another (RFC 1624 equation 3)."""
+    return checksum_add(check, _fold((np.int64(~np.uint16(old)) & 0xFFFF) + np.int64(np.uint16(new))))
+
+
+@inlined
+def _replace16(frames, offset, value, check_offset):  # type: ignore[no-untyped-def]
+    """Store a 16-bit word and update the checksum that covers it."""
+    old = load16(frames, offset)
+    store16(frames, check_offset, _grown(load16(frames, check_offset), old, value))
+    store16(frames, offset, value)
+
+
+@compiled
+def translate_error(frames, start, length, l4, flow, next_hops, row):  # type: ignore[no-untyped-def]
+    """Change an ICMP error about a packet that we translated into one about the packet as it was before.
+
+    `flow` is the record of the direction in which the error travels: its destination changes as that of the flow's own
+    packets does, its source only where theirs does too (as Linux does it). The quote is turned back: addresses, ports,
+    its IPv4 checksum, and the L4 checksum as far as it was quoted. RFC 5508 section 4.2, RFC 792.
+    """
+    ip = start + ETHERNET_BYTES
+    icmp = start + np.int64(l4)
+    quote = icmp + ICMP_BYTES
+    quoted_l4 = quote + (np.int64(frames[quote]) & 15) * 4
+    check = icmp + _ICMP_CHECK
+
+    # The quoted addresses: an address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
+    old_src, old_dst = load32(frames, quote + _SRC), load32(frames, quote + _DST)
+    for offset, old, new in ((_SRC, old_src, flow.new_dst_addr), (_DST, old_dst, flow.new_src_addr)):
+        if old != new:
+            for half in range(2):
+                shift = np.uint32(16 * half)
+                was, word = np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift)
+                header = load16(frames, quote + _IP_CHECK)
+                grown = _grown(header, was, word)
+                store16(frames, quote + _IP_CHECK, grown)
+                store16(frames, quote + offset + 2 * half, word)
+                store16(frames, check, _grown(_grown(load16(frames, check), was, word), header, grown))
+
+    # The quoted ports, and the quoted checksum if it is there. It covers the addresses too: the reply's own delta.
+    old_ports = load32(frames, quoted_l4)
+    l4_check = quoted_l4 + (_UDP_CHECK if flow.protocol == _UDP else _TCP_CHECK)
+    if l4_check + 2 <= start + length:
+        before = load16(frames, l4_check)
+        if before or flow.protocol == _TCP:
+            after = before
+            for shift in range(0, 32, 16):
+                s = np.uint32(shift)
+                after = _grown(after, np.uint16(old_src >> s), np.uint16(np.uint32(flow.new_dst_addr) >> s))
+                after = _grown(after, np.uint16(old_dst >> s), np.uint16(np.uint32(flow.new_src_addr) >> s))
+            after = _grown(after, np.uint16(old_ports), flow.new_dst_port)
+            after = _grown(after, np.uint16(old_ports >> np.uint32(16)), flow.new_src_port)
+            if flow.protocol == _UDP and after == 0:
+                after = np.uint16(0xFFFF)
+            store16(frames, l4_check, after)
+            store16(frames, check, _grown(load16(frames, check), before, after))
+    _replace16(frames, quoted_l4, flow.new_dst_port, check)
+    _replace16(frames, quoted_l4 + 2, flow.new_src_port, check)
+
+    # The outer header: destination always, source where the flow's packets change theirs; TTL as for every packet.
+    outer = load16(frames, ip + _IP_CHECK)
+    old_src, old_dst = load32(frames, ip + _SRC), load32(frames, ip + _DST)
+    new_src = flow.new_src_addr if flow.new_src_addr != flow.src_addr else old_src
+    for old, new in ((old_src, new_src), (old_dst, flow.new_dst_addr)):
+        for half in range(2):
+            shift = np.uint32(16 * half)
+            outer = _grown(outer, np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift))
+    store32(frames, ip + _SRC, new_src)
+    store32(frames, ip + _DST, flow.new_dst_addr)
+    store16(frames, ip + _IP_CHECK, checksum_add(outer, 0xFFFE))
+    frames[ip + _TTL] -= np.uint8(1)
+    _write_macs(frames, start, next_hops, row)
