@@ -410,9 +410,20 @@ def _exists(ifindex: int) -> bool:
 def link_update(link: int, new_program: int, old_program: int | None = None) -> None:
     """Replace the program of `link` between two packets; with `old_program`, only if the link still runs that one."""
     flags, old = (0, 0) if old_program is None else (_REPLACE, old_program)
-    _bpf(
-        _LINK_UPDATE, "link_update", "link update", link_fd=link, new_prog_fd=new_program, flags=flags, old_prog_fd=old
-    )
+    try:
+        _bpf(
+            _LINK_UPDATE,
+            "link_update",
+            "link update",
+            link_fd=link,
+            new_prog_fd=new_program,
+            flags=flags,
+            old_prog_fd=old,
+        )
+    except MissingFeatureError:
+        if old_program is None or link_info(link).program_id == prog_info(old_program).id:
+            raise
+        raise KernelError("link update: it runs another program by now", errno.EPERM) from None
 
 
 def link_info(fd: int) -> LinkInfo:
@@ -488,11 +499,12 @@ def is_bpffs(folder: Path) -> bool:
     return bool(_libc.statfs(os.fsencode(folder), buffer) == 0 and buffer[0] == _BPFFS_MAGIC)
 
 
-def mount_bpffs(folder: Path) -> None:
+def mount_bpffs(folder: Path, init_namespace: Path = Path("/proc/1/ns/mnt")) -> None:
     """Make `folder` a bpffs, unless it lies in one already.
 
     In a mount namespace of our own (`ip netns exec` makes one) a mount would end with this process and take the pins
-    with it. So it is made in the namespace of process 1, from where it comes to us.
+    with it. So it is made in the namespace of process 1, from where it comes to us; only where it does not (mounts that
+    are private) the pins last no longer than this process.
     """
     if is_bpffs(folder):
         return
@@ -500,10 +512,10 @@ def mount_bpffs(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _fail(f"folder {folder}", error.errno or errno.EIO) from None
-    if not _in_namespace_of_init():
+    if not _is_our_namespace(init_namespace):
         mount = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(folder)]
         with contextlib.suppress(OSError):
-            subprocess.run(["nsenter", "--mount=/proc/1/ns/mnt", "--", *mount], capture_output=True, check=False)
+            subprocess.run(["nsenter", f"--mount={init_namespace}", "--", *mount], capture_output=True, check=False)
         if is_bpffs(folder):
             return
     if _libc.mount(b"bpf", os.fsencode(folder), b"bpf", 0, _ffi.new("char[]", b"mode=0700")) < 0:
@@ -513,8 +525,8 @@ def mount_bpffs(folder: Path) -> None:
         raise _fail(f"mount of a bpffs at {folder}", number)
 
 
-def _in_namespace_of_init() -> bool:
+def _is_our_namespace(namespace: Path) -> bool:
     try:
-        return os.stat("/proc/self/ns/mnt").st_ino == os.stat("/proc/1/ns/mnt").st_ino
-    except OSError:
+        return namespace.stat().st_ino == Path("/proc/self/ns/mnt").stat().st_ino
+    except OSError:  # not ours to look into: then not ours to mount into
         return True
