@@ -37,7 +37,8 @@ struct map_create { uint32_t map_type, key_size, value_size, max_entries, map_fl
 	char map_name[16]; };
 struct map_elem { uint32_t map_fd, pad; uint64_t key, value, flags; };
 struct prog_load { uint32_t prog_type, insn_cnt; uint64_t insns, license; uint32_t log_level, log_size;
-	uint64_t log_buf; uint32_t kern_version, prog_flags; char prog_name[16]; uint32_t prog_ifindex, expected_attach_type; };
+	uint64_t log_buf; uint32_t kern_version, prog_flags; char prog_name[16];
+	uint32_t prog_ifindex, expected_attach_type; };
 struct obj { uint64_t pathname; uint32_t bpf_fd, file_flags; };
 struct test_run { uint32_t prog_fd, retval, data_size_in, data_size_out; uint64_t data_in, data_out;
 	uint32_t repeat, duration, ctx_size_in, ctx_size_out; uint64_t ctx_in, ctx_out;
@@ -315,8 +316,8 @@ def prog_test_run(
 ) -> tuple[int, bytes, int]:
     """Run an XDP program on `frame` `repeat` times; return (verdict, the frame afterwards, mean duration in ns).
 
-    `frame` starts with the Ethernet header (at least 14 bytes). It appears to come from queue 0 of `ingress_ifindex`, or
-    of the namespace's loopback. Map contents change as with a real frame; redirects are not carried out.
+    `frame` starts with the Ethernet header (at least 14 bytes). It appears to come from queue 0 of `ingress_ifindex`
+    or of the loopback. Map contents change as with a real frame; redirects are not carried out.
     """
     data, out = _ffi.from_buffer(frame), bytearray(out_size)
     context = _ffi.new("struct xdp_md *", {"data_end": len(frame), "ingress_ifindex": ingress_ifindex or 0})
@@ -448,13 +449,14 @@ def links() -> Iterator[LinkInfo]:
     while True:
         try:
             link_id = _bpf(_LINK_NEXT_ID, "get_id", "links", id=link_id)[1].next_id
-            fd = _bpf(_LINK_FD_BY_ID, "get_id", f"link {link_id}", id=link_id)[0]
         except KernelError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            if error.args[0].startswith("links"):
+            if error.errno == errno.ENOENT:
                 return
-            continue  # it went away between the two calls
+            raise
+        try:
+            fd = _bpf(_LINK_FD_BY_ID, "get_id", f"link {link_id}", id=link_id)[0]
+        except KernelError:  # it went away between the two calls
+            continue
         try:
             yield link_info(fd)
         finally:
