@@ -1,0 +1,540 @@
+"""Manifests -> the Service model: what `kubectl get svc,endpointslices -o yaml` prints, validated whole.
+
+Every problem is found before anything is said, and each has its place. The reading takes three steps: files to plain
+documents (lb/documents.py), documents to objects that hold only known fields (lb/fields.py), objects to the model,
+which are then looked at together (two Services at one address, an endpoint that is a VIP).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import stat
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from lb import documents, fields
+from lb.annotations import read_options
+from lb.documents import TextProblem
+from lb.errors import ManifestError, Problem
+from lb.fields import did_you_mean, read_address, read_network, shown, special
+from lb.model import (
+    Claim,
+    EndpointSlice,
+    EndpointState,
+    Ingress,
+    PortSpec,
+    Service,
+    SliceEndpoint,
+    SlicePort,
+    claims,
+    dotted,
+    vips,
+)
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_LARGEST_FILE = 1 << 30  # bytes
+_DEEPEST_LIST = 20  # Lists in Lists
+_SERVICE_NAME = "kubernetes.io/service-name"
+_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+_HEADLESS = "service.kubernetes.io/headless"
+_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
+_LISTS = {"List": None, "ServiceList": "Service", "EndpointSliceList": "EndpointSlice"}
+_INSTEAD = {"Endpoints": "; use an EndpointSlice"}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """What the files say."""
+
+    services: tuple[Service, ...]
+    slices: tuple[EndpointSlice, ...]
+    files: tuple[Path, ...]  # that were read
+    folders: tuple[Path, ...]  # that were listed; with `files`, what to watch for changes
+
+
+class _Origin(NamedTuple):
+    """Where an object stands."""
+
+    file: str
+    path: documents.Path
+    name: str  # "Service shop/web"
+
+
+class _Found(NamedTuple):
+    """A problem before its line is known. Of a text that cannot be read, `line` is all that there is."""
+
+    origin: _Origin
+    path: documents.Path
+    message: str
+    line: int = 0
+
+
+@dataclass(slots=True)
+class _File:
+    """What one file holds."""
+
+    services: list[tuple[Service, _Origin]] = field(default_factory=list)
+    slices: list[tuple[EndpointSlice, _Origin]] = field(default_factory=list)
+    problems: list[_Found] = field(default_factory=list)
+
+
+Cache = dict[Path, tuple[tuple[int, ...], _File]]
+
+
+def load(paths: Sequence[str], stdin: IO[bytes] | None = None, cache: Cache | None = None) -> Manifests:
+    """Return what the manifests in `paths` say; raise ManifestError with everything that is wrong with them.
+
+    A path is a file, a folder (its *.yaml, *.yml and *.json, hidden ones skipped) or `-` for `stdin` (sys.stdin's
+    bytes unless given). With a `cache`, a dict that the caller keeps, files that have not changed since the last call
+    are not read again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()  # a million young objects, none of them garbage: collections would take a third of the time
+    try:
+        return _load(paths, stdin, {} if cache is None else cache)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _load(paths: Sequence[str], stdin: IO[bytes] | None, cache: Cache) -> Manifests:
+    problems: list[_Found] = []
+    names, folders = _expand(paths, problems)
+    texts: dict[str, str] = {}  # of what cannot be read a second time
+    files: list[_File] = []
+    for name in names:
+        if name == "-":
+            data = (stdin or sys.stdin.buffer).read()
+            files.append(_read_bytes("<stdin>", data, texts))
+        else:
+            files.append(_read_file(Path(name), texts, cache))
+    for gone in cache.keys() - set(map(Path, names)):
+        del cache[gone]
+    for file in files:
+        problems += file.problems
+    services = [pair for file in files for pair in file.services]
+    slices = [pair for file in files for pair in file.slices]
+    problems += _conflicts(services, slices)
+    if problems:
+        raise ManifestError(_placed(problems, texts))
+    return Manifests(
+        tuple([service for service, _ in services]),
+        tuple([part for part, _ in slices]),
+        tuple([Path(name) for name in names if name != "-"]),
+        folders,
+    )
+
+
+# Files.
+
+
+def _expand(paths: Sequence[str], problems: list[_Found]) -> tuple[list[str], tuple[Path, ...]]:
+    """Return the files behind `paths`, each once and in order, and the folders among them."""
+    names: dict[str, None] = {}
+    folders: list[Path] = []
+    for given in paths:
+        if given != "-" and os.path.isdir(given):
+            folders.append(Path(given))
+            try:
+                inside = sorted(os.listdir(given))
+            except OSError as error:
+                problems.append(_of_file(given, f"cannot be listed: {error.strerror}"))
+                continue
+            for name in inside:
+                if name.endswith(_SUFFIXES) and not name.startswith("."):
+                    names[os.path.join(given, name)] = None
+        else:
+            names[given] = None
+    return list(names), tuple(folders)
+
+
+def _of_file(name: str, message: str, line: int = 0) -> _Found:
+    return _Found(_Origin(name, (), ""), (), message, line)
+
+
+def _read_file(path: Path, texts: dict[str, str], cache: Cache) -> _File:
+    """Return what the file at `path` holds, from `cache` if it has not changed."""
+    name = str(path)
+    try:
+        # Non-blocking, so that a pipe that nobody writes to is an empty file rather than the end of all.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            known = cache.get(path)
+            if known is not None and known[0] == signature:
+                return known[1]
+            if status.st_size > _LARGEST_FILE:
+                return _File(problems=[_of_file(name, f"is larger than {_LARGEST_FILE >> 20} MiB; split it")])
+            data = stream.read(_LARGEST_FILE + 1)
+    except FileNotFoundError:
+        return _File(problems=[_of_file(name, "no such file or folder; check the path given with -f")])
+    except OSError as error:
+        return _File(problems=[_of_file(name, f"cannot be read: {error.strerror}")])
+    is_regular = stat.S_ISREG(status.st_mode)
+    file = _read_bytes(name, data, {} if is_regular else texts)
+    if is_regular and not file.problems:
+        cache[path] = signature, file
+    return file
+
+
+def _read_bytes(name: str, data: bytes, texts: dict[str, str]) -> _File:
+    """Return what `data` holds; keep its text in `texts`."""
+    if len(data) > _LARGEST_FILE:
+        return _File(problems=[_of_file(name, f"is larger than {_LARGEST_FILE >> 20} MiB; split it")])
+    try:
+        texts[name] = text = documents.decode(data)
+        parsed = documents.parse(text, name.endswith(".json"))
+    except TextProblem as problem:
+        return _File(problems=[_of_file(name, problem.message, problem.line)])
+    file = _File()
+    for path, line in parsed.duplicates:
+        origin = _enclosing(name, parsed.roots, path)
+        file.problems.append(_Found(origin, path[len(origin.path) :], "comes twice; remove one", line))
+    for number, root in enumerate(parsed.roots):
+        if root is not None:
+            _read_object(file, root, _Origin(name, (number,), ""), None, 0)
+    return file
+
+
+def _enclosing(name: str, roots: list[Any], path: documents.Path) -> _Origin:
+    """Return the innermost object that `path` leads through."""
+    origin = _Origin(name, path[:1], "")
+    value: Any = roots
+    for length, step in enumerate(path, 1):
+        value = value[step] if not isinstance(value, dict) or step in value else None
+        if isinstance(value, dict) and value.get("kind") in _VERSIONS and "metadata" in value:
+            origin = _Origin(name, path[:length], _title(value, value["kind"]))
+    return origin
+
+
+def _placed(problems: Sequence[_Found], texts: dict[str, str]) -> list[Problem]:
+    """Return the problems with their lines, in order of file and line."""
+    order = {name: position for position, name in enumerate(dict.fromkeys(found.origin.file for found in problems))}
+    by_file: dict[str, list[_Found]] = defaultdict(list)
+    for found in problems:
+        by_file[found.origin.file].append(found)
+    placed: list[Problem] = []
+    for name, of_file in by_file.items():
+        paths = {found.origin.path + found.path for found in of_file if not found.line and found.origin.path}
+        lines = documents.find_lines(_text_again(name, texts), paths) if paths else {}
+        for found in of_file:
+            line = found.line or lines.get(found.origin.path + found.path, 0)
+            placed.append(Problem(_printable(name), line, found.origin.name, dotted(found.path), found.message))
+    positions = {_printable(name): position for name, position in order.items()}
+    return sorted(dict.fromkeys(placed), key=lambda problem: (positions[problem.file], problem.line))
+
+
+def _text_again(name: str, texts: dict[str, str]) -> str:
+    if name in texts:
+        return texts[name]
+    try:
+        return documents.decode(Path(name).read_bytes())
+    except (OSError, TextProblem):
+        return ""  # changed in the meantime: problems without lines
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else shown(name)[1:-1]
+
+
+# Objects.
+
+
+def _title(value: dict[str, Any], kind: str) -> str:
+    """Return how messages call an object: "Service shop/web"."""
+    metadata = value.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
+    if not isinstance(name, str) or not name:
+        return f"{kind} (no name)"
+    return _printable(f"{kind} {namespace}/{name}")[:300]
+
+
+def _read_object(file: _File, value: Any, origin: _Origin, implied: str | None, depth: int) -> None:
+    """Add the object or objects in `value` to `file`; `implied` is the kind of a list's items that do not say."""
+
+    def report(path: documents.Path, message: str) -> None:
+        file.problems.append(_Found(origin, path, message))
+
+    if not isinstance(value, dict):
+        report((), f"{shown(value)} is not an object; expected a mapping with apiVersion, kind and metadata")
+        return
+    kind = value.get("kind") or implied
+    if kind is None:
+        report((), "kind is missing; expected Service, EndpointSlice or List")
+        return
+    if not isinstance(kind, str) or (kind not in _VERSIONS and kind not in _LISTS):
+        cure = _INSTEAD.get(str(kind)) or did_you_mean(kind, (*_VERSIONS, "List"))
+        report(("kind",), f"{shown(kind)} is not a kind that is read here{cure}")
+        return
+    if kind in _LISTS:
+        _read_list(file, value, origin, kind, depth, report)
+        return
+    origin = origin._replace(name=_title(value, kind))
+    version = value.get("apiVersion") or (_VERSIONS[kind] if implied else None)
+    if version != _VERSIONS[kind]:
+        report(("apiVersion",), f"{shown(version) if version else 'missing'}; expected {shown(_VERSIONS[kind])}")
+    before = len(file.problems)
+    fields.check(value, fields.SERVICE if kind == "Service" else fields.ENDPOINT_SLICE, (), report)
+    metadata = value.get("metadata")
+    if isinstance(metadata, dict) and not metadata.get("name"):
+        report(("metadata",), "name is missing")
+    elif metadata is None:
+        report((), "metadata is missing")
+    if kind == "Service" and isinstance(metadata, dict) and isinstance(metadata.get("annotations"), dict):
+        read_options(metadata["annotations"], report)
+    if len(file.problems) > before:
+        return
+    if kind == "Service":
+        file.services.append((_service(value, report), origin))
+    else:
+        file.slices.append((_slice(value, report), origin))
+
+
+def _read_list(
+    file: _File, value: dict[str, Any], origin: _Origin, kind: str, depth: int, report: fields.Report
+) -> None:
+    if depth >= _DEEPEST_LIST:
+        report((), f"a List is nested more than {_DEEPEST_LIST} levels deep")
+        return
+    fields.check(
+        value, {"apiVersion": str, "kind": str, "metadata": fields.LIST_METADATA, "items": object}, (), report
+    )
+    items = value.get("items")
+    if items is not None and not isinstance(items, list):
+        report(("items",), f"{shown(items)} is not a list")
+        return
+    for index, item in enumerate(items or ()):
+        _read_object(file, item, origin._replace(path=(*origin.path, "items", index)), _LISTS[kind], depth + 1)
+
+
+def _service(value: dict[str, Any], report: fields.Report) -> Service:
+    """Return the Service that `value` is, whose fields have been checked one by one; report what does not fit together."""
+    metadata = value["metadata"]
+    spec = value.get("spec") or {}
+    status = value.get("status") or {}
+    kind = spec.get("type") or "ClusterIP"
+    if kind != "ExternalName" and not spec.get("ports"):
+        if spec.get("clusterIP") != "None":
+            report(("spec",) if "spec" in value else (), "ports is missing; a Service has at least one")
+    ports = _ports(spec.get("ports") or (), report)
+    cluster_ips = _cluster_ips(spec, report)
+    external_ips = tuple([_known(text) for text in spec.get("externalIPs") or ()])
+    config = ((spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}).get("timeoutSeconds")
+    annotations = metadata.get("annotations")
+    return Service(
+        metadata.get("namespace") or "default",
+        metadata["name"],
+        kind,
+        cluster_ips,
+        spec.get("clusterIP") == "None" or spec.get("clusterIPs") == ["None"],
+        ports,
+        external_ips,
+        _ingress(status, report),
+        tuple([read_network(text) for text in spec.get("loadBalancerSourceRanges") or ()]),  # type: ignore[misc]
+        spec.get("externalTrafficPolicy") or "Cluster",
+        spec.get("internalTrafficPolicy") or "Cluster",
+        spec.get("healthCheckNodePort") or 0,
+        (config or 10800) if spec.get("sessionAffinity") == "ClientIP" else 0,
+        (metadata.get("labels") or {}).get(_PROXY_NAME),
+        read_options(annotations, report) if annotations else Service.__dataclass_fields__["options"].default,
+        metadata.get("uid") or "",
+        metadata.get("creationTimestamp") or "",
+    )
+
+
+def _known(text: str) -> Any:
+    """Return the address that `text` is; it has been checked."""
+    return read_address(text)
+
+
+def _ports(written: Sequence[Any], report: fields.Report) -> tuple[PortSpec, ...]:
+    ports: list[PortSpec] = []
+    names: set[str] = set()
+    numbers: set[tuple[int, str]] = set()
+    for index, port in enumerate(written):
+        path = ("spec", "ports", index)
+        if port is None or port.get("port") is None:
+            report(path, "port is missing")
+            continue
+        name, number, protocol = port.get("name") or "", port["port"], port.get("protocol") or "TCP"
+        if not name and len(written) > 1:
+            report(path, "name is missing; each port needs one when there are several")
+        elif name in names:
+            report((*path, "name"), f"{shown(name)} is the name of another port, too")
+        if (number, protocol) in numbers:
+            report((*path, "port"), f"{number} with protocol {protocol} comes twice")
+        names.add(name)
+        numbers.add((number, protocol))
+        ports.append(PortSpec(name, number, protocol, port.get("nodePort") or 0))
+    return tuple(ports)
+
+
+def _cluster_ips(spec: dict[str, Any], report: fields.Report) -> tuple[Any, ...]:
+    first = spec.get("clusterIP") or ""
+    every = [text for text in spec.get("clusterIPs") or () if text]
+    if every and first and every[0] != first:
+        report(("spec", "clusterIPs", 0), f"{shown(every[0])} differs from spec.clusterIP {shown(first)}")
+    addresses = tuple([_known(text) for text in every or ((first,) if first else ()) if text != "None"])
+    if len(addresses) > 2 or (len(addresses) == 2 and addresses[0].version == addresses[1].version):
+        report(("spec", "clusterIPs"), "more than one address of a family; expected one IPv4 and one IPv6 address at most")
+    return addresses
+
+
+def _ingress(status: dict[str, Any], report: fields.Report) -> tuple[Ingress, ...]:
+    """Return the addresses that are captured: those that are not in mode Proxy and not host names (S6)."""
+    written = (status.get("loadBalancer") or {}).get("ingress") or ()
+    found: list[Ingress] = []
+    for index, entry in enumerate(written):
+        if entry and entry.get("ip") and entry.get("ipMode") != "Proxy":
+            found.append(Ingress(_known(entry["ip"]), index))
+    return tuple(found)
+
+
+def _slice(value: dict[str, Any], report: fields.Report) -> EndpointSlice:
+    """Return the EndpointSlice that `value` is, whose fields have been checked one by one."""
+    metadata = value["metadata"]
+    labels = metadata.get("labels") or {}
+    address_type = value.get("addressType")
+    if address_type is None:
+        report((), "addressType is missing; expected IPv4 or IPv6")
+    endpoints: list[SliceEndpoint] = []
+    for index, written in enumerate(value.get("endpoints") or ()):
+        address = _endpoint_address(written or {}, address_type, ("endpoints", index), report)
+        if address is not None:
+            endpoints.append(_endpoint(written, address))
+    ports = [
+        SlicePort(port.get("name"), port.get("port"), port.get("protocol") or "TCP")
+        for port in value.get("ports") or ()
+        if port is not None
+    ]
+    return EndpointSlice(
+        metadata.get("namespace") or "default",
+        metadata["name"],
+        labels.get(_SERVICE_NAME),
+        address_type or "",
+        tuple(ports),
+        tuple(endpoints),
+        _HEADLESS in labels,
+        labels.get(_PROXY_NAME),
+    )
+
+
+def _endpoint_address(written: dict[str, Any], address_type: str | None, path: documents.Path, report: fields.Report) -> Any:
+    """Return the first address of an endpoint (E3), or None; report all that cannot be."""
+    texts = written.get("addresses")
+    if not texts:
+        report(path, "addresses is missing; expected one address")
+        return None
+    if address_type not in ("IPv4", "IPv6"):
+        return None
+    expected = 4 if address_type == "IPv4" else 6
+    first = None
+    for index, text in enumerate(texts):
+        address = read_address(text) if text is not None else "null is not an IP address"
+        if isinstance(address, str):
+            message = address
+        elif address.version != expected:
+            message = f"{text} is not an {address_type} address, as addressType says"
+        elif what := special(address):
+            message = f"{text} is {what}; an endpoint must be an address that packets can be sent to"
+        else:
+            first = address if index == 0 else first
+            continue
+        report((*path, "addresses", index), message)
+    return first
+
+
+def _endpoint(written: dict[str, Any], address: Any) -> SliceEndpoint:
+    conditions = written.get("conditions") or {}
+    hints = written.get("hints")
+    return SliceEndpoint(
+        address,
+        _state(conditions.get("ready"), conditions.get("serving"), conditions.get("terminating")),
+        written.get("nodeName"),
+        written.get("zone"),
+        _hint_names(hints, "forZones") if hints else (),
+        _hint_names(hints, "forNodes") if hints else (),
+    )
+
+
+def _hint_names(hints: dict[str, Any], key: str) -> tuple[str, ...]:
+    return tuple([hint["name"] for hint in hints.get(key) or () if hint and hint.get("name")])
+
+
+def _state(ready: bool | None, serving: bool | None, terminating: bool | None) -> EndpointState:
+    """Return the state that three conditions make; unknown ones count as ready, serving, not terminating (E3, E5)."""
+    if ready is None or ready:
+        return EndpointState.READY
+    if not terminating:
+        return EndpointState.UNREADY
+    return EndpointState.SERVING if serving is None or serving else EndpointState.TERMINATING
+
+
+# Objects together.
+
+
+def _conflicts(
+    services: Sequence[tuple[Service, _Origin]], slices: Sequence[tuple[EndpointSlice, _Origin]]
+) -> Iterator[_Found]:
+    yield from _same_names([(service.namespace, service.name, origin) for service, origin in services])
+    yield from _same_names([(part.namespace, part.name, origin) for part, origin in slices])
+    yield from _same_claims(services)
+    yield from _endpoints_that_are_vips(services, slices)
+
+
+def _same_names(objects: Sequence[tuple[str, str, _Origin]]) -> Iterator[_Found]:
+    first: dict[tuple[str, str], _Origin] = {}
+    for namespace, name, origin in objects:
+        other = first.setdefault((namespace, name), origin)
+        if other is not origin:
+            where = "" if other.file == origin.file else f" in {_printable(other.file)}"
+            yield _Found(origin, ("metadata", "name"), f"an object of this kind and name is{where or ' above'} already")
+
+
+def _same_claims(services: Sequence[tuple[Service, _Origin]]) -> Iterator[_Found]:
+    """Find Services that want the same address, port and protocol (S13)."""
+    first: dict[tuple[Any, int, str], tuple[Service, _Origin]] = {}
+    for service, origin in services:
+        for address, port, protocol, path in claims(service):
+            owner, other = first.setdefault((address, port, protocol), (service, origin))
+            if owner is not service:
+                yield _Found(origin, path, f"{_spot(address, port, protocol)} belongs to {other.name} already")
+
+
+def _spot(address: Any, port: int, protocol: str) -> str:
+    if address is None:
+        return f"node port {port}/{protocol}"
+    return f"[{address}]:{port}/{protocol}" if address.version == 6 else f"{address}:{port}/{protocol}"
+
+
+def _endpoints_that_are_vips(
+    services: Sequence[tuple[Service, _Origin]], slices: Sequence[tuple[EndpointSlice, _Origin]]
+) -> Iterator[_Found]:
+    """Find endpoints that would send a packet in a circle (E8): a VIP of their own Service, or anybody's cluster IP.
+
+    External and load balancer addresses of another Service may be a host's own, so they are let through.
+    """
+    cluster_ips = {}
+    others: dict[tuple[str, str], set[Any]] = {}
+    for service, origin in services:
+        if service.is_proxied:
+            for address in service.cluster_ips:
+                cluster_ips[address] = origin
+            if service.external_ips or service.ingress:
+                others[service.namespace, service.name] = {address for _, address, _ in vips(service)}
+    for part, origin in slices:
+        if not part.is_used:
+            continue
+        own = others.get((part.namespace, part.service_name or ""), ())
+        for index, endpoint in enumerate(part.endpoints):
+            address = endpoint.address
+            if address in cluster_ips or address in own:
+                owner = cluster_ips[address].name if address in cluster_ips else f"Service {part.namespace}/{part.service_name}"
+                path = ("endpoints", index, "addresses", 0)
+                yield _Found(origin, path, f"{address} is a VIP of {owner}; an endpoint must be a pod or a host")
