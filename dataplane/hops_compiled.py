@@ -1,0 +1,222 @@
+"""From a destination to its row of next_hops, compiled: a longest-prefix match, then a hash table of hosts.
+
+The control plane (dataplane/nexthops.py) is the only writer of everything here but the board of requests.
+
+* Routes lie in two buffers. A generation says which one is live (its lowest bit); the writer fills the other one and
+  then advances the generation. A reader that finds the generation changed after its search searches again: only then
+  can its buffer have been written under its eyes. Numbers torn on the way stay inside the arrays.
+* Hosts are single words (address and row), so that a reader sees all of an entry or nothing; entries are never moved.
+* Requests are a board, not a ring: an address goes to the place of its hash, so that a thousand packets for one
+  unresolved host are one request. Producers go from empty to full by compare-and-swap, the consumer back.
+
+Rows, too, are written here, because XDP reads them meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from xdp import schema
+from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
+from xdp.jit import compiled
+from xdp.schema import HopState
+
+MISS = -1  # no route: nothing to wait for
+PENDING = -2  # asked for: try again when control.next_hop_epoch has grown
+ON_LINK = 0xFFFFFFFF  # a route's target: each destination has a row of its own
+NO_ROUTE = 0xFFFFFFFE  # a route's target: do not forward
+
+LENGTHS = 33  # 32 bits first, then down to 0
+REQUESTS = 4096  # a power of two
+_PLACES = 8  # that a request tries
+_TAKEN = 1 << 32
+_LOW = 0xFFFFFFFF
+_HASH = 0x9E3779B97F4A7C15
+_UNRESOLVED = int(HopState.UNRESOLVED)
+_WORDS = schema.NEXT_HOP.itemsize // 8
+_STATE_WORD = schema.NEXT_HOP.fields["state"][1] // 8  # type: ignore[index]
+_STATE_SHIFT = schema.NEXT_HOP.fields["state"][1] % 8 * 8  # type: ignore[index]
+
+
+class Hops(NamedTuple):
+    """What `lookup` reads, as one argument for compiled code. Addresses are in host order."""
+
+    generation: npt.NDArray[np.uint64]  # [0]: its lowest bit is the live buffer of the next three
+    starts: npt.NDArray[np.uint32]  # [buffer, 32 - prefix length]: first entry of that length; the last one is the end
+    networks: npt.NDArray[np.uint32]  # [buffer, entry], ascending within a length
+    targets: npt.NDArray[np.uint32]  # [buffer, entry]: a row, ON_LINK or NO_ROUTE
+    hosts: npt.NDArray[np.uint64]  # a power of two of them: address << 32 | row, 0: empty
+    requests: npt.NDArray[np.uint64]  # 1 << 32 | address, 0: empty
+    lost_requests: npt.NDArray[np.uint64]  # [0]: those that found no place on the board
+    rows: npt.NDArray[np.uint64]  # next_hops as words
+
+
+def new_hops(next_hops: npt.NDArray[np.void], routes: int) -> Hops:
+    """Return an empty index over the shared table, with room for that many routes."""
+    hosts = 1 << (2 * len(next_hops) - 1).bit_length()
+    return Hops(
+        generation=np.zeros(1, np.uint64),
+        starts=np.zeros((2, LENGTHS + 1), np.uint32),
+        networks=np.zeros((2, routes), np.uint32),
+        targets=np.zeros((2, routes), np.uint32),
+        hosts=np.zeros(hosts, np.uint64),
+        requests=np.zeros(REQUESTS, np.uint64),
+        lost_requests=np.zeros(1, np.uint64),
+        rows=next_hops.view(np.uint64),
+    )
+
+
+@compiled
+def host_order(address_be32):  # type: ignore[no-untyped-def]
+    """Return a __be32 as a number: 10.0.0.1 is 0x0a000001."""
+    word = np.uint32(address_be32)
+    return (
+        (word & np.uint32(0xFF)) << 24 | (word & np.uint32(0xFF00)) << 8 | (word >> 8) & np.uint32(0xFF00) | word >> 24
+    )
+
+
+@compiled
+def lookup(hops, address_be32):  # type: ignore[no-untyped-def]
+    """Return the row of the way to an address; MISS if there is none, PENDING if it was asked for just now.
+
+    A row may be unresolved: then its neighbour is asked for again, and the caller waits as with PENDING.
+    """
+    address = host_order(address_be32)
+    target = np.int64(route_target(hops, address))
+    if target == NO_ROUTE:
+        return MISS
+    row = host_row(hops, address) if target == ON_LINK else target
+    if row == MISS:
+        request(hops, address)
+        return PENDING
+    if (load_acquire(hops.rows, row * _WORDS + _STATE_WORD) >> np.uint64(_STATE_SHIFT)) & np.uint64(255) == _UNRESOLVED:
+        request(hops, address)
+    return row
+
+
+@compiled
+def route_target(hops, address):  # type: ignore[no-untyped-def]
+    """Return the target of the longest prefix that covers an address in host order, NO_ROUTE without one."""
+    while True:
+        generation = load_acquire(hops.generation, 0)
+        target = _search(hops, np.int64(generation & np.uint64(1)), np.uint32(address))
+        fence()
+        if load_acquire(hops.generation, 0) == generation:
+            return target
+
+
+@compiled
+def _search(hops, buffer, address):  # type: ignore[no-untyped-def]
+    for step in range(LENGTHS):
+        low = np.int64(hops.starts[buffer, step])
+        end = np.int64(hops.starts[buffer, step + 1])
+        if low >= end:
+            continue
+        wanted = np.uint32((np.uint64(address) >> np.uint64(step)) << np.uint64(step))
+        high = end
+        while low < high:
+            middle = (low + high) >> 1
+            if hops.networks[buffer, middle] < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        if low < end and hops.networks[buffer, low] == wanted:
+            return hops.targets[buffer, low]
+    return np.uint32(NO_ROUTE)
+
+
+@compiled
+def publish_routes(hops, starts, networks, targets):  # type: ignore[no-untyped-def]
+    """Change `hops` to these routes (arrays as in Hops, for one buffer)."""
+    generation = load_acquire(hops.generation, 0) + np.uint64(1)
+    buffer = np.int64(generation & np.uint64(1))
+    fence()  # whoever still reads this buffer will find the generation changed
+    for step in range(LENGTHS + 1):
+        hops.starts[buffer, step] = starts[step]
+    for entry in range(len(networks)):
+        hops.networks[buffer, entry] = networks[entry]
+        hops.targets[buffer, entry] = targets[entry]
+    store_release(hops.generation, 0, generation)
+    fence()
+
+
+@compiled
+def _host_place(hosts, address):  # type: ignore[no-untyped-def]
+    """Return where an address is in `hosts`, or the empty place where it would be. Never full: twice the rows."""
+    last = len(hosts) - 1
+    place = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(32)) & last
+    while True:
+        word = load_acquire(hosts, place)
+        if word == 0 or word >> np.uint64(32) == np.uint64(address):
+            return place
+        place = (place + 1) & last
+
+
+@compiled
+def host_row(hops, address):  # type: ignore[no-untyped-def]
+    """Return the row of a host (address in host order), MISS if it has none."""
+    word = load_acquire(hops.hosts, _host_place(hops.hosts, address))
+    return np.int64(word & np.uint64(_LOW)) if word != 0 else MISS
+
+
+@compiled
+def set_host_row(hops, address, row):  # type: ignore[no-untyped-def]
+    """Change `hops`: an address (host order) has this row from now on."""
+    word = np.uint64(address) << np.uint64(32) | np.uint64(row)
+    store_release(hops.hosts, _host_place(hops.hosts, address), word)
+
+
+@compiled
+def request(hops, address):  # type: ignore[no-untyped-def]
+    """Ask the control plane for the way to an address (host order); a full board loses the request, counted."""
+    word = np.uint64(address) | np.uint64(_TAKEN)
+    first = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(40))
+    for step in range(_PLACES):
+        place = (first + step) & (REQUESTS - 1)
+        if compare_and_swap(hops.requests, place, np.uint64(0), word) or load_acquire(hops.requests, place) == word:
+            return
+    fetch_add(hops.lost_requests, 0, np.uint64(1))
+
+
+@compiled
+def take_requests(hops, addresses):  # type: ignore[no-untyped-def]
+    """Fill `addresses` (uint32, host order) from the board, emptying it; return how many there are."""
+    count = 0
+    for place in range(REQUESTS):
+        if count == len(addresses):
+            break
+        word = load_acquire(hops.requests, place)
+        if word != 0:
+            store_release(hops.requests, place, np.uint64(0))
+            addresses[count] = np.uint32(word & np.uint64(_LOW))
+            count += 1
+    return count
+
+
+@compiled
+def write_row(rows, epochs, row, new):  # type: ignore[no-untyped-def]
+    """Change a row to the words `new` and advance the epoch; return whether anything differed.
+
+    A new MAC address of the neighbour is one store: its first word. What touches the second word (our MAC address, the
+    interface) goes through HOP_UNRESOLVED, and the state is stored last. A reader that has seen HOP_FORWARD just
+    before may still mix both versions in one frame: it goes to an address that nobody has on that wire, and is lost.
+    """
+    base = row * _WORDS
+    is_same = True
+    for word in range(_WORDS):
+        is_same &= rows[base + word] == new[word]
+    if is_same:
+        return False
+    state = np.uint64(0xFF) << np.uint64(_STATE_SHIFT)
+    if rows[base + 1] != new[1] or (rows[base + _STATE_WORD] ^ new[_STATE_WORD]) & state:
+        store_release(rows, base + _STATE_WORD, rows[base + _STATE_WORD] & ~state)  # HOP_UNRESOLVED is 0
+        fence()
+    for word in range(_WORDS):
+        if word != _STATE_WORD:
+            store_release(rows, base + word, new[word])
+    store_release(rows, base + _STATE_WORD, new[_STATE_WORD])
+    fetch_add(epochs, 0, np.uint32(1))
+    return True

@@ -1,0 +1,508 @@
+"""What the kernel knows about interfaces, routes and neighbours, through netlink; the only importer of pyroute2.
+
+The sockets are plain ones: pyroute2's own want the event loop for themselves. pyroute2 knows the many attributes of a
+link; neighbours and routes come by the ten thousand, where its 70 us per message would hold up the node, so these two
+are read with `struct` (about 5 us). It is imported with the first link, because that takes 0.2 s.
+
+Addresses are integers in host order (10.0.0.1 is 0x0a000001), MAC addresses are six bytes. Everything happens in the
+network namespace in which the object was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any, NamedTuple, Self
+
+from xdp.errors import Error, MissingFeatureError, UsageError
+
+NeighbourKey = tuple[int, int]  # (ifindex, address)
+
+# include/uapi/linux: netlink.h, rtnetlink.h, neighbour.h, if.h, genetlink.h, netdev.h
+_ADD_MEMBERSHIP = 1
+_SO_RCVBUFFORCE = 33
+_NETLINK_GENERIC = 16
+_REQUEST, _ACK, _DUMP, _CREATE, _REPLACE = 0x1, 0x4, 0x300, 0x400, 0x100
+_DUMP_INTERRUPTED = 0x10
+_ERROR, _DONE = 2, 3
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR = 20, 21
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
+_GROUPS = (1, 3, 5, 7)  # RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH = 1, 4, 5, 6, 7, 8, 9
+_RTA_TABLE, _RTAX_MTU = 15, 2
+_RTM_F_CLONED = 0x200
+_RTNH_F_DEAD = 1
+_NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
+_NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_NDO_XMIT = 1 << 2
+
+TABLE_MAIN, TABLE_LOCAL = 254, 255
+OUR_PROTOCOL = 84  # marks the neighbour entries that we asked for, so that a successor knows them
+
+_BUFFER_BYTES = 1 << 16
+_EVENT_BUFFER_BYTES = 8 << 20  # of the socket: about 10,000 neighbour events
+_BATCH = 64  # requests in one send: their acknowledgements fit any receive buffer
+_DUMP_ATTEMPTS = 5
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
+_ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
+_RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
+_NDMSG = struct.Struct("=B3xiHBB")  # family, ifindex, state, flags, type
+_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
+_BE32 = struct.Struct("!I")
+_U32 = struct.Struct("=I")
+
+
+class NeighbourState(IntFlag):
+    """NUD_*: how sure the kernel is of a neighbour's MAC address."""
+
+    NONE = 0
+    INCOMPLETE = 0x01
+    REACHABLE = 0x02
+    STALE = 0x04
+    DELAY = 0x08
+    PROBE = 0x10
+    FAILED = 0x20
+    NOARP = 0x40
+    PERMANENT = 0x80
+
+
+class RouteKind(IntEnum):
+    """RTN_*: what a route does with a packet."""
+
+    UNSPEC = 0
+    UNICAST = 1
+    LOCAL = 2
+    BROADCAST = 3
+    ANYCAST = 4
+    MULTICAST = 5
+    BLACKHOLE = 6
+    UNREACHABLE = 7
+    PROHIBIT = 8
+    THROW = 9
+    NAT = 10
+    XRESOLVE = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A link. `is_up` wants both: set up by the administrator, and a carrier."""
+
+    name: str
+    ifindex: int
+    mac: bytes  # empty where the link has no Ethernet address
+    mtu: int
+    is_up: bool
+    rx_queues: int = 1
+    tx_queues: int = 1
+    kind: str = ""  # "veth", "vlan", ...; empty for hardware
+    peer_ifindex: int = 0  # the other end, or the lower device; 0: none, or not told
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Packets and bytes of an interface since it was made."""
+
+    rx_packets: int
+    tx_packets: int
+    rx_bytes: int
+    tx_bytes: int
+    rx_dropped: int
+    tx_dropped: int
+
+
+class Route(NamedTuple):
+    """An IPv4 route of the tables main or local. Of several next hops it has the first that lives."""
+
+    network: int
+    prefix_len: int
+    kind: RouteKind = RouteKind.UNICAST
+    ifindex: int = 0
+    gateway: int = 0  # 0: the destination is on the link
+    table: int = TABLE_MAIN
+    metric: int = 0
+    preferred_source: int = 0
+    mtu: int = 0  # 0: the interface's
+
+
+class Neighbour(NamedTuple):
+    """An IPv4 neighbour entry."""
+
+    ifindex: int
+    address: int
+    mac: bytes  # empty while unknown
+    state: NeighbourState
+    is_managed: bool = False  # the kernel keeps it alive by itself
+    is_ours: bool = False  # asked for by this program, or by one before it
+
+    @property
+    def key(self) -> NeighbourKey:
+        """Return what identifies the entry."""
+        return self.ifindex, self.address
+
+
+@dataclass(slots=True)
+class Changes:
+    """What has happened since the last look."""
+
+    is_overrun: bool = False  # events were lost: read everything again
+    links_or_routes: bool = False
+    neighbours: list[tuple[Neighbour, bool]] = field(default_factory=list)  # (entry, whether it is gone), in order
+
+    def __bool__(self) -> bool:
+        """Return whether anything has happened."""
+        return self.is_overrun or self.links_or_routes or bool(self.neighbours)
+
+
+def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield (type, payload) of each netlink attribute in `data`; a malformed one ends it."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4 or offset + length > len(data):
+            return
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def parse_neighbour(body: memoryview) -> Neighbour | None:
+    """Return the IPv4 neighbour entry in the payload of a RTM_*NEIGH message; None for other families."""
+    family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
+    if family != socket.AF_INET:
+        return None
+    address, mac, protocol, extended = 0, b"", 0, 0
+    for kind, value in attributes(body[_NDMSG.size :]):
+        if kind == _NDA_DST and len(value) == 4:
+            (address,) = _BE32.unpack(value)
+        elif kind == _NDA_LLADDR and len(value) == 6:
+            mac = bytes(value)
+        elif kind == _NDA_PROTOCOL:
+            protocol = value[0]
+        elif kind == _NDA_FLAGS_EXT:
+            (extended,) = _U32.unpack(value)
+    is_managed = bool(extended & _NTF_EXT_MANAGED)
+    return Neighbour(ifindex, address, mac, NeighbourState(state), is_managed, protocol == OUR_PROTOCOL)
+
+
+def parse_route(body: memoryview) -> Route | None:
+    """Return the IPv4 route in the payload of a RTM_*ROUTE message; None if it is none of the tables main and local."""
+    family, prefix_len, _src_len, tos, table, _protocol, _scope, kind, flags = _RTMSG.unpack_from(body)
+    if family != socket.AF_INET or tos or flags & _RTM_F_CLONED:
+        return None
+    found: dict[int, int] = {}
+    mtu, hops = 0, memoryview(b"")
+    for name, value in attributes(body[_RTMSG.size :]):
+        if name in (_RTA_DST, _RTA_GATEWAY, _RTA_PREFSRC):
+            (found[name],) = _BE32.unpack(value)
+        elif name in (_RTA_OIF, _RTA_PRIORITY, _RTA_TABLE):
+            (found[name],) = _U32.unpack(value)
+        elif name == _RTA_METRICS:
+            mtu = next((_U32.unpack(metric)[0] for which, metric in attributes(value) if which == _RTAX_MTU), 0)
+        elif name == _RTA_MULTIPATH:
+            hops = value
+    table = found.get(_RTA_TABLE, table)
+    if table not in (TABLE_MAIN, TABLE_LOCAL):
+        return None
+    ifindex, gateway = found.get(_RTA_OIF, 0), found.get(_RTA_GATEWAY, 0)
+    if hops:
+        ifindex, gateway = _first_living_hop(hops)
+    elif flags & _RTNH_F_DEAD:
+        return None
+    return Route(
+        network=found.get(_RTA_DST, 0),
+        prefix_len=prefix_len,
+        kind=RouteKind(kind) if kind <= RouteKind.XRESOLVE else RouteKind.UNSPEC,
+        ifindex=ifindex,
+        gateway=gateway,
+        table=table,
+        metric=found.get(_RTA_PRIORITY, 0),
+        preferred_source=found.get(_RTA_PREFSRC, 0),
+        mtu=mtu,
+    )
+
+
+def _first_living_hop(hops: memoryview) -> tuple[int, int]:
+    """Return (ifindex, gateway) of the first next hop of a multipath route that is not dead; (0, 0) if all are."""
+    offset = 0
+    while offset + _RTNEXTHOP.size <= len(hops):
+        length, flags, _weight, ifindex = _RTNEXTHOP.unpack_from(hops, offset)
+        if length < _RTNEXTHOP.size:
+            break
+        if not flags & _RTNH_F_DEAD:
+            gateways = (
+                _BE32.unpack(value)[0]
+                for name, value in attributes(hops[offset + _RTNEXTHOP.size : offset + length])
+                if name == _RTA_GATEWAY
+            )
+            return ifindex, next(gateways, 0)
+        offset += (length + 3) & ~3
+    return 0, 0
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+class _Socket:
+    """A netlink socket for requests and their answers."""
+
+    def __init__(self, protocol: int) -> None:
+        try:
+            self.raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        except OSError as error:
+            message = f"netlink: protocol {protocol} is not available ({errno.errorcode.get(error.errno or 0)})"
+            raise MissingFeatureError(message) from error
+        self.raw.bind((0, 0))
+        self._sequence = 0
+
+    def message(self, kind: int, flags: int, body: bytes) -> bytes:
+        """Return a request with the next sequence number."""
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        return _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, self._sequence, 0) + body
+
+    def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
+        """Return (type, payload) of everything that the kernel lists; again when it changed in between."""
+        for _ in range(_DUMP_ATTEMPTS):
+            answer, was_interrupted = self._ask(kind, _DUMP, body)
+            if not was_interrupted:
+                break
+        return answer  # the last one: what it may have missed comes as an event
+
+    def get(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
+        """Return (type, payload) of the answers to a request for one thing; OSError as the kernel says."""
+        return self._ask(kind, _ACK, body)[0]
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> tuple[list[tuple[int, bytes]], bool]:
+        self.raw.send(self.message(kind, flags, body))
+        answer: list[tuple[int, bytes]] = []
+        was_interrupted = False
+        while True:
+            for kind_of_answer, its_flags, sequence, payload in messages(self.raw.recv(_BUFFER_BYTES)):
+                if sequence != self._sequence:
+                    continue
+                was_interrupted |= bool(its_flags & _DUMP_INTERRUPTED)
+                if kind_of_answer == _DONE:
+                    return answer, was_interrupted
+                if kind_of_answer == _ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code:
+                        raise OSError(code, os.strerror(code))
+                    return answer, was_interrupted
+                answer.append((kind_of_answer, bytes(payload)))
+
+    def change(self, requests: Iterable[tuple[int, int, bytes]]) -> Iterator[int]:
+        """Send (type, flags, payload) requests many at a time; yield an errno, or 0, for each in order."""
+        pending = list(requests)
+        for start in range(0, len(pending), _BATCH):
+            batch = pending[start : start + _BATCH]
+            first = self._sequence + 1
+            self.raw.send(b"".join(self.message(kind, flags | _ACK, body) for kind, flags, body in batch))
+            results: dict[int, int] = {}
+            while len(results) < len(batch):
+                for kind, _flags, sequence, payload in messages(self.raw.recv(_BUFFER_BYTES)):
+                    if kind == _ERROR and sequence >= first:
+                        results[sequence] = -struct.unpack_from("=i", payload)[0]
+            for sequence in range(first, first + len(batch)):
+                yield results[sequence]
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Yield (type, flags, sequence, payload) of each netlink message in a datagram."""
+    view = memoryview(datagram)
+    offset = 0
+    while offset + _HEADER.size <= len(view):
+        length, kind, flags, sequence, _port = _HEADER.unpack_from(view, offset)
+        if length < _HEADER.size or offset + length > len(view):
+            return
+        yield kind, flags, sequence, view[offset + _HEADER.size : offset + length]
+        offset += (length + 3) & ~3
+
+
+def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
+    """Yield each link of a RTM_GETLINK answer as pyroute2 decodes it."""
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: PLC0415  takes 0.2 s
+
+    for kind, body in answers:
+        if kind == _NEWLINK:
+            message = ifinfmsg(_HEADER.pack(_HEADER.size + len(body), kind, 0, 0, 0) + body)
+            message.decode()
+            yield message
+
+
+def _interface(link: Any) -> Interface:
+    info = link.get_attr("IFLA_LINKINFO")
+    mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
+    is_up = link["flags"] & _IFF_UP and link["flags"] & _IFF_LOWER_UP
+    return Interface(
+        name=link.get_attr("IFLA_IFNAME"),
+        ifindex=link["index"],
+        mac=mac if len(mac) == 6 and any(mac) else b"",
+        mtu=link.get_attr("IFLA_MTU") or 0,
+        is_up=bool(is_up),
+        rx_queues=link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
+        tx_queues=link.get_attr("IFLA_NUM_TX_QUEUES") or 1,
+        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
+        peer_ifindex=link.get_attr("IFLA_LINK") or 0,
+    )
+
+
+class NetDev:
+    """The kernel's interfaces, routes and neighbours in the current network namespace. A context manager."""
+
+    def __init__(self) -> None:
+        self._requests = _Socket(socket.NETLINK_ROUTE)
+        self._events = _Socket(socket.NETLINK_ROUTE).raw
+        self._events.setblocking(False)
+        with contextlib.suppress(PermissionError):  # without the privilege an overrun comes sooner; it is handled
+            self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER_BYTES)
+        for group in _GROUPS:
+            self._events.setsockopt(270, _ADD_MEMBERSHIP, group)  # SOL_NETLINK
+
+    def __enter__(self) -> Self:
+        """Return the object itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the sockets; the kernel's entries stay."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the sockets; the kernel's entries stay."""
+        self._requests.raw.close()
+        self._events.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `changes` has something to say."""
+        return self._events.fileno()
+
+    def interfaces(self) -> list[Interface]:
+        """Return every interface."""
+        return [_interface(link) for link in _links(self._requests.dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)))]
+
+    def interface(self, name: str) -> Interface:
+        """Return the interface `name`; UsageError if there is none."""
+        interfaces = self.interfaces()
+        for interface in interfaces:
+            if interface.name == name:
+                return interface
+        here = ", ".join(interface.name for interface in interfaces)
+        message = f"interface {name}: does not exist; the interfaces here are {here}"
+        raise UsageError(message)
+
+    def statistics(self, ifindex: int) -> Statistics:
+        """Return the counters of an interface; UsageError if there is none of that index."""
+        try:
+            answers = self._requests.get(_GETLINK, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
+        except OSError as error:
+            message = f"interface with index {ifindex}: does not exist any more"
+            raise UsageError(message) from error
+        counters = next(_links(answers)).get_attr("IFLA_STATS64")
+        return Statistics(**{name: counters[name] for name in Statistics.__dataclass_fields__})
+
+    def routes(self) -> list[Route]:
+        """Return the IPv4 routes of the tables main and local; those of another TOS are left out."""
+        answers = self._requests.dump(_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+        parsed = (parse_route(memoryview(body)) for kind, body in answers if kind == _NEWROUTE)
+        return [route for route in parsed if route is not None]
+
+    def neighbours(self) -> list[Neighbour]:
+        """Return the IPv4 neighbour entries of all interfaces."""
+        answers = self._requests.dump(_GETNEIGH, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0))
+        parsed = (parse_neighbour(memoryview(body)) for kind, body in answers if kind == _NEWNEIGH)
+        return [neighbour for neighbour in parsed if neighbour is not None]
+
+    def changes(self, limit: int = 4096) -> Changes:
+        """Return what has happened, without waiting; about `limit` neighbour events at most, the rest next time."""
+        changes = Changes()
+        while len(changes.neighbours) < limit:
+            try:
+                datagram = self._events.recv(_BUFFER_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    message = f"netlink: reading events failed ({error.strerror}); restart turnout"
+                    raise Error(message) from error
+                changes.is_overrun = True
+                continue
+            for kind, _flags, _sequence, body in messages(datagram):
+                if kind in (_NEWNEIGH, _DELNEIGH):
+                    neighbour = parse_neighbour(body)
+                    if neighbour is not None:
+                        changes.neighbours.append((neighbour, kind == _DELNEIGH))
+                elif kind in (_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE):
+                    changes.links_or_routes = True
+        return changes
+
+    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]:
+        """Make the kernel find the MAC addresses of neighbours; return {neighbour: errno} of those it refused.
+
+        With `keep` the kernel also keeps them alive for ever (NTF_EXT_MANAGED, Linux 5.16; an older one ignores the
+        flag, and `Neighbour.is_managed` stays false). They do not count against gc_thresh3, by default 1024. Must
+        not be used on PERMANENT entries: they would cease to be permanent.
+        """
+        wanted = list(keys)
+        extended = _attribute(_NDA_FLAGS_EXT, _U32.pack(_NTF_EXT_MANAGED)) if keep else b""
+        tail = extended + _attribute(_NDA_PROTOCOL, bytes([OUR_PROTOCOL]))
+        results = self._requests.change(
+            (_NEWNEIGH, _CREATE | _REPLACE, _neighbour_request(key, 0, _NTF_USE | _NTF_EXT_LEARNED) + tail)
+            for key in wanted
+        )
+        return {key: code for key, code in zip(wanted, results, strict=True) if code}
+
+    def let_go(self, keys: Iterable[NeighbourKey]) -> None:
+        """Give entries that `resolve` made back to the kernel's own ageing; those without a MAC address go at once."""
+        wanted = list(keys)
+        results = self._requests.change(
+            (_NEWNEIGH, _REPLACE, _neighbour_request(key, NeighbourState.STALE, 0)) for key in wanted
+        )
+        unresolved = [key for key, code in zip(wanted, results, strict=True) if code]
+        for _ in self._requests.change((_DELNEIGH, 0, _neighbour_request(key, 0, 0)) for key in unresolved):
+            pass  # gone already, like its interface
+
+    def takes_redirects(self, ifindex: int) -> bool | None:
+        """Return whether the driver accepts frames that XDP redirects to the interface; None: the kernel cannot tell.
+
+        Asked of the netdev family (Linux 6.3): DEV_GET, xdp-features, NDO_XMIT. A veth says so when its peer has an
+        XDP program or GRO.
+        """
+        features = xdp_features(ifindex)
+        return None if features is None else bool(features & _NDO_XMIT)
+
+
+def _neighbour_request(key: NeighbourKey, state: int, flags: int) -> bytes:
+    ifindex, address = key
+    return _NDMSG.pack(socket.AF_INET, ifindex, state, flags, 0) + _attribute(_NDA_DST, _BE32.pack(address))
+
+
+def xdp_features(ifindex: int) -> int | None:
+    """Return NETDEV_XDP_ACT_* of an interface; None where the kernel has no netdev family (before 6.3)."""
+    controller, get_family, family_name, family_id = 16, 3, 2, 1  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
+    device_get, device_ifindex, device_features = 1, 1, 3  # NETDEV_CMD_DEV_GET, NETDEV_A_DEV_*
+    generic = _Socket(_NETLINK_GENERIC)
+    try:
+        request = struct.pack("=BBxx", get_family, 1) + _attribute(family_name, b"netdev\0")
+        found = _generic_attributes(generic.get(controller, request))
+        family = int.from_bytes(found[family_id], "little")
+        request = struct.pack("=BBxx", device_get, 1) + _attribute(device_ifindex, _U32.pack(ifindex))
+        found = _generic_attributes(generic.get(family, request))
+        return int.from_bytes(found[device_features], "little")
+    except (OSError, KeyError):
+        return None
+    finally:
+        generic.raw.close()
+
+
+def _generic_attributes(answers: list[tuple[int, bytes]]) -> dict[int, bytes]:
+    """Return the attributes of a generic netlink answer by type."""
+    return {kind: bytes(value) for _, body in answers for kind, value in attributes(memoryview(body)[4:])}

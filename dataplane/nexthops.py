@@ -1,0 +1,469 @@
+"""The rows of next_hops: handed out, resolved through netlink, and kept right while the network changes.
+
+A row leads to a *prefix*: one host (32 bits), or all that a route with a gateway covers. It is resolved by the route of
+that prefix, and flows hold its number: when a MAC address, a gateway or an interface changes, the row is written anew
+and every flow follows. Compiled code finds a client's row by `lookup(hops, address)` in dataplane/hops_compiled.py.
+
+Who asks the kernel for a neighbour, and how often:
+
+* endpoints and gateways are kept resolved by the kernel (NTF_EXT_MANAGED), or by us where it cannot;
+* clients on the link have a row as soon as the kernel knows them, or as soon as compiled code asks. Their traffic
+  does not pass through the kernel, so it is told to check them once a minute; one that does not answer, ever less often.
+
+A neighbour entry that the kernel merely forgot (garbage collection) stays in use while it is asked for again; one
+that FAILED does not.
+
+A row is never taken back: flows may hold it. When all are taken, new destinations get row 0, which stays unresolved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dataplane import hops_compiled as compiled_hops
+from dataplane.hops_compiled import Hops, new_hops
+from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable, mask
+from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+from xdp import schema
+from xdp.schema import HopState
+from xdp.tables import Tables
+
+Prefix = tuple[int, int]  # (network in host order, prefix length)
+
+NOBODY = 0  # the row that leads nowhere
+ROUTES = 131_072  # that `lookup` can tell apart
+DRAIN_S = 0.02  # how often requests of compiled code are looked at
+RECHECK_S = 60.0  # a client's entry, which no packet through the kernel refreshes
+RETRY_S = 5.0  # a neighbour that does not answer, doubling ...
+LONGEST_RETRY_S = 320.0  # ... up to here
+_ASK_AGAIN_S = 1.0  # at most so often on behalf of packets: the kernel's own three probes take as long
+_RECHECKS = 512  # neighbours looked at in one turn
+_LOAD_SHARE = 5  # reading all routes again takes at most one part of so many of the time
+_HOSTS_SHARE = 0.75  # of the rows may go to clients, so that a scan of the subnet leaves room for endpoints
+
+_log = logging.getLogger(__name__)
+
+
+class Kernel(Protocol):
+    """What is needed of dataplane.netdev.NetDev."""
+
+    def fileno(self) -> int: ...
+    def interfaces(self) -> list[Interface]: ...
+    def routes(self) -> list[Route]: ...
+    def neighbours(self) -> list[Neighbour]: ...
+    def changes(self) -> Changes: ...
+    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]: ...
+    def let_go(self, keys: Iterable[NeighbourKey]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Row:
+    number: int
+    prefix: Prefix
+    is_endpoint: bool = False
+    is_route: bool = False  # a route of ours leads through a gateway to this prefix
+    is_client: bool = False  # compiled code has asked for it
+    hop: Hop = NOWHERE
+
+    @property
+    def is_kept(self) -> bool:
+        """Return whether the kernel is to keep the neighbour resolved for ever."""
+        return self.is_endpoint or self.is_route
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A neighbour that we have asked for."""
+
+    is_kept: bool
+    at_s: float
+    wait_s: float = RETRY_S  # until the next look
+
+
+def _address(number: int) -> str:
+    return str(IPv4Address(number))
+
+
+class NextHops:
+    """The next hops of a node: one thread calls everything here, compiled code reads `hops` from any.
+
+    `tables.next_hops` may hold rows of a predecessor: flows use them, so they are taken over with their numbers.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        netdev: Kernel,
+        interfaces: Collection[str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read everything from the kernel and resolve what is in the table. `interfaces`: the names that are ours."""
+        self.hops: Hops = new_hops(tables.next_hops, ROUTES)
+        self.rows_refused = 0  # destinations that found the table full
+        self.routes_refused = 0  # routes that do not fit into the index now
+        self._table = tables.next_hops
+        self._epochs = tables.control["next_hop_epoch"]
+        self._netdev = netdev
+        self._clock = clock
+        self._mirror = Mirror(interfaces)
+        self._rows: dict[Prefix, _Row] = {}
+        self._dependents: dict[NeighbourKey, set[Prefix]] = {}
+        self._asked: dict[NeighbourKey, _Asked] = {}
+        self._to_ask: dict[NeighbourKey, bool] = {}  # whether to keep it
+        self._to_let_go: set[NeighbourKey] = set()
+        self._recheck: list[NeighbourKey] = []
+        self._requests = np.zeros(compiled_hops.REQUESTS, np.uint32)
+        self._scratch = np.zeros(1, schema.NEXT_HOP)
+        self._is_stale = False  # interfaces or routes have changed since they were read
+        self._next_load_s = 0.0
+        self._adopt()
+        self._load(self._clock())
+        self._load_neighbours()
+        self._flush(self._clock())
+
+    # What others ask for.
+
+    def row_for(self, address: int | IPv4Address) -> int:
+        """Return the row of the way to an endpoint, resolved now or later; NOBODY, counted, when the table is full."""
+        row = self._row((int(address), HOST_BITS))
+        if row is None:
+            return NOBODY
+        if not row.is_endpoint:
+            row.is_endpoint = True
+            self._resolve(row)
+            self._flush(self._clock())
+        return row.number
+
+    def retain(self, addresses: Iterable[int | IPv4Address]) -> None:
+        """Keep only these endpoints resolved; rows of others stay as they are for the flows that hold them."""
+        wanted = {(int(address), HOST_BITS) for address in addresses}
+        for prefix, row in self._rows.items():
+            if row.is_endpoint and prefix not in wanted:
+                row.is_endpoint = False
+                row.is_client = True  # its flows are not cut: it is still looked after, but without haste
+                self._settle(row.hop.neighbour)
+        left_by_predecessor = [key for key, asked in self._asked.items() if asked.is_kept and not self._is_kept(key)]
+        self._to_let_go.update(left_by_predecessor)
+        self._flush(self._clock())
+
+    def describe(self) -> list[dict[str, object]]:
+        """Return every row as `turnout get nexthops` shows it."""
+        return [self._described(row) for row in sorted(self._rows.values(), key=lambda row: row.number)]
+
+    def _described(self, row: _Row) -> dict[str, object]:
+        network, prefix_len = row.prefix
+        hop = row.hop
+        interface = self._mirror.interfaces.get(hop.ifindex)
+        return {
+            "row": row.number,
+            "destination": _address(network) + ("" if prefix_len == HOST_BITS else f"/{prefix_len}"),
+            "via": _address(hop.via) if hop.via and hop.via != network else None,
+            "interface": interface.name if interface else None,
+            "mac": hop.mac.hex(":") if hop.mac else None,
+            "state": hop.state.name.lower(),
+            "mtu": hop.mtu or None,
+        }
+
+    # Following the kernel.
+
+    async def run(self) -> None:
+        """Follow the kernel and serve requests until cancelled."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._netdev.fileno(), self.turn)
+        try:
+            while True:
+                self.turn()
+                await asyncio.sleep(DRAIN_S)
+        finally:
+            loop.remove_reader(self._netdev.fileno())
+
+    def turn(self) -> None:
+        """Do what is to be done now: events, requests of compiled code, neighbours that need another look."""
+        now = self._clock()
+        changes = self._netdev.changes()
+        self._is_stale |= changes.links_or_routes or changes.is_overrun
+        # The kernel does not tell which routes an interface took with it, nor which one a new route replaced: a change
+        # means reading all of them, and how long that took decides when it may happen again.
+        if self._is_stale and now >= self._next_load_s:
+            self._load(now)
+        if changes.is_overrun:
+            self._load_neighbours()
+        elif changes.neighbours:
+            self._apply(changes.neighbours)
+        self._serve_requests(now)
+        self._look_again(now)
+        self._flush(now)
+
+    def _load(self, now: float) -> None:
+        """Read interfaces and routes, index the routes, and resolve every row anew."""
+        started = self._clock()
+        self._is_stale = False
+        self._mirror.set_interfaces(self._netdev.interfaces())
+        self._mirror.set_routes(self._netdev.routes())
+        self._index_routes()
+        for row in list(self._rows.values()):
+            self._resolve(row)
+        self._next_load_s = now + (_LOAD_SHARE - 1) * (self._clock() - started)
+
+    def _index_routes(self) -> None:
+        """Publish the routes for `lookup`, with a row for each that leads through a gateway or a foreign interface."""
+        routes = list(self._mirror.routes())
+        self.routes_refused = max(0, len(routes) - ROUTES)
+        if self.routes_refused:
+            _log.error("%d routes: only the %d longest prefixes are used", len(routes), ROUTES)
+            del routes[ROUTES:]
+        led = {row.prefix for row in self._rows.values() if row.is_route}
+        starts = np.zeros(compiled_hops.LENGTHS + 1, np.uint32)
+        networks = np.zeros(len(routes), np.uint32)
+        targets = np.zeros(len(routes), np.uint32)
+        for entry, route in enumerate(routes):
+            starts[HOST_BITS - route.prefix_len + 1] += 1
+            networks[entry] = route.network
+            targets[entry] = self._target(route)
+            led.discard((route.network, route.prefix_len))
+        for prefix in led:  # withdrawn: flows still hold the row, and go by the route that covers it now
+            self._rows[prefix].is_route = False
+        compiled_hops.publish_routes(self.hops, np.cumsum(starts, dtype=np.uint32), networks, targets)
+
+    def _target(self, route: Route) -> int:
+        if route.kind is not RouteKind.UNICAST:
+            return compiled_hops.NO_ROUTE
+        if self._mirror.is_on_link(route):
+            return compiled_hops.ON_LINK
+        row = self._row((route.network, route.prefix_len))
+        if row is None:
+            return compiled_hops.NO_ROUTE
+        row.is_route = True
+        return row.number
+
+    def _load_neighbours(self) -> None:
+        """Read all neighbours and apply what differs; entries of ours that nobody wanted yet are remembered."""
+        fresh = {neighbour.key: neighbour for neighbour in self._netdev.neighbours()}
+        gone = [(old, True) for key, old in self._mirror.neighbours.items() if key not in fresh]
+        self._apply(gone + [(neighbour, False) for neighbour in fresh.values()])
+
+    def _apply(self, events: Iterable[tuple[Neighbour, bool]]) -> None:
+        changed: set[NeighbourKey] = set()
+        for neighbour, is_gone in events:
+            key = neighbour.key
+            if not self._mirror.is_ours(neighbour.ifindex) and key not in self._mirror.neighbours:
+                continue
+            changed.add(key)
+            self._store(neighbour, is_gone=is_gone)
+        for key in changed:
+            known = self._mirror.neighbours.get(key)
+            if known is not None and known.is_ours and known.is_managed and key not in self._asked:
+                self._asked[key] = _Asked(is_kept=True, at_s=self._clock())
+            dependents = self._dependents.get(key)
+            if dependents is None and is_usable(known):
+                self._learn(key)
+            for prefix in tuple(dependents or ()):
+                self._resolve(self._rows[prefix])
+
+    def _store(self, neighbour: Neighbour, *, is_gone: bool) -> None:
+        """Put an event into the mirror."""
+        key = neighbour.key
+        old = self._mirror.neighbours.get(key)
+        if is_gone:
+            interface = self._mirror.interfaces.get(neighbour.ifindex)
+            was_forgotten = is_usable(old) and not neighbour.state & NeighbourState.FAILED
+            if old is not None and was_forgotten and key in self._dependents and interface and interface.is_up:
+                self._mirror.neighbours[key] = old._replace(state=NeighbourState.STALE, is_managed=False)
+                self._ask(key)
+            else:
+                self._mirror.neighbours.pop(key, None)
+                self._asked.pop(key, None)  # whoever still needs it asks anew
+        elif is_usable(old) and neighbour.state in (NeighbourState.NONE, NeighbourState.INCOMPLETE):
+            pass  # a forgotten one that is being asked for: what we know holds until the verdict
+        else:
+            self._mirror.neighbours[key] = neighbour
+
+    def _learn(self, key: NeighbourKey) -> None:
+        """Give a neighbour that the kernel has learnt a row, if it is where our route to it leads."""
+        ifindex, address = key
+        route = self._mirror.match(address)
+        if self._mirror.is_on_link(route) and route is not None and route.ifindex == ifindex:
+            row = self._client_row(address)
+            if row is not None:
+                self._resolve(row)
+
+    # Rows.
+
+    def _adopt(self) -> None:
+        """Take over the rows that a predecessor handed out."""
+        used = np.flatnonzero(self._table["used"])
+        for number in used.tolist():
+            record = self._table[number]
+            prefix = (int(compiled_hops.host_order(record["destination"])), int(record["prefix_len"]))
+            self._rows[prefix] = _Row(number, prefix, is_client=True)
+            if prefix[1] == HOST_BITS:
+                compiled_hops.set_host_row(self.hops, prefix[0], number)
+        free = np.ones(len(self._table), bool)
+        free[used] = False
+        free[NOBODY] = False
+        self._free: list[int] = np.flatnonzero(free)[::-1].tolist()
+        self._rows_for_others = int(len(self._table) * (1 - _HOSTS_SHARE))
+
+    def _row(self, prefix: Prefix) -> _Row | None:
+        """Return the row of a prefix, handed out if it has none; None, counted, when the table is full."""
+        row = self._rows.get(prefix)
+        if row is not None:
+            return row
+        if not self._free:
+            self._refuse(prefix)
+            return None
+        row = _Row(self._free.pop(), prefix)
+        self._rows[prefix] = row
+        self._write(row)
+        if prefix[1] == HOST_BITS:
+            compiled_hops.set_host_row(self.hops, prefix[0], row.number)
+        return row
+
+    def _client_row(self, address: int) -> _Row | None:
+        """Return the row of a host on the link; None, counted, when the clients' share of the table is taken."""
+        prefix = (address, HOST_BITS)
+        if prefix not in self._rows and len(self._free) <= self._rows_for_others:
+            self._refuse(prefix)
+            return None
+        return self._row(prefix)
+
+    def _refuse(self, prefix: Prefix) -> None:
+        self.rows_refused += 1
+        if self.rows_refused & (self.rows_refused - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
+            _log.error(
+                "next hops: no row for %s: %d of %d are taken (refused %d times); start with more",
+                _address(prefix[0]), len(self._rows), len(self._table), self.rows_refused,
+            )  # fmt: skip
+
+    def _resolve(self, row: _Row) -> None:
+        """Change a row to where its prefix leads now, and ask for the neighbour that it needs."""
+        old, hop = row.hop, self._mirror.hop(*row.prefix)
+        row.hop = hop
+        if old.neighbour != hop.neighbour:
+            if old.neighbour:
+                self._dependents[old.neighbour].discard(row.prefix)
+                self._settle(old.neighbour)
+            if hop.neighbour:
+                self._dependents.setdefault(hop.neighbour, set()).add(row.prefix)
+        if hop.neighbour and (row.is_kept or row.is_client):
+            asked = self._asked.get(hop.neighbour)
+            if asked is None or asked.is_kept < row.is_kept or old.neighbour != hop.neighbour:
+                self._ask(hop.neighbour)
+        self._write(row)
+
+    def _write(self, row: _Row) -> None:
+        """Bring a row's record in the shared table up to date."""
+        new, old = self._scratch[0], self._table[row.number]
+        network, prefix_len = row.prefix
+        new["used"], new["prefix_len"] = 1, prefix_len
+        new["destination"] = int(compiled_hops.host_order(network))
+        new["state"] = row.hop.state
+        if row.hop.state is HopState.FORWARD:
+            new["dst_mac"] = np.frombuffer(row.hop.mac, np.uint8)
+            new["src_mac"] = np.frombuffer(row.hop.source_mac, np.uint8)
+        else:  # a reader that is just using the old addresses must not see half of others
+            new["dst_mac"], new["src_mac"] = old["dst_mac"], old["src_mac"]
+        if row.hop.state is HopState.UNRESOLVED:
+            new["ifindex"], new["mtu"] = old["ifindex"], old["mtu"]
+        else:
+            new["ifindex"], new["mtu"] = row.hop.ifindex, row.hop.mtu
+        words: npt.NDArray[np.uint64] = self._scratch.view(np.uint64)
+        compiled_hops.write_row(self.hops.rows, self._epochs, row.number, words)
+
+    # Asking the kernel.
+
+    def _is_kept(self, key: NeighbourKey) -> bool:
+        return any(self._rows[prefix].is_kept for prefix in self._dependents.get(key, ()))
+
+    def _ask(self, key: NeighbourKey) -> None:
+        if not is_fixed(self._mirror.neighbours.get(key)):
+            self._to_ask[key] = self._is_kept(key)
+            self._to_let_go.discard(key)
+
+    def _settle(self, key: NeighbourKey | None) -> None:
+        """Give a neighbour back to the kernel when no row, or none that keeps it, needs it any more."""
+        if key is None:
+            return
+        if not self._dependents.get(key):
+            self._dependents.pop(key, None)
+            self._to_ask.pop(key, None)
+        asked = self._asked.get(key)
+        if asked is not None and (key not in self._dependents or asked.is_kept > self._is_kept(key)):
+            self._to_let_go.add(key)
+
+    def _serve_requests(self, now: float) -> None:
+        """Resolve what compiled code has asked for."""
+        count = compiled_hops.take_requests(self.hops, self._requests)
+        for address in self._requests[:count].tolist():
+            route = self._mirror.match(address)
+            if route is None or route.kind is not RouteKind.UNICAST:
+                continue
+            if self._mirror.is_on_link(route):
+                row = self._client_row(address)
+            else:
+                row = self._rows.get((route.network, route.prefix_len))
+            if row is None:
+                continue
+            row.is_client = True
+            self._resolve(row)
+            key = row.hop.neighbour
+            asked = self._asked.get(key) if key else None
+            if key and row.hop.state is HopState.UNRESOLVED and (asked is None or now - asked.at_s >= _ASK_AGAIN_S):
+                self._ask(key)
+
+    def _look_again(self, now: float) -> None:
+        """Ask again for some neighbours: those the kernel does not manage, and those that did not answer."""
+        if not self._recheck:
+            self._recheck = list(self._asked)
+        for key in self._recheck[-_RECHECKS:]:
+            asked = self._asked.get(key)
+            if asked is None or now - asked.at_s < asked.wait_s:
+                continue
+            neighbour = self._mirror.neighbours.get(key)
+            if neighbour is not None and neighbour.is_managed:
+                asked.at_s = now
+            elif key in self._dependents:
+                self._ask(key)
+        del self._recheck[-_RECHECKS:]
+
+    def _flush(self, now: float) -> None:
+        """Send what was decided to the kernel, many at a time."""
+        if self._to_let_go:
+            let_go, self._to_let_go = self._to_let_go, set()
+            for key in let_go:
+                self._asked.pop(key, None)
+            with contextlib.suppress(OSError):
+                self._netdev.let_go(let_go)
+            for key in let_go:  # still used, but no longer kept: a client's from now on
+                if any(self._rows[prefix].is_client for prefix in self._dependents.get(key, ())):
+                    self._to_ask.setdefault(key, False)
+        if not self._to_ask:
+            return
+        to_ask, self._to_ask = self._to_ask, {}
+        for keep in (True, False):
+            keys = [key for key, kept in to_ask.items() if kept is keep]
+            for key in keys:
+                self._asked[key] = _Asked(keep, now, self._wait_s(key))
+            for key, code in (self._netdev.resolve(keys, keep=keep) if keys else {}).items():
+                reason = errno.errorcode.get(code, str(code))
+                _log.debug("neighbour %s on interface %d: not asked for (%s)", _address(key[1]), key[0], reason)
+                self._asked[key].wait_s = RETRY_S
+
+    def _wait_s(self, key: NeighbourKey) -> float:
+        """Return when to look at a neighbour again that is asked for now."""
+        if is_usable(self._mirror.neighbours.get(key)):
+            return RECHECK_S
+        asked = self._asked.get(key)
+        return min(2 * asked.wait_s, LONGEST_RETRY_S) if asked and asked.wait_s != RECHECK_S else RETRY_S

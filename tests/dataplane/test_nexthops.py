@@ -1,0 +1,719 @@
+"""Rows of next_hops: found by compiled code, kept right by the control plane."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataplane import hops_compiled as compiled_hops
+from dataplane.hops_compiled import MISS, NO_ROUTE, ON_LINK, PENDING, lookup, new_hops, publish_routes, take_requests
+from dataplane.mirror import mask
+from dataplane.netdev import Changes, Interface, NetDev, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+from dataplane.nexthops import NOBODY, NextHops
+from xdp import schema
+from xdp.schema import HopState
+from xdp.tables import Capacity, Tables
+
+S = NeighbourState
+ETH0 = Interface("eth0", 2, bytes.fromhex("020000000002"), 1500, is_up=True)
+ETH1 = Interface("eth1", 3, bytes.fromhex("020000000003"), 9000, is_up=True)
+FOREIGN = Interface("other", 4, bytes.fromhex("020000000004"), 1500, is_up=True)
+M1, M2 = bytes.fromhex("0200000a0001"), bytes.fromhex("0200000a0002")
+
+
+def ip(text: str) -> int:
+    return int(ipaddress.IPv4Address(text))
+
+
+def wire(text: str) -> int:
+    """Return an address as compiled code finds it in a frame."""
+    return int.from_bytes(socket.inet_aton(text), "little")
+
+
+def route(prefix: str, ifindex: int, via: str = "0.0.0.0", **more: object) -> Route:
+    network = ipaddress.IPv4Network(prefix)
+    return Route(int(network.network_address), network.prefixlen, ifindex=ifindex, gateway=ip(via), **more)  # type: ignore[arg-type]
+
+
+def neighbour(address: str, mac: bytes = M1, state: S = S.REACHABLE, ifindex: int = 2, **more: bool) -> Neighbour:
+    return Neighbour(ifindex, ip(address), mac, state, **more)
+
+
+class World:
+    """A kernel given as data: what it would tell, and what it was asked."""
+
+    def __init__(self, routes: Iterable[Route], neighbours: Iterable[Neighbour] = ()) -> None:
+        self.now = 1000.0
+        self.links = [ETH0, ETH1, FOREIGN]
+        self.route_list = list(routes)
+        self.entries = {entry.key: entry for entry in neighbours}
+        self.pending = Changes()
+        self.asked: list[tuple[NeighbourKey, bool]] = []
+        self.returned: set[NeighbourKey] = set()
+        self.tables = Tables.in_memory(Capacity(connections=100, frontends=8, services=8, maglev_slots=8, next_hops=64))
+
+    def node(self) -> NextHops:
+        return NextHops(self.tables, self, ["eth0", "eth1"], clock=lambda: self.now)
+
+    def tell(self, *entries: Neighbour, gone: bool = False) -> None:
+        self.pending.neighbours += [(entry, gone) for entry in entries]
+
+    def state(self, row: int) -> HopState:
+        return HopState(int(self.tables.next_hops[row]["state"]))
+
+    def mac(self, row: int) -> bytes:
+        return bytes(self.tables.next_hops[row]["dst_mac"])
+
+    def fileno(self) -> int:
+        return -1
+
+    def interfaces(self) -> list[Interface]:
+        return self.links
+
+    def routes(self) -> list[Route]:
+        return self.route_list
+
+    def neighbours(self) -> list[Neighbour]:
+        return list(self.entries.values())
+
+    def changes(self) -> Changes:
+        changes, self.pending = self.pending, Changes()
+        return changes
+
+    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]:
+        self.asked += [(key, keep) for key in keys]
+        return {}
+
+    def let_go(self, keys: Iterable[NeighbourKey]) -> None:
+        self.returned |= set(keys)
+
+
+LAN = route("10.0.0.0/16", 2)
+DEFAULT = route("0.0.0.0/0", 3, "10.1.0.1")
+GATEWAY = neighbour("10.1.0.1", M2, ifindex=3)
+
+
+# Endpoints.
+
+
+def test_an_endpoint_on_the_link_is_forwarded_to_its_own_mac() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    record = world.tables.next_hops[world.node().row_for(ip("10.0.0.7"))]
+    assert bytes(record["dst_mac"]) == M1
+    assert bytes(record["src_mac"]) == ETH0.mac
+    assert (record["ifindex"], record["mtu"], record["state"]) == (2, 1500, HopState.FORWARD)
+
+
+def test_an_endpoint_behind_a_gateway_is_forwarded_to_the_gateway() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY])
+    row = world.node().row_for(ip("8.8.8.8"))
+    assert (world.mac(row), world.tables.next_hops[row]["mtu"]) == (M2, 9000)
+
+
+def test_an_unknown_neighbour_is_asked_for_and_kept() -> None:
+    world = World([LAN])
+    row = world.node().row_for(ip("10.0.0.7"))
+    assert world.state(row) is HopState.UNRESOLVED
+    assert world.asked == [((2, ip("10.0.0.7")), True)]
+
+
+def test_an_endpoint_has_one_row_however_often_it_is_asked_for() -> None:
+    node = World([LAN]).node()
+    assert (
+        node.row_for(ip("10.0.0.7")) == node.row_for(ipaddress.IPv4Address("10.0.0.7")) != node.row_for(ip("10.0.0.8"))
+    )
+
+
+@pytest.mark.parametrize("state", [S.REACHABLE, S.STALE, S.DELAY, S.PROBE, S.PERMANENT, S.NOARP])
+def test_neighbours_that_the_kernel_believes_in_are_used(state: S) -> None:
+    world = World([LAN], [neighbour("10.0.0.7", state=state)])
+    assert world.state(world.node().row_for(ip("10.0.0.7"))) is HopState.FORWARD
+
+
+@pytest.mark.parametrize("state", [S.NONE, S.INCOMPLETE, S.FAILED])
+def test_neighbours_that_do_not_answer_are_not_used(state: S) -> None:
+    world = World([LAN], [neighbour("10.0.0.7", b"", state)])
+    assert world.state(world.node().row_for(ip("10.0.0.7"))) is HopState.UNRESOLVED
+
+
+def test_a_permanent_neighbour_is_left_alone() -> None:
+    world = World([LAN], [neighbour("10.0.0.7", state=S.PERMANENT)])
+    world.node().row_for(ip("10.0.0.7"))
+    assert world.asked == []
+
+
+@pytest.mark.parametrize(
+    ("routes", "state"),
+    [
+        pytest.param([route("10.0.0.0/16", 4)], HopState.FOREIGN, id="an interface that is not ours"),
+        pytest.param([route("10.0.0.7/32", 1, kind=RouteKind.LOCAL)], HopState.FOREIGN, id="this node"),
+        pytest.param([route("10.0.0.0/16", 0, kind=RouteKind.BLACKHOLE)], HopState.UNRESOLVED, id="blackhole"),
+        pytest.param([], HopState.UNRESOLVED, id="no route"),
+        pytest.param([route("10.0.0.0/16", 9)], HopState.UNRESOLVED, id="an interface that is gone"),
+    ],
+)
+def test_where_we_cannot_forward(routes: list[Route], state: HopState) -> None:
+    world = World(routes)
+    row = world.node().row_for(ip("10.0.0.7"))
+    assert (world.state(row), world.asked) == (state, [])
+
+
+def test_of_two_routes_for_a_prefix_the_lower_metric_counts() -> None:
+    world = World(
+        [route("0.0.0.0/0", 2, "10.0.0.1", metric=200), route("0.0.0.0/0", 3, "10.1.0.1", metric=100), LAN], [GATEWAY]
+    )
+    assert world.mac(world.node().row_for(ip("8.8.8.8"))) == M2
+
+
+def test_a_full_table_is_counted_and_leads_nowhere() -> None:
+    world = World([LAN])
+    node = world.node()
+    rows = [node.row_for(ip("10.0.1.0") + host) for host in range(64)]
+    assert (rows[-1], node.rows_refused) == (NOBODY, 1)
+    assert sorted(rows[:-1]) == list(range(1, 64))
+    assert world.state(NOBODY) is HopState.UNRESOLVED
+
+
+def test_clients_leave_rows_for_endpoints() -> None:
+    world = World([LAN], [neighbour(f"10.0.0.{host}") for host in range(100)])
+    node = world.node()
+    assert node.rows_refused > 0
+    assert node.row_for(ip("10.0.200.1")) != NOBODY
+
+
+# What changes.
+
+
+def test_a_new_mac_address_is_followed_in_place_and_raises_the_epoch() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    row, epoch = node.row_for(ip("10.0.0.7")), int(world.tables.control["next_hop_epoch"][0])
+    world.tell(neighbour("10.0.0.7", M2))
+    node.turn()
+    assert (world.mac(row), world.state(row)) == (M2, HopState.FORWARD)
+    assert world.tables.control["next_hop_epoch"][0] == epoch + 1
+
+
+def test_an_event_that_changes_nothing_leaves_the_epoch() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    node.row_for(ip("10.0.0.7"))
+    epoch = int(world.tables.control["next_hop_epoch"][0])
+    world.tell(neighbour("10.0.0.7", state=S.STALE))
+    node.turn()
+    assert world.tables.control["next_hop_epoch"][0] == epoch
+
+
+def test_a_neighbour_that_fails_is_not_used_until_it_answers() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    row = node.row_for(ip("10.0.0.7"))
+    world.tell(neighbour("10.0.0.7", b"", S.FAILED))
+    node.turn()
+    assert world.state(row) is HopState.UNRESOLVED
+    world.tell(neighbour("10.0.0.7", M2))
+    node.turn()
+    assert (world.state(row), world.mac(row)) == (HopState.FORWARD, M2)
+
+
+def test_a_neighbour_that_the_kernel_forgot_is_used_and_asked_for_again() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    row = node.row_for(ip("10.0.0.7"))
+    world.asked.clear()
+    world.tell(neighbour("10.0.0.7", state=S.STALE), gone=True)
+    world.tell(neighbour("10.0.0.7", b"", S.INCOMPLETE))
+    node.turn()
+    assert world.state(row) is HopState.FORWARD
+    assert world.asked == [((2, ip("10.0.0.7")), True)]
+
+
+def test_another_gateway_is_followed_by_the_same_row() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY, neighbour("10.0.0.1")])
+    node = world.node()
+    row = lookup(node.hops, wire("8.8.8.8"))
+    world.route_list[1] = route("0.0.0.0/0", 2, "10.0.0.1")
+    world.pending.links_or_routes = True
+    node.turn()
+    assert lookup(node.hops, wire("8.8.8.8")) == row
+    assert (world.mac(row), world.tables.next_hops[row]["ifindex"]) == (M1, 2)
+    assert (3, ip("10.1.0.1")) in world.returned
+
+
+def test_a_withdrawn_route_leaves_its_row_to_the_one_that_covers_it() -> None:
+    world = World([LAN, DEFAULT, route("9.0.0.0/8", 2, "10.0.0.1")], [GATEWAY, neighbour("10.0.0.1")])
+    node = world.node()
+    row = lookup(node.hops, wire("9.1.1.1"))
+    assert world.mac(row) == M1
+    del world.route_list[2]
+    world.pending.links_or_routes = True
+    node.turn()
+    assert world.mac(row) == M2
+    assert lookup(node.hops, wire("9.1.1.1")) == lookup(node.hops, wire("8.8.8.8")) != row
+
+
+def test_a_more_specific_route_does_not_divert_the_row_of_the_wider_one() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY, neighbour("10.0.0.1")])
+    node = world.node()
+    row = lookup(node.hops, wire("8.8.8.8"))
+    world.route_list.append(route("0.0.0.0/8", 2, "10.0.0.1"))
+    world.pending.links_or_routes = True
+    node.turn()
+    assert world.mac(row) == M2
+
+
+def test_an_interface_that_goes_down_and_up_is_followed() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    row = node.row_for(ip("10.0.0.7"))
+    world.links = [Interface("eth0", 2, ETH0.mac, 1500, is_up=False)]
+    world.pending.links_or_routes = True
+    node.turn()
+    assert world.state(row) is HopState.UNRESOLVED
+    world.links, world.now = [ETH0], world.now + 10
+    world.pending.links_or_routes = True
+    node.turn()
+    assert world.state(row) is HopState.FORWARD
+
+
+def test_lost_events_are_made_up_for_by_reading_everything_again() -> None:
+    world = World([LAN], [neighbour("10.0.0.7"), neighbour("10.0.0.8")])
+    node = world.node()
+    row, other = node.row_for(ip("10.0.0.7")), node.row_for(ip("10.0.0.8"))
+    world.entries = {(2, ip("10.0.0.7")): neighbour("10.0.0.7", M2)}
+    world.pending.is_overrun = True
+    node.turn()
+    assert world.mac(row) == M2
+    assert ((2, ip("10.0.0.8")), True) in world.asked  # gone: the row stays in use meanwhile
+    assert world.state(other) is HopState.FORWARD
+
+
+def test_an_endpoint_that_is_dropped_is_no_longer_kept_but_its_row_stays() -> None:
+    world = World([LAN], [neighbour("10.0.0.7"), neighbour("10.0.0.8")])
+    node = world.node()
+    rows = node.row_for(ip("10.0.0.7")), node.row_for(ip("10.0.0.8"))
+    node.retain([ip("10.0.0.8")])
+    assert world.returned == {(2, ip("10.0.0.7"))}
+    assert world.state(rows[0]) is HopState.FORWARD
+    assert node.row_for(ip("10.0.0.9")) not in rows
+
+
+def test_a_successor_takes_over_rows_and_gives_back_what_nobody_wants() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY, neighbour("10.0.0.7")])
+    before = world.node()
+    row, way_out = before.row_for(ip("10.0.0.7")), lookup(before.hops, wire("8.8.8.8"))
+    managed = neighbour("10.0.0.66", is_managed=True, is_ours=True)
+    world.entries |= {managed.key: managed}
+    world.entries[(2, ip("10.0.0.7"))] = neighbour("10.0.0.7", M2)
+    after = world.node()
+    assert world.mac(row) == M2
+    assert after.row_for(ip("10.0.0.7")) == row
+    assert lookup(after.hops, wire("8.8.8.8")) == way_out
+    after.retain([ip("10.0.0.7")])
+    assert world.returned == {managed.key}
+
+
+def test_describe_tells_where_each_row_leads() -> None:
+    world = World([LAN, DEFAULT, route("172.16.0.0/12", 4)], [GATEWAY])
+    node = world.node()
+    node.row_for(ip("10.0.0.7"))
+    assert sorted(node.describe(), key=lambda row: str(row.pop("row"))) == [
+        {
+            "destination": "172.16.0.0/12",
+            "via": None,
+            "interface": "other",
+            "mac": None,
+            "state": "foreign",
+            "mtu": 1500,
+        },
+        {
+            "destination": "0.0.0.0/0",
+            "via": "10.1.0.1",
+            "interface": "eth1",
+            "mac": M2.hex(":"),
+            "state": "forward",
+            "mtu": 9000,
+        },
+        {
+            "destination": "10.0.0.7",
+            "via": None,
+            "interface": "eth0",
+            "mac": None,
+            "state": "unresolved",
+            "mtu": 1500,
+        },
+    ]
+
+
+# Clients.
+
+
+def test_all_clients_behind_a_gateway_share_a_row() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY])
+    node = world.node()
+    assert lookup(node.hops, wire("8.8.8.8")) == lookup(node.hops, wire("9.9.9.9")) > 0
+
+
+def test_a_client_that_the_kernel_knows_has_a_row_without_asking() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    assert world.mac(lookup(node.hops, wire("10.0.0.7"))) == M1
+    world.tell(neighbour("10.0.0.8", M2))
+    node.turn()
+    assert world.mac(lookup(node.hops, wire("10.0.0.8"))) == M2
+    assert world.asked == []
+
+
+def test_an_unknown_client_is_pending_then_resolved() -> None:
+    world = World([LAN])
+    node = world.node()
+    assert lookup(node.hops, wire("10.0.0.7")) == PENDING
+    assert lookup(node.hops, wire("10.0.0.7")) == PENDING
+    node.turn()
+    assert world.asked == [((2, ip("10.0.0.7")), False)]
+    world.tell(neighbour("10.0.0.7"))
+    node.turn()
+    row = lookup(node.hops, wire("10.0.0.7"))
+    assert world.state(row) is HopState.FORWARD
+    assert int(node.hops.lost_requests[0]) == 0
+
+
+def test_packets_for_an_unresolved_client_ask_once_a_second() -> None:
+    world = World([LAN])
+    node = world.node()
+    for _ in range(10):
+        lookup(node.hops, wire("10.0.0.7"))
+        node.turn()
+    assert len(world.asked) == 1
+    world.now += 1.0
+    lookup(node.hops, wire("10.0.0.7"))
+    node.turn()
+    assert len(world.asked) == 2
+
+
+def test_a_client_is_rechecked_each_minute_and_a_silent_one_ever_less_often() -> None:
+    world = World([LAN], [neighbour("10.0.0.7", state=S.FAILED, mac=b"")])
+    node = world.node()
+    lookup(node.hops, wire("10.0.0.7"))
+    times = []
+    for _ in range(700):
+        node.turn()
+        times += [world.now - 1000.0] * len(world.asked)
+        world.asked.clear()
+        world.now += 0.5
+    waits = np.diff(times)
+    assert waits[0] == pytest.approx(5.0, abs=1.0)
+    assert all(later >= 1.8 * sooner for sooner, later in zip(waits, waits[1:], strict=False))
+    world.tell(neighbour("10.0.0.7"))
+    world.now += 400
+    node.turn()
+    node.turn()
+    world.asked.clear()
+    for _ in range(130):
+        node.turn()
+        world.now += 1.0
+    assert len(world.asked) == 2
+
+
+def test_no_route_and_no_forwarding_are_misses() -> None:
+    node = World([route("10.0.0.7/32", 1, kind=RouteKind.LOCAL), LAN]).node()
+    assert lookup(node.hops, wire("10.0.0.7")) == MISS
+    assert lookup(node.hops, wire("8.8.8.8")) == MISS
+
+
+# The index that compiled code reads.
+
+
+def _publish(hops: compiled_hops.Hops, table: dict[tuple[int, int], int]) -> None:
+    entries = sorted((32 - length, network, target) for (network, length), target in table.items())
+    counts = np.bincount([step for step, _, _ in entries], minlength=33) if entries else np.zeros(33, int)
+    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.uint32)
+    publish_routes(
+        hops,
+        starts,
+        np.array([network for _, network, _ in entries], np.uint32),
+        np.array([target for _, _, target in entries], np.uint32),
+    )
+
+
+_HOPS = new_hops(np.zeros(64, schema.NEXT_HOP), 20_000)
+_PREFIXES = st.builds(
+    lambda address, length: (address & mask(length), length), st.integers(0, 2**32 - 1), st.integers(0, 32)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_PREFIXES, max_size=40), st.lists(st.integers(0, 2**32 - 1), max_size=20))
+def test_the_longest_prefix_wins(prefixes: list[tuple[int, int]], addresses: list[int]) -> None:
+    table = {prefix: row for row, prefix in enumerate(prefixes, 1)}
+    _publish(_HOPS, table)
+    edges = [network + offset for network, length in prefixes for offset in (0, 2 ** (32 - length) - 1)]
+    for address in addresses + edges:
+        lengths = [length for length in range(33) if (address & mask(length), length) in table]
+        expected = table[address & mask(lengths[-1]), lengths[-1]] if lengths else NO_ROUTE
+        assert compiled_hops.route_target(_HOPS, address) == expected
+
+
+def test_readers_of_changing_routes_see_one_version_or_the_next() -> None:
+    """In version v every target is v: a search must never return NO_ROUTE or go beyond what was published."""
+    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 20_000)
+    networks = np.arange(10_000, dtype=np.uint32) << 16
+    starts = np.zeros(34, np.uint32)
+    starts[32 - 16 + 1 :] = len(networks)
+    publish_routes(hops, starts, networks, np.full(len(networks), 1, np.uint32))
+    is_over = threading.Event()
+    wrong: list[int] = []
+
+    def read() -> None:
+        last = 1
+        for step in count():
+            if is_over.is_set():
+                return
+            target = int(compiled_hops.route_target(hops, (step * 7919 % 10_000) << 16))
+            if not last <= target <= 1000:
+                wrong.append(target)
+            last = target
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for version in range(2, 1000):
+        length = 10_000 - version % 2 * 3_000  # networks move within the arrays, too
+        kept = np.unique(np.concatenate((networks[:length], networks)))
+        publish_routes(hops, starts, kept, np.full(len(kept), version, np.uint32))
+    is_over.set()
+    reader.join()
+    assert wrong == []
+
+
+def test_requests_of_several_threads_all_arrive_once() -> None:
+    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 16)
+    out = np.zeros(compiled_hops.REQUESTS, np.uint32)
+    compiled_hops.request(hops, 1)
+    take_requests(hops, out)
+    addresses = np.arange(1, 1001)
+
+    def ask() -> None:
+        for address in addresses:
+            compiled_hops.request(hops, address)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = out[: take_requests(hops, out)]
+    assert sorted(set(taken)) == list(addresses)
+    assert len(taken) < 1000 * 1.2  # two threads may ask for one address at the same time
+    assert take_requests(hops, out) == 0
+
+
+def test_a_full_board_loses_requests_and_counts_them() -> None:
+    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 16)
+    for address in range(1, 3 * compiled_hops.REQUESTS):
+        compiled_hops.request(hops, address)
+    out = np.zeros(compiled_hops.REQUESTS, np.uint32)
+    assert take_requests(hops, out) + int(hops.lost_requests[0]) == 3 * compiled_hops.REQUESTS - 1
+
+
+def test_sixty_five_thousand_hosts_keep_their_rows() -> None:
+    hops = new_hops(np.zeros(65_536, schema.NEXT_HOP), 16)
+    first = ip("10.0.0.0")
+    for host in range(1, 65_536):
+        compiled_hops.set_host_row(hops, first + host, host)
+    assert all(compiled_hops.host_row(hops, first + host) == host for host in range(1, 65_536))
+    assert compiled_hops.host_row(hops, first) == MISS
+
+
+def test_the_words_of_a_row_are_what_the_writer_takes_them_for() -> None:
+    fields = {name: offset for name, (_, offset, *_) in schema.NEXT_HOP.fields.items()}  # type: ignore[union-attr]
+    assert schema.NEXT_HOP.itemsize == 32
+    assert fields["dst_mac"] == 0  # all of it in the first word
+    assert (fields["src_mac"], fields["ifindex"]) == (6, 12)  # the second word is our side
+    assert fields["state"] // 8 == 2
+
+
+def test_on_link_and_no_route_are_no_rows() -> None:
+    assert min(ON_LINK, NO_ROUTE) > 2**31
+
+
+# The real thing.
+
+_serial = count()
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+
+
+def _until(node: NextHops, is_true: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, node.describe()
+        node.turn()
+        time.sleep(0.002)
+
+
+class Lab:
+    """A namespace `node`, into which the caller has moved, and one with its neighbours: n0 -- f0, n1 -- f1."""
+
+    def __init__(self) -> None:
+        stem = f"tn-{os.getpid()}-{next(_serial)}"
+        self.node, self.far = f"{stem}-node", f"{stem}-far"
+
+    def ip(self, command: str) -> str:
+        return _run("ip", "-n", self.node, *command.split())
+
+    def far_ip(self, command: str) -> str:
+        return _run("ip", "-n", self.far, *command.split())
+
+    def build(self) -> None:
+        for name in (self.node, self.far):
+            _run("ip", "netns", "add", name)
+            # Two wires end in one namespace: each may only answer for its own addresses.
+            _run("ip", "netns", "exec", name, "sysctl", "-q", "net.ipv4.conf.all.arp_ignore=1")
+        for index in (0, 1):
+            self.ip(f"link add n{index} address 02:00:00:00:0{index}:01 type veth peer name f{index} netns {self.far}")
+            self.far_ip(f"link set f{index} address 02:00:00:00:0{index}:02")
+            self.ip(f"addr add 10.9{index}.0.1/24 dev n{index}")
+            self.far_ip(f"addr add 10.9{index}.0.2/24 dev f{index}")
+            self.ip(f"link set n{index} up")
+            self.far_ip(f"link set f{index} up")
+
+    def remove(self) -> None:
+        for name in (self.node, self.far):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)  # noqa: S603, S607
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    try:
+        made.build()
+        with open(f"/run/netns/{made.node}") as inside:
+            _setns(inside.fileno())
+        yield made
+    finally:
+        _setns(home)
+        os.close(home)
+        made.remove()
+
+
+def _setns(descriptor: int) -> None:
+    import ctypes  # noqa: PLC0415
+
+    assert ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000) == 0
+
+
+@pytest.fixture
+def real(lab: Lab) -> Iterator[tuple[Lab, NextHops, Tables]]:
+    tables = Tables.in_memory(Capacity(connections=100, frontends=8, services=8, maglev_slots=8, next_hops=64))
+    with NetDev() as netdev:
+        yield lab, NextHops(tables, netdev, ["n0", "n1"]), tables
+
+
+def _leads_to(tables: Tables, row: int, mac: str) -> bool:
+    record = tables.next_hops[row]
+    return record["state"] == HopState.FORWARD and bytes(record["dst_mac"]).hex(":") == mac
+
+
+@pytest.mark.root
+def test_an_endpoint_is_resolved_by_our_request_and_kept_by_the_kernel(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.90.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+    assert "managed" in lab.ip("neigh show 10.90.0.2")
+    node.retain([])
+    assert "managed" not in lab.ip("neigh show 10.90.0.2")
+    assert _leads_to(tables, row, "02:00:00:00:00:02")
+
+
+@pytest.mark.root
+def test_a_client_is_resolved_by_a_request_of_compiled_code(real: tuple[Lab, NextHops, Tables]) -> None:
+    _, node, tables = real
+    assert lookup(node.hops, wire("10.90.0.2")) == PENDING
+    _until(node, lambda: (row := lookup(node.hops, wire("10.90.0.2"))) > 0 and tables.next_hops[row]["state"] == 1)
+    assert _leads_to(tables, lookup(node.hops, wire("10.90.0.2")), "02:00:00:00:00:02")
+
+
+@pytest.mark.root
+def test_a_client_that_arps_for_us_is_known(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    _run("ip", "netns", "exec", lab.far, "bash", "-c", "echo > /dev/udp/10.90.0.1/9")
+    _until(node, lambda: compiled_hops.host_row(node.hops, ip("10.90.0.2")) != MISS)
+    assert _leads_to(tables, lookup(node.hops, wire("10.90.0.2")), "02:00:00:00:00:02")
+
+
+@pytest.mark.root
+def test_a_neighbour_with_another_mac_address_is_followed(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.90.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+    _run("ip", "netns", "exec", lab.far, "sysctl", "-q", "net.ipv4.conf.f0.arp_notify=1")
+    lab.far_ip("link set f0 address 02:00:00:00:00:99")  # announced by a gratuitous ARP
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:99"))
+
+
+@pytest.mark.root
+def test_another_gateway_is_followed(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    lab.ip("route add 203.0.113.0/24 via 10.90.0.2")
+    _until(node, lambda: lookup(node.hops, wire("203.0.113.5")) > 0)
+    row = lookup(node.hops, wire("203.0.113.5"))
+    endpoint = node.row_for(ip("203.0.113.9"))
+    _until(node, lambda: all(_leads_to(tables, each, "02:00:00:00:00:02") for each in (row, endpoint)))
+    lab.ip("route replace 203.0.113.0/24 via 10.91.0.2")
+    _until(node, lambda: all(_leads_to(tables, each, "02:00:00:00:01:02") for each in (row, endpoint)))
+    assert lookup(node.hops, wire("203.0.113.5")) == row
+    assert "managed" not in lab.ip("neigh show 10.90.0.2")
+
+
+@pytest.mark.root
+def test_an_interface_goes_down_and_up(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.90.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+    lab.ip("link set n0 down")
+    _until(node, lambda: tables.next_hops[row]["state"] == HopState.UNRESOLVED)
+    lab.ip("link set n0 up")
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+
+
+@pytest.mark.root
+def test_a_carrier_lost_at_the_far_end_is_noticed(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.91.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:01:02"))
+    lab.far_ip("link set f1 down")
+    _until(node, lambda: tables.next_hops[row]["state"] == HopState.UNRESOLVED)
+    lab.far_ip("link set f1 up")
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:01:02"))
+
+
+@pytest.mark.root
+def test_an_interface_that_is_deleted_takes_its_rows_along(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.90.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+    lab.ip("link del n0")
+    _until(node, lambda: tables.next_hops[row]["state"] == HopState.UNRESOLVED)
+
+
+@pytest.mark.root
+def test_an_entry_that_an_administrator_deletes_is_found_again(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.90.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+    lab.ip("neigh flush dev n0")
+    _until(node, lambda: "managed" in lab.ip("neigh show 10.90.0.2") and _leads_to(tables, row, "02:00:00:00:00:02"))
