@@ -1,0 +1,262 @@
+"""Netlink: what the kernel tells is read as it is, on interfaces of our own."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import ipaddress
+import os
+import select
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane.netdev import (
+    TABLE_LOCAL,
+    Changes,
+    NetDev,
+    NeighbourState,
+    Route,
+    RouteKind,
+    attributes,
+    messages,
+    parse_neighbour,
+    parse_route,
+    xdp_features,
+)
+from xdp.errors import UsageError
+
+_serial = count()
+
+
+def ip(text: str) -> int:
+    return int(ipaddress.IPv4Address(text))
+
+
+# Parsing, without root.
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_attributes_or_none(data: bytes) -> None:
+    for _, value in attributes(memoryview(data)):
+        assert len(value) <= len(data)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_messages_or_none(data: bytes) -> None:
+    for _, _, _, payload in messages(data):
+        assert len(payload) <= len(data)
+
+
+@given(st.binary(max_size=64))
+def test_any_attributes_make_a_neighbour(data: bytes) -> None:
+    header = struct.pack("=B3xiHBB", 2, 7, NeighbourState.STALE, 0, 0)
+    neighbour = parse_neighbour(memoryview(header + data))
+    assert neighbour is not None
+    assert neighbour.ifindex == 7
+
+
+@given(st.binary(max_size=64))
+def test_any_attributes_make_a_route_or_none(data: bytes) -> None:
+    route = parse_route(memoryview(struct.pack("=BBBBBBBBI", 2, 24, 0, 0, 254, 3, 0, 1, 0) + data))
+    assert route is None or route.prefix_len == 24
+
+
+# On the kernel.
+
+
+class Lab:
+    """A namespace with a veth pair in it, v0 (10.95.0.1/24) and v1; commands run inside."""
+
+    def __init__(self) -> None:
+        self.name = f"tn-{os.getpid()}-netdev-{next(_serial)}"
+
+    def ip(self, command: str) -> None:
+        subprocess.run(["ip", "-n", self.name, *command.split()], check=True, capture_output=True)  # noqa: S603, S607
+
+
+def _setns(descriptor: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0x40000000):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    made = Lab()
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    try:
+        subprocess.run(["ip", "netns", "add", made.name], check=True)  # noqa: S603, S607
+        made.ip("link set lo up")
+        made.ip("link add v0 mtu 1400 address 02:00:00:00:95:01 numrxqueues 3 type veth peer name v1")
+        made.ip("addr add 10.95.0.1/24 dev v0")
+        made.ip("link set v0 up")
+        made.ip("link set v1 up")
+        inside = os.open(f"/run/netns/{made.name}", os.O_RDONLY)
+        _setns(inside)
+        os.close(inside)
+        yield made
+    finally:
+        _setns(home)
+        os.close(home)
+        subprocess.run(["ip", "netns", "del", made.name], check=False, capture_output=True)  # noqa: S603, S607
+
+
+@pytest.fixture
+def netdev(lab: Lab) -> Iterator[NetDev]:
+    with NetDev() as made:
+        yield made
+
+
+def _next(netdev: NetDev, is_it: Callable[[Changes], object]) -> Changes:
+    deadline = time.monotonic() + 3
+    while True:
+        assert select.select([netdev], [], [], max(0, deadline - time.monotonic()))[0], "no such event"
+        changes = netdev.changes()
+        if is_it(changes):
+            return changes
+
+
+@pytest.mark.root
+def test_an_interface_is_described(netdev: NetDev) -> None:
+    v0, v1 = netdev.interface("v0"), netdev.interface("v1")
+    assert (v0.mac.hex(":"), v0.mtu, v0.is_up, v0.kind) == ("02:00:00:00:95:01", 1400, True, "veth")
+    assert (v0.rx_queues, v0.peer_ifindex, v1.peer_ifindex) == (3, v1.ifindex, v0.ifindex)
+    assert netdev.interface("lo").mac == b""
+
+
+@pytest.mark.root
+def test_an_unknown_interface_is_a_usage_error_that_names_the_others(netdev: NetDev) -> None:
+    with pytest.raises(UsageError, match=r"^interface eht0: does not exist; the interfaces here are lo, v1, v0$"):
+        netdev.interface("eht0")
+
+
+@pytest.mark.root
+def test_an_interface_without_its_peer_up_is_down(lab: Lab, netdev: NetDev) -> None:
+    lab.ip("link set v1 down")
+    assert not netdev.interface("v0").is_up
+
+
+@pytest.mark.root
+def test_packets_are_counted(netdev: NetDev) -> None:
+    v0 = netdev.interface("v0")
+    before = netdev.statistics(v0.ifindex).tx_packets
+    netdev.resolve([(v0.ifindex, ip("10.95.0.2"))], keep=False)  # an ARP request
+    deadline = time.monotonic() + 3
+    while netdev.statistics(v0.ifindex).tx_packets == before:
+        assert time.monotonic() < deadline
+    with pytest.raises(UsageError, match="index 999: does not exist"):
+        netdev.statistics(999)
+
+
+@pytest.mark.root
+def test_routes_are_read_with_all_that_matters(lab: Lab, netdev: NetDev) -> None:
+    lab.ip("route add 192.0.2.0/24 via 10.95.0.9 metric 7 mtu 1300 src 10.95.0.1")
+    lab.ip("route add blackhole 198.51.100.0/24")
+    lab.ip("route add 203.0.113.0/24 nexthop via 10.95.0.7 nexthop via 10.95.0.8")
+    lab.ip("route add default via 10.95.0.3 table 77")
+    v0 = netdev.interface("v0").ifindex
+    routes = {(route.network, route.prefix_len): route for route in netdev.routes()}
+    assert routes[ip("192.0.2.0"), 24] == Route(
+        ip("192.0.2.0"), 24, ifindex=v0, gateway=ip("10.95.0.9"), metric=7, preferred_source=ip("10.95.0.1"), mtu=1300
+    )
+    assert routes[ip("198.51.100.0"), 24].kind is RouteKind.BLACKHOLE
+    assert routes[ip("203.0.113.0"), 24].gateway == ip("10.95.0.7")
+    assert routes[ip("10.95.0.0"), 24].gateway == 0
+    own = routes[ip("10.95.0.1"), 32]
+    assert (own.kind, own.table) == (RouteKind.LOCAL, TABLE_LOCAL)
+    assert (0, 0) not in routes
+
+
+@pytest.mark.root
+def test_ten_thousand_routes_are_read_at_once(lab: Lab, netdev: NetDev) -> None:
+    batch = "\n".join(
+        f"route add 172.{16 + n // 4096}.{n // 16 % 256}.{n % 16 * 16}/28 via 10.95.0.9" for n in range(10_000)
+    )
+    subprocess.run(["ip", "-n", lab.name, "-batch", "-"], input=batch, text=True, check=True)  # noqa: S603, S607
+    assert len([route for route in netdev.routes() if route.prefix_len == 28]) == 10_000
+    while not (changes := netdev.changes()):
+        pass
+    assert changes.links_or_routes
+
+
+@pytest.mark.root
+def test_changes_of_links_and_routes_are_told(lab: Lab, netdev: NetDev) -> None:
+    assert not netdev.changes()
+    lab.ip("route add 192.0.2.0/24 via 10.95.0.9")
+    _next(netdev, lambda changes: changes.links_or_routes)
+    lab.ip("link set v0 mtu 1280")
+    _next(netdev, lambda changes: changes.links_or_routes)
+    lab.ip("addr add 10.96.0.1/24 dev v0")
+    _next(netdev, lambda changes: changes.links_or_routes)
+
+
+@pytest.mark.root
+def test_a_neighbour_comes_and_goes(lab: Lab, netdev: NetDev) -> None:
+    lab.ip("neigh add 10.95.0.2 lladdr 02:00:00:00:00:42 dev v0 nud stale")
+    changes = _next(netdev, lambda changes: changes.neighbours)
+    ((neighbour, is_gone),) = changes.neighbours
+    assert (neighbour.address, neighbour.mac.hex(":")) == (ip("10.95.0.2"), "02:00:00:00:00:42")
+    assert (neighbour.state, is_gone) == (NeighbourState.STALE, False)
+    assert neighbour in netdev.neighbours()
+    lab.ip("neigh del 10.95.0.2 dev v0")
+    _next(netdev, lambda changes: any(is_gone for _, is_gone in changes.neighbours))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_neighbour_that_we_ask_for_is_marked_as_ours(netdev: NetDev, *, keep: bool) -> None:
+    key = netdev.interface("v0").ifindex, ip("10.95.0.2")
+    assert netdev.resolve([key], keep=keep) == {}
+    (neighbour,) = (entry for entry in netdev.neighbours() if entry.key == key)
+    assert (neighbour.is_ours, neighbour.is_managed) == (True, keep)
+    netdev.let_go([key])
+    assert all(entry.key != key for entry in netdev.neighbours())
+
+
+@pytest.mark.root
+def test_more_neighbours_than_the_kernel_would_collect_can_be_asked_for(netdev: NetDev) -> None:
+    """gc_thresh3 is 1024 by default: entries of ours do not count."""
+    v0 = netdev.interface("v0").ifindex
+    keys = [(v0, ip("10.95.0.0") + host * 256 + 2) for host in range(3000)]
+    assert netdev.resolve(keys, keep=False) == {}
+    assert len(netdev.neighbours()) >= 3000
+    netdev.let_go(keys)
+
+
+@pytest.mark.root
+def test_a_neighbour_on_no_interface_is_refused_by_errno(netdev: NetDev) -> None:
+    key, good = (999, ip("10.95.0.2")), (netdev.interface("v0").ifindex, ip("10.95.0.2"))
+    assert netdev.resolve([key, good], keep=True) == {key: errno.ENODEV}
+    netdev.let_go([key])  # nothing to give back: no error
+
+
+@pytest.mark.root
+def test_lost_events_are_reported_and_the_next_ones_arrive(lab: Lab, netdev: NetDev) -> None:
+    v0 = netdev.interface("v0").ifindex
+    mac = struct.pack("=HH6s2x", 10, 2, b"\x02\0\0\0\0\1")
+    netdev._events.setsockopt(1, 8, 2048)  # noqa: SLF001  SO_RCVBUF: as small as it gets
+    for host in range(200):
+        body = struct.pack("=B3xiHBB", 2, v0, NeighbourState.STALE, 0, 0)
+        address = struct.pack("=HH", 8, 1) + struct.pack("!I", ip("10.95.0.20") + host)
+        assert list(netdev._requests.change([(28, 0x400, body + address + mac)])) == [0]  # noqa: SLF001
+    assert netdev.changes().is_overrun
+    while netdev.changes():
+        pass
+    lab.ip("link set v0 mtu 1280")
+    assert _next(netdev, lambda changes: changes.links_or_routes)
+
+
+@pytest.mark.root
+def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) -> None:
+    v0 = netdev.interface("v0").ifindex
+    if xdp_features(v0) is None:
+        pytest.skip("the kernel has no netdev family (Linux 6.3)")
+    assert netdev.takes_redirects(v0) is False
+    subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)  # noqa: S603, S607
+    assert netdev.takes_redirects(v0) is True
