@@ -79,11 +79,11 @@ def _admit(node, frames, start, length, service, event, now):  # type: ignore[no
     addrs, ports, protocol = packet.addrs, packet.ports, packet.protocol
     nowhere = np.uint32(NOWHERE)
 
+    if packet.ttl <= 1:
+        return Reason.TTL_EXPIRED, nowhere
     state = tables.machine[0].first_state[event]
     if state == 0:
         return Reason.STRAY_RST if event == _RST else Reason.BAD_FLAGS, nowhere
-    if packet.ttl <= 1:
-        return Reason.TTL_DROPPED, nowhere
     hop_back = hops_compiled.lookup(node.hops, np.uint32(addrs))
     if hop_back < 0:
         return Reason.NO_NEXT_HOP, nowhere
@@ -165,9 +165,3 @@ def handle(node, frames, start, length, now):  # type: ignore[no-untyped-def]
     if slot != flows.MISS:
         flows.withdraw(tables, slot)
     return _admit(node, frames, start, length, service, event, now)
-
-
-@compiled
-def count(counters, reason):  # type: ignore[no-untyped-def]
-    """Count a packet for its reason in one row of counters."""
-    counters.packets[reason] += np.uint64(1)

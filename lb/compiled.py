@@ -55,4 +55,4 @@ def select(tables, row, addrs, ports, protocol, seed, attempt):
         return np.int64(MISS)
     hashed = hash_tuple(addrs, ports, protocol, seed, ~seed)
     slot = (np.int64((hashed >> np.uint64(32)) * np.uint64(service.slots) >> np.uint64(32)) + attempt) % service.slots
-    return np.int64(tables.maglev[service.first_slot + slot].endpoint)
+    return np.int64(tables.maglev[service.first_slot + slot])

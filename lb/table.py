@@ -100,7 +100,7 @@ class ServiceTable:
         self._tables = tables
         self._seed = np.uint64(seed)
         self._hop_of = hop_of
-        self._slots = tables.maglev.view(np.uint32)
+        self._slots = tables.maglev
         self._place: dict[Frontend, int] = {}
         self._row_of: dict[Frontend, int] = {}
         self._content: dict[int, _Content] = {}

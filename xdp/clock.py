@@ -21,6 +21,7 @@ _JIFFIES = struct.pack("<BBhi", 0x85, 0, 0, 118) + struct.pack("<BBhi", 0x95, 0,
 _FRAME = bytes(14)
 _KNOWN_HERTZ = (100, 250, 300, 1000)
 _MEASURE_S = 0.05
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python does not name it
 
 # Words of `Clock.words`: what compiled code needs to tell the jiffies.
 BASE_NS, BASE_JIFFIES, HERTZ = 0, 1, 2
@@ -38,7 +39,7 @@ class Clock(Protocol):
 
 
 def _coarse_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_COARSE)
+    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE)
 
 
 class JiffyClock:

@@ -45,7 +45,7 @@ class Capacity:
             # Two choices of four places, at most half full: an insertion that fails is a matter of 10^-12.
             "frontends": (schema.FRONTEND, max(2, 2 * self.frontends // Limit.FRONTEND_WAYS) * Limit.FRONTEND_WAYS),
             "services": (schema.SERVICE, self.services),
-            "maglev": (schema.MAGLEV_SLOT, self.maglev_slots),
+            "maglev": (schema.MAGLEV_LINE, -(-self.maglev_slots // 16)),
             "endpoints": (schema.ENDPOINT, self.endpoints),
             "next_hops": (schema.NEXT_HOP, self.next_hops),
             "control": (schema.CONTROL, 1),
@@ -63,7 +63,7 @@ class Capacity:
 class Tables(NamedTuple):
     """Every shared table as a numpy array: one argument for compiled code.
 
-    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket); the others have one structured row per entry. The
+    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows; the others have one structured row per entry. The
     last three are the words of rows that go through atomic accesses: a frontend's key, a worker's heartbeat and turn.
     """
 
@@ -71,7 +71,7 @@ class Tables(NamedTuple):
     flows: npt.NDArray[np.void]
     frontends: npt.NDArray[np.void]
     services: npt.NDArray[np.void]
-    maglev: npt.NDArray[np.void]
+    maglev: npt.NDArray[np.uint32]
     endpoints: npt.NDArray[np.void]
     next_hops: npt.NDArray[np.void]
     control: npt.NDArray[np.void]
@@ -88,6 +88,7 @@ class Tables(NamedTuple):
         """Return the tables over one structured array per name of `Capacity.rows()`."""
         words = {
             "tags": arrays["tags"].view(np.uint64),
+            "maglev": arrays["maglev"].view(np.uint32),
             "frontend_keys": arrays["frontends"].view(np.uint64)[::2],
             "heartbeats": arrays["workers"]["heartbeat"],
             "turns": arrays["workers"]["turn"],

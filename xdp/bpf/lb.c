@@ -171,10 +171,10 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 		event = rules->event_of_flags[packet->tcp_flags & TCP_FLAGS];
 	if (event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[state & 15])
 		return punt(ctx, REASON_REOPENED, WHEN_STALLED_DROP, words);
-	if (!OFFLOAD)
-		return punt(ctx, REASON_NOT_OFFLOADED, WHEN_STALLED_DROP, words);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
+	if (!OFFLOAD)
+		return punt(ctx, REASON_NOT_OFFLOADED, WHEN_STALLED_DROP, words);
 	if (!hop || hop->state == HOP_UNRESOLVED)
 		return drop(REASON_NO_NEXT_HOP);
 	if (hop->state != HOP_FORWARD)
@@ -236,6 +236,8 @@ static inline struct result handle(struct xdp_md *ctx)
 	frontend = find_frontend(packet.tuple.addrs >> 32, packet.tuple.ports >> 16, packet.tuple.protocol, words);
 	if (!frontend)
 		return pass(REASON_NOT_OURS);
+	if (packet.ttl <= 1)
+		return pass(REASON_TTL_EXPIRED);
 	row = frontend->service;
 	service = services.lookup(&row);
 	return punt(ctx, REASON_NEW_FLOW, service ? service->when_stalled : WHEN_STALLED_DROP, words);

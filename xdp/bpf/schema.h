@@ -58,7 +58,6 @@ enum reason {
 	REASON_NOT_FORWARDABLE = 75,   /* the next hop leaves by an interface that is not ours */
 	REASON_TX_FULL = 76,           /* the transmit ring had no room */
 	REASON_VANISHED = 77,          /* punted, but neither a flow nor a frontend now */
-	REASON_TTL_DROPPED = 78,       /* first packet of a flow arrived with a TTL of 1 */
 
 	/* PUNT: to the userspace worker of this queue */
 	REASON_NEW_FLOW = 96,
@@ -134,7 +133,7 @@ struct frontend {
 
 enum when_stalled { WHEN_STALLED_DROP, WHEN_STALLED_PASS };
 
-/* A Service port. Immutable while a frontend holds its row; slots are service.slots rows of maglev from first_slot on. */
+/* A Service port. Immutable while a frontend holds its row; its slots are `slots` entries of the flat maglev array from first_slot on. */
 struct service {
 	__u32 first_slot;
 	__u32 slots;           /* 0: no usable endpoint */
@@ -142,8 +141,9 @@ struct service {
 	__u8  pad[7];
 };
 
-struct maglev_slot {
-	__u32 endpoint;        /* row of endpoints */
+/* Sixteen slots: array maps round a row up to eight bytes. Userspace sees the flat array. */
+struct maglev_line {
+	__u32 endpoint[16];    /* row of endpoints */
 };
 
 struct endpoint {

@@ -1,0 +1,204 @@
+"""The packet loop of one queue, compiled: receive a burst, take each frame through the pipeline, transmit, recycle.
+
+Busy while there is work; asleep in poll(2) otherwise, waking every IDLE_WAKE_MS to beat. A turn ends in a quiescent
+state: the loop holds no record, so what was withdrawn before may be reused when the turn counter has moved.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dataplane import rings
+from dataplane.libc import POLLIN, coarse_ns
+from dataplane.pipeline import handle
+from dataplane.ports import queue_at
+from dataplane.rings import DESCRIPTOR, POLL
+from xdp.atomic import load_acquire, store_release
+from xdp.clock import BASE_JIFFIES, BASE_NS, HERTZ
+from xdp.jit import compiled, inlined
+from xdp.schema import Limit, Reason
+
+BURST = int(Limit.BURST)
+HELD = 64  # frames of a queue that wait for a neighbour, at most
+_IDLE_WAKE_MS = int(Limit.IDLE_WAKE_MS)
+_IDLE_TURNS = 32  # empty turns before the loop sleeps: about 3 us, less than a sleep and a wake-up cost
+_FORWARDED, _ADMITTED = int(Reason.FORWARDED), int(Reason.ADMITTED)
+_FIRST_PASS, _FIRST_DROP = 32, 64
+_NO_NEXT_HOP, _NEXT_HOP_QUEUE = int(Reason.NO_NEXT_HOP), int(Reason.NEXT_HOP_QUEUE)
+_VANISHED, _TX_FULL = int(Reason.VANISHED), int(Reason.TX_FULL)
+_NOT_FORWARDABLE = int(Reason.NOT_FORWARDABLE)
+
+
+class Scratch(NamedTuple):
+    """What one loop works in. `burst` and `held` are descriptors, `outgoing` and `reasons` have a row per port."""
+
+    burst: npt.NDArray[np.void]
+    held: npt.NDArray[np.void]
+    held_since: npt.NDArray[np.uint32]
+    held_count: npt.NDArray[np.int64]
+    held_epoch: npt.NDArray[np.uint32]
+    outgoing: npt.NDArray[np.void]
+    reasons: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    polls: npt.NDArray[np.void]
+
+
+def new_scratch(fd: int, ports: int) -> Scratch:
+    """Return the scratch space of the loop that sleeps on `fd` and may transmit on `ports` ports."""
+    room = BURST + HELD
+    scratch = Scratch(
+        burst=np.zeros(BURST, DESCRIPTOR),
+        held=np.zeros(HELD, DESCRIPTOR),
+        held_since=np.zeros(HELD, np.uint32),
+        held_count=np.zeros(1, np.int64),
+        held_epoch=np.zeros(1, np.uint32),
+        outgoing=np.zeros((ports, room), DESCRIPTOR),
+        reasons=np.zeros((ports, room), np.int64),
+        counts=np.zeros(ports, np.int64),
+        polls=np.zeros(1, POLL),
+    )
+    scratch.polls[0]["fd"], scratch.polls[0]["events"] = fd, POLLIN
+    return scratch
+
+
+@inlined
+def jiffies(clock):  # type: ignore[no-untyped-def]
+    """Return the lower 32 bits of the jiffies; `clock` is the words of xdp.clock."""
+    passed = coarse_ns() - load_acquire(clock, BASE_NS)
+    return np.uint32(load_acquire(clock, BASE_JIFFIES) + passed * clock[HERTZ] // 1_000_000_000)
+
+
+@inlined
+def _count(counters, reason):  # type: ignore[no-untyped-def]
+    counters.packets[reason] += np.uint64(1)
+
+
+@inlined
+def _port_of(ports, ifindex, own):  # type: ignore[no-untyped-def]
+    """Return the port to transmit on towards an interface: the loop's own if it is that interface's, else the first."""
+    if ports[own].ifindex == ifindex:
+        return own
+    for port in range(len(ports)):
+        if ports[port].ifindex == ifindex:
+            return port
+    return -1
+
+
+@inlined
+def _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters):  # type: ignore[no-untyped-def]
+    """Put a frame among the outgoing ones, or give its chunk back, counted."""
+    port = _port_of(ports, ifindex, own) if reason == _FORWARDED or reason == _ADMITTED else -1
+    if port >= 0:
+        place = scratch.counts[port]
+        scratch.outgoing[port, place].addr = descriptor.addr
+        scratch.outgoing[port, place].len = descriptor.len
+        scratch.reasons[port, place] = reason
+        scratch.counts[port] = place + 1
+        return
+    if reason < _FIRST_PASS:
+        reason = _NOT_FORWARDABLE  # the interface has just been taken away
+    elif reason < _FIRST_DROP:
+        reason = _VANISHED  # AF_XDP cannot give a frame back to the kernel
+    rings.put_chunk(pool, descriptor.addr)
+    _count(counters, reason)
+
+
+@inlined
+def _hold(pool, scratch, descriptor, now, counters):  # type: ignore[no-untyped-def]
+    """Keep a frame until its next hop is known, if there is room."""
+    place = scratch.held_count[0]
+    if place == len(scratch.held):
+        rings.put_chunk(pool, descriptor.addr)
+        _count(counters, _NEXT_HOP_QUEUE)
+        return
+    scratch.held[place].addr = descriptor.addr
+    scratch.held[place].len = descriptor.len
+    scratch.held_since[place] = now
+    scratch.held_count[0] = place + 1
+
+
+@inlined
+def _retry_held(node, frames, ports, own, pool, scratch, now, counters):  # type: ignore[no-untyped-def]
+    """Try the held frames again if a next hop has changed since, and drop those that have waited for a second."""
+    epoch = node.tables.control[0].next_hop_epoch
+    changed = epoch != scratch.held_epoch[0]
+    scratch.held_epoch[0] = epoch
+    kept = 0
+    for place in range(scratch.held_count[0]):
+        descriptor = scratch.held[place]
+        waited = np.int32(now - scratch.held_since[place])
+        reason, ifindex = np.int64(_NO_NEXT_HOP), np.uint32(0)
+        if changed:
+            verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
+            reason = np.int64(verdict)
+        if reason == _NO_NEXT_HOP and waited < np.int32(node.tables.control[0].hertz):
+            scratch.held[kept].addr = descriptor.addr
+            scratch.held[kept].len = descriptor.len
+            scratch.held_since[kept] = scratch.held_since[place]
+            kept += 1
+        else:
+            _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters)
+    scratch.held_count[0] = kept
+
+
+@inlined
+def _transmit(ports, frames, pool, scratch, counters):  # type: ignore[no-untyped-def]
+    """Send what is outgoing on every port; what finds no room is dropped, counted."""
+    for port in range(len(ports)):
+        count = scratch.counts[port]
+        if count == 0:
+            continue
+        scratch.counts[port] = 0
+        sent = rings.transmit(queue_at(ports, port, frames), pool, scratch.outgoing[port], count)
+        for place in range(count):
+            if place < sent:
+                _count(counters, scratch.reasons[port, place])
+            else:
+                rings.put_chunk(pool, scratch.outgoing[port, place].addr)
+                _count(counters, _TX_FULL)
+
+
+@compiled
+def run(node, number, ports, own, frames, pool, scratch, clock, stop):  # type: ignore[no-untyped-def]
+    """Serve port `own` as worker `number` until `stop[0]` is not zero. Returns the number of turns."""
+    tables = node.tables
+    counters = tables.worker_counters[number]
+    queue = queue_at(ports, own, frames)
+    empty = 0
+    turns = np.uint64(0)
+    rings.refill(queue, pool)
+    while load_acquire(stop, 0) == 0:
+        now = jiffies(clock)
+        store_release(tables.heartbeats, number, np.uint64(now) | np.uint64(1 << 32))
+        received = rings.receive(queue, scratch.burst, BURST)
+        for place in range(received):
+            descriptor = scratch.burst[place]
+            verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
+            reason = np.int64(verdict)
+            if reason == _NO_NEXT_HOP:
+                _hold(pool, scratch, descriptor, now, counters)
+            else:
+                _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters)
+        if scratch.held_count[0]:
+            _retry_held(node, frames, ports, own, pool, scratch, now, counters)
+        _transmit(ports, frames, pool, scratch, counters)
+        rings.refill(queue, pool)
+        turns += np.uint64(1)
+        store_release(tables.turns, number, load_acquire(tables.turns, number) + np.uint64(1))
+        empty = 0 if received else empty + 1
+        if empty >= _IDLE_TURNS:
+            rings.reap(queue, pool)
+            rings.kick(queue, pool)
+            rings.wait(scratch.polls, 1 if scratch.held_count[0] else _IDLE_WAKE_MS)
+            empty = _IDLE_TURNS - 1
+    for place in range(scratch.held_count[0]):
+        rings.put_chunk(pool, scratch.held[place].addr)
+        _count(counters, _NO_NEXT_HOP)
+    scratch.held_count[0] = 0
+    rings.return_all(pool)
+    store_release(tables.heartbeats, number, 0)
+    return turns
+
