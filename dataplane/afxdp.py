@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,15 @@ _SEND_BUFFER_BYTES = 16 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+
+
+class Options(TypedDict, total=False):
+    """Options of a socket, as Socket explains them."""
+
+    ring_entries: int
+    mode: Mode
+    busy_poll_us: int
+    tx_budget: int
 
 
 class Statistics(NamedTuple):
@@ -132,7 +141,7 @@ class Umem:
     def _new_pool(self) -> Pool:
         return Pool(
             chunks=np.zeros(LOCAL_CHUNKS, np.uint64),
-            count=_line(np.int64),  # type: ignore[arg-type]
+            free=_line(np.int64),  # type: ignore[arg-type]
             shared_chunks=np.zeros(self.chunks, np.uint64),
             shared_count=_line(np.int64),  # type: ignore[arg-type]
             shared_lock=_line(),  # type: ignore[arg-type]
@@ -142,13 +151,13 @@ class Umem:
     def new_pool(self) -> Pool:
         """Return the free chunks for one more worker: an empty list of its own, and the one that all share."""
         own = self._new_pool()
-        pool = self.shared._replace(chunks=own.chunks, count=own.count)
+        pool = self.shared._replace(chunks=own.chunks, free=own.free)
         self._pools.append(pool)
         return pool
 
-    def open(self, interface: str, queue: int = 0, **options: object) -> Socket:
+    def open(self, interface: str, queue: int = 0, **options: Unpack[Options]) -> Socket:
         """Return a bound socket of `queue` of `interface`; see Socket for the options."""
-        return Socket(self, interface, queue, **options)  # type: ignore[arg-type]
+        return Socket(self, interface, queue, **options)
 
     def whereabouts(self) -> dict[str, npt.NDArray[np.uint64]]:
         """Return {place: addresses of the chunks there}, for a moment in which no worker runs.
@@ -159,7 +168,7 @@ class Umem:
         mask = self.shared.chunk_mask
         places = {"shared": self.shared.shared_chunks[: self.shared.shared_count[0]].copy()}
         for number, pool in enumerate(self._pools):
-            places[f"worker {number}"] = pool.chunks[: pool.count[0]].copy()
+            places[f"worker {number}"] = pool.chunks[: pool.free[0]].copy()
         for sock in self.sockets:
             for name in _PAGE_OFFSETS:
                 held = _waiting(getattr(sock.queue, name)) & mask
@@ -204,8 +213,10 @@ def _waiting(ring: Ring) -> npt.NDArray[np.uint64]:
 class Socket:
     """An AF_XDP socket bound to one queue of one interface; a context manager.
 
-    `mode` is "auto" (zero-copy where the driver has it), "copy" or "zero-copy"; it is settled by the first socket of a
-    UMEM, which the others join. `busy_poll_us` makes the worker's own `drive` poll the device in place of interrupts.
+    `ring_entries` is the size of each ring, a power of two. `mode` is "auto" (zero-copy where the driver has it), "copy"
+    or "zero-copy"; it is settled by the first socket of a UMEM, which the others join. `busy_poll_us` makes the
+    worker's own `drive` poll the device for so long. `tx_budget` is how many frames one system call may send in copy
+    mode where the kernel lets us choose (Linux 6.17; 32 before).
     Raises UsageError, AttachError or MissingFeatureError. `fd` goes into the XSKMAP entry of the queue.
     """
 
@@ -293,7 +304,7 @@ class Socket:
         window.lay(self.fd, _PAGE_OFFSETS[name])
         self._windows.append(window)
         words = [window.array(offset, np.uint32, 1) for offset in (producer, consumer, flags)]
-        return Ring(*words, window.array(slots, dtype, entries))  # type: ignore[arg-type]
+        return Ring(*words, slots=window.array(slots, dtype, entries))  # type: ignore[arg-type,misc]
 
     def _bind(self, ifindex: int, lenders: list[int], mode: Mode) -> None:
         flags = {"auto": 0, "copy": _COPY, "zero-copy": _ZERO_COPY}[mode] | _USE_NEED_WAKEUP
@@ -362,7 +373,7 @@ class Socket:
         if self in self.umem.sockets:
             self.umem.sockets.remove(self)
             # Only now: until the socket has gone the kernel may write into chunks of the fill ring.
-            return_all(self.umem.shared._replace(chunks=chunks, count=np.array([len(chunks)])))
+            return_all(self.umem.shared._replace(chunks=chunks, free=np.array([len(chunks)])))
 
     def _chunks(self) -> npt.NDArray[np.uint64]:
         """Return the chunks in the four rings."""

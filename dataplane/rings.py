@@ -63,11 +63,11 @@ class Queue(NamedTuple):
 class Pool(NamedTuple):
     """The free chunks that one worker may take: a stack of its own, and the shared one behind a lock.
 
-    The counts are one-element arrays. `chunk_mask` makes a chunk's address of an address inside it.
+    `free` chunks are in its own stack, `shared_count` in the shared one (one-element arrays). `chunk_mask` makes a chunk's address of an address inside it.
     """
 
     chunks: npt.NDArray[np.uint64]
-    count: npt.NDArray[np.int64]
+    free: npt.NDArray[np.int64]
     shared_chunks: npt.NDArray[np.uint64]
     shared_count: npt.NDArray[np.int64]
     shared_lock: npt.NDArray[np.uint64]
@@ -85,13 +85,13 @@ class Count(IntEnum):
 
 
 @compiled
-def distance(newer, older):  # type: ignore[no-untyped-def]
+def distance(newer, older):
     """Return how far cursor `newer` is ahead of `older`, both modulo 2**32."""
     return (np.int64(newer) - np.int64(older)) & _U32
 
 
 @compiled
-def lock(word):  # type: ignore[no-untyped-def]
+def lock(word):
     """Take the spinlock `word` (one u64, 0 when free)."""
     spins = 0
     while not compare_and_swap(word, 0, 0, 1):
@@ -102,81 +102,81 @@ def lock(word):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def unlock(word):  # type: ignore[no-untyped-def]
+def unlock(word):
     """Give the spinlock `word` back."""
     store_release(word, 0, 0)
 
 
 @compiled
-def _spill(pool):  # type: ignore[no-untyped-def]
+def _spill(pool):
     """Move a batch from the worker's list to the shared one, which has room for every chunk there is."""
-    first = pool.count[0] - BATCH_CHUNKS
+    first = pool.free[0] - BATCH_CHUNKS
     lock(pool.shared_lock)
     shared = pool.shared_count[0]
     for i in range(BATCH_CHUNKS):
         pool.shared_chunks[shared + i] = pool.chunks[first + i]
     pool.shared_count[0] = shared + BATCH_CHUNKS
     unlock(pool.shared_lock)
-    pool.count[0] = first
+    pool.free[0] = first
 
 
 @compiled
-def _draw(pool):  # type: ignore[no-untyped-def]
+def _draw(pool):
     """Move up to a batch from the shared list to the worker's, which has room for it."""
     lock(pool.shared_lock)
     shared = pool.shared_count[0]
     moved = min(BATCH_CHUNKS, shared)
-    count = pool.count[0]
+    count = pool.free[0]
     for i in range(moved):
         pool.chunks[count + i] = pool.shared_chunks[shared - moved + i]
     pool.shared_count[0] = shared - moved
     unlock(pool.shared_lock)
-    pool.count[0] = count + moved
+    pool.free[0] = count + moved
 
 
 @compiled
-def put_chunk(pool, addr):  # type: ignore[no-untyped-def]
+def put_chunk(pool, addr):
     """Give the chunk around address `addr` back to the pool."""
-    if pool.count[0] == len(pool.chunks):
+    if pool.free[0] == len(pool.chunks):
         _spill(pool)
-    count = pool.count[0]
+    count = pool.free[0]
     pool.chunks[count] = addr & pool.chunk_mask
-    pool.count[0] = count + 1
+    pool.free[0] = count + 1
 
 
 @compiled
-def take_chunk(pool, chunk):  # type: ignore[no-untyped-def]
+def take_chunk(pool, chunk):
     """Store the address of a free chunk in `chunk[0]`; return whether there was one."""
-    if pool.count[0] == 0:
+    if pool.free[0] == 0:
         _draw(pool)
-    if pool.count[0] == 0:
+    if pool.free[0] == 0:
         return False
-    pool.count[0] -= 1
-    chunk[0] = pool.chunks[pool.count[0]]
+    pool.free[0] -= 1
+    chunk[0] = pool.chunks[pool.free[0]]
     return True
 
 
 @compiled
-def return_all(pool):  # type: ignore[no-untyped-def]
+def return_all(pool):
     """Empty the worker's own list into the shared one: the last act of a worker."""
     lock(pool.shared_lock)
     shared = pool.shared_count[0]
-    for i in range(pool.count[0]):
+    for i in range(pool.free[0]):
         pool.shared_chunks[shared + i] = pool.chunks[i]
-    pool.shared_count[0] = shared + pool.count[0]
+    pool.shared_count[0] = shared + pool.free[0]
     unlock(pool.shared_lock)
-    pool.count[0] = 0
+    pool.free[0] = 0
 
 
 @compiled
-def release(pool, descriptors, count):  # type: ignore[no-untyped-def]
+def release(pool, descriptors, count):
     """Give the chunks of the first `count` descriptors back: frames that go nowhere."""
     for i in range(count):
         put_chunk(pool, descriptors[i].addr)
 
 
 @compiled
-def receive(queue, descriptors, limit):  # type: ignore[no-untyped-def]
+def receive(queue, descriptors, limit):
     """Fill `descriptors` with up to `limit` received frames, which are the caller's from then on; return how many.
 
     Frame i is frames[addr : addr + len]; metadata of the XDP program lies directly before `addr`.
@@ -196,7 +196,7 @@ def receive(queue, descriptors, limit):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def refill(queue, pool):  # type: ignore[no-untyped-def]
+def refill(queue, pool):
     """Move free chunks from the pool to the fill ring as far as it has room; return how many."""
     ring = queue.fill
     mask = len(ring.slots) - 1
@@ -206,13 +206,13 @@ def refill(queue, pool):  # type: ignore[no-untyped-def]
         return 0
     filled = 0
     while filled < room:
-        if pool.count[0] == 0:
+        if pool.free[0] == 0:
             _draw(pool)
-            if pool.count[0] == 0:
+            if pool.free[0] == 0:
                 fetch_add(queue.counts, Count.FILL_SHORT, 1)
                 break
-        pool.count[0] -= 1
-        ring.slots[(producer + filled) & mask] = pool.chunks[pool.count[0]]
+        pool.free[0] -= 1
+        ring.slots[(producer + filled) & mask] = pool.chunks[pool.free[0]]
         filled += 1
     if filled > 0:
         store_release(ring.producer, 0, producer + filled)
@@ -222,14 +222,14 @@ def refill(queue, pool):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def drive(queue):  # type: ignore[no-untyped-def]
+def drive(queue):
     """Make the driver look at the fill ring or, where busy polling is preferred, poll its queue now."""
     recvfrom(queue.fd, 0, 0, MSG_DONTWAIT, 0, 0)
     fetch_add(queue.counts, Count.RECVFROM, 1)
 
 
 @compiled
-def _reap_locked(queue, pool):  # type: ignore[no-untyped-def]
+def _reap_locked(queue, pool):
     """Return the chunks of transmitted frames to the pool; the caller holds the queue's lock."""
     ring = queue.completion
     mask = len(ring.slots) - 1
@@ -243,7 +243,7 @@ def _reap_locked(queue, pool):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def reap(queue, pool):  # type: ignore[no-untyped-def]
+def reap(queue, pool):
     """Return the chunks of transmitted frames to the pool; return how many there were."""
     ring = queue.completion
     if load_acquire(ring.producer, 0) == load_acquire(ring.consumer, 0):
@@ -255,13 +255,13 @@ def reap(queue, pool):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def kick(queue, pool):  # type: ignore[no-untyped-def]
+def kick(queue, pool):
     """Make the kernel transmit what is in the TX ring; return how many frames it left there.
 
     A system call of copy mode sends a limited number of frames (32, unless the kernel knows XDP_MAX_TX_SKB_BUDGET)
     and then says EAGAIN, as it does when the completion ring or the socket's send buffer is full; EBUSY and ENOBUFS
     mean that the driver's queue is. So what counts is whether the ring moves, and completions are reaped when it does
-    not. What is left (a device that is down, too) waits for the next kick.
+    not. What is left (a device that is down, too) waits for the next kick: a worker with some left sleeps briefly.
     """
     ring = queue.tx
     stalled = 0
@@ -286,7 +286,7 @@ def kick(queue, pool):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def submit(queue, pool, descriptors, count):  # type: ignore[no-untyped-def]
+def submit(queue, pool, descriptors, count):
     """Put the first `count` frames on the TX ring without a system call; return how many had room.
 
     Those are the kernel's from then on, the others stay with the caller.
@@ -310,7 +310,7 @@ def submit(queue, pool, descriptors, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def transmit(queue, pool, descriptors, count):  # type: ignore[no-untyped-def]
+def transmit(queue, pool, descriptors, count):
     """Send the first `count` frames; return how many were taken. The others stay with the caller, to be released.
 
     `descriptors[i].addr` may point anywhere into a chunk. Taken frames leave now or, if the kernel refuses for the
@@ -328,6 +328,6 @@ def transmit(queue, pool, descriptors, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def wait(polls, timeout_ms):  # type: ignore[no-untyped-def]
+def wait(polls, timeout_ms):
     """Sleep until a descriptor of `polls` (POLL rows) is ready; return how many are: 0 after `timeout_ms` or a signal."""
     return max(0, poll(polls.ctypes.data, len(polls), timeout_ms))

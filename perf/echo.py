@@ -1,6 +1,6 @@
 """A bare AF_XDP loop, without a thought about packets: what sockets cost, and the bar for the engine `afxdp`.
 
-    python -m perf.echo [--bytes N] [--seconds S] [--threaded]
+    python -m perf.echo [--bytes N] [--seconds S] [--sink xdp|stack] [--trials N]
 
 prints the rates of receiving only, of an echo (MAC addresses swapped, back through the same socket), and of forwarding
 between two sockets of one UMEM, over veth pairs in a network namespace of its own. Frames come from the kernel's
@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import socket
+import statistics
 import struct
 import subprocess
 import threading
@@ -32,13 +33,13 @@ from dataplane.libc import POLLIN
 from xdp import kernel
 from xdp.atomic import load_acquire, store_release
 from xdp.jit import compiled
-from xdp.schema import Limit
 
 _XSKMAP = 17
 _XDP_DROP, _XDP_PASS = 1, 2
 _REDIRECT, _REDIRECT_MAP = 23, 51  # helper numbers
 _CLONE_NEWNET = 0x40000000
 _WAIT_MS = 20
+_BURST = 64
 _FRAMES_PER_CALL = 1 << 20  # begin and end of a call wait for RCU, 20 ms or so in which nothing is sent
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,10 +94,10 @@ def loop(inward, outward, pool, descriptors, polls, words, act):  # type: ignore
         store_release(words, Word.RECEIVED, received)
         store_release(words, Word.SENT, sent)
         if count == 0:
-            rings.kick(outward, pool)
+            left = rings.kick(outward, pool)
             rings.reap(outward, pool)
             waits += 1
-            rings.wait(polls, _WAIT_MS)
+            rings.wait(polls, 1 if left > 0 else _WAIT_MS)
     store_release(words, Word.TURNS, turns)
     store_release(words, Word.WAITS, waits)
 
@@ -104,7 +105,7 @@ def loop(inward, outward, pool, descriptors, polls, words, act):  # type: ignore
 class Loop:
     """A thread that runs `loop`; a context manager. Its chunks are back in the shared list afterwards."""
 
-    def __init__(self, inward: Socket, outward: Socket, act: Act, burst: int = Limit.BURST, cpu: int = -1) -> None:
+    def __init__(self, inward: Socket, outward: Socket, act: Act, burst: int = _BURST, cpu: int = -1) -> None:
         self.words: npt.NDArray[np.uint64] = np.zeros(16, np.uint64)
         self._pool = inward.umem.new_pool()
         descriptors = np.zeros(burst, rings.DESCRIPTOR)
@@ -264,29 +265,36 @@ def _counts(running: Loop, inward: Socket, outward: Socket, sink: str) -> tuple[
 
 
 def main() -> None:
-    """Print the three rates."""
+    """Print the three rates: medians, and the range of what was sent (or received)."""
     parser = argparse.ArgumentParser(prog="python -m perf.echo", description=__doc__.partition("\n")[0])
     parser.add_argument("--bytes", type=int, default=64, help="frame length, without FCS")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per measurement")
-    parser.add_argument("--sink", choices=("xdp", "stack"), default="xdp", help="what takes the frames sent")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a trial")
+    parser.add_argument("--trials", type=int, default=5, help="of each case, interleaved")
+    parser.add_argument("--sink", choices=("xdp", "stack"), default="stack", help="what takes the frames sent")
     options = parser.parse_args()
     with own_network(), contextlib.ExitStack() as stack:
         for near, far in (("a0", "a1"), ("b0", "b1")):
             veth_pair(near, far)
-            if options.sink == "xdp":
-                stack.enter_context(attached(verdict_program(_XDP_DROP), near if near == "a0" else far))
+        if options.sink == "xdp":
+            for end in ("a0", "b1"):
+                stack.enter_context(attached(verdict_program(_XDP_DROP), end))
         umem = stack.enter_context(Umem())
         ingress, egress = umem.open("a1"), umem.open("b0")
         stack.enter_context(fed(ingress))
-        frame = frame_of(options.bytes)
         cases = {
             "receive": (ingress, ingress, Act.DROP, "a0", "a0"),
             "echo": (ingress, ingress, Act.SWAP_AND_SEND, "a0", "a0"),
             "forward": (ingress, egress, Act.SEND, "a0", "b1"),
         }
-        for name, (inward, outward, act, target, sink) in cases.items():
-            result = measure(inward, outward, act, target, sink, frame, options.seconds)
-            print(f"{name:8}", *(f"{field} {value:.6g}" for field, value in result._asdict().items()), flush=True)
+        results: dict[str, list[Result]] = {name: [] for name in cases}
+        for _ in range(options.trials):
+            for name, case in cases.items():
+                results[name].append(measure(*case, frame_of(options.bytes), options.seconds))
+    for name, trials in results.items():
+        middle = Result(*(statistics.median(values) for values in zip(*trials, strict=True)))
+        rates = [trial.sent_pps or trial.received_pps for trial in trials]
+        fields = (f"{field} {value:.6g}" for field, value in middle._asdict().items())
+        print(f"{name:8}", *fields, f"range {min(rates):.6g} to {max(rates):.6g}")
 
 
 if __name__ == "__main__":

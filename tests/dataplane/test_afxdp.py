@@ -92,6 +92,15 @@ def assert_every_chunk_is_once(umem, kernel_holds=0):
     assert len(places["kernel"]) <= kernel_holds
 
 
+def settle(*sockets):
+    """Wait until nothing is in flight: what left the TX rings is on the completion rings, or back in a pool."""
+    pool = sockets[0].umem.new_pool()
+    for sock in sockets:
+        until(lambda sock=sock: rings.kick(sock.queue, pool) == 0)
+        until(lambda sock=sock: sock.queue.completion.producer[0] == sock.queue.tx.consumer[0])
+        rings.reap(sock.queue, pool)
+
+
 def test_a_frame_crosses_two_sockets_without_a_copy(umem):
     inward, outward = umem.open("a1"), umem.open("b0")
     pool, descriptors = umem.new_pool(), np.zeros(8, rings.DESCRIPTOR)
@@ -114,23 +123,14 @@ def test_traffic_in_both_directions_keeps_every_chunk(umem):
         for far in ("a0", "b1"):
             stack.enter_context(echo.attached(echo.verdict_program(1), far))
         with Loop(left, right, Act.SEND) as eastward, Loop(right, left, Act.SEND) as westward:
+            until(lambda: left.queue.fill.producer[0] and right.queue.fill.producer[0])  # compiled and running
             for _ in range(20):
                 inject("a0", count=500)
                 inject("b1", count=500)
-            until(lambda: eastward.count(Word.SENT) > 0 and westward.count(Word.SENT) > 0)
-            until(lambda: left.counts()["sendto"] and right.counts()["sendto"])
-        umem_settled(left, right)
+            until(lambda: eastward.count(Word.SENT) > RING and westward.count(Word.SENT) > RING)
+    settle(left, right)
     # The kernel keeps the chunk of a frame for which the RX ring had no room, one for each socket at most.
     assert_every_chunk_is_once(umem, kernel_holds=2)
-
-
-def umem_settled(*sockets):
-    """Wait until nothing is in flight: every frame taken from a TX ring is on the completion ring."""
-    pool = sockets[0].umem.new_pool()
-    for sock in sockets:
-        until(lambda sock=sock: rings.kick(sock.queue, pool) == 0)
-        rings.reap(sock.queue, pool)
-    until(lambda: sum(len(v) for k, v in sockets[0].umem.whereabouts().items() if k == "kernel") <= len(sockets))
 
 
 def test_an_empty_fill_ring_loses_frames_counts_them_and_heals(umem):
@@ -168,7 +168,7 @@ def test_a_burst_larger_than_the_ring_goes_out_whole(umem):
     assert rings.transmit(sock.queue, pool, frames, len(frames)) == len(frames)
     assert sock.counts()["tx_full"] == 0
     until(lambda: echo.received_frames("b1") - before == len(frames))
-    until(lambda: rings.reap(sock.queue, pool) >= 0 and pool.count[0] + pool.shared_count[0] == umem.chunks)
+    until(lambda: rings.reap(sock.queue, pool) >= 0 and pool.free[0] + pool.shared_count[0] == umem.chunks)
 
 
 def test_completions_that_nobody_drained_do_not_stop_transmission(umem):
@@ -180,7 +180,7 @@ def test_completions_that_nobody_drained_do_not_stop_transmission(umem):
         sock.queue.tx.slots[i] = row
     sock.queue.tx.producer[:] += np.uint32(RING)
     assert rings.kick(sock.queue, pool) == 0
-    until(lambda: rings.reap(sock.queue, pool) >= 0 and pool.count[0] + pool.shared_count[0] == umem.chunks)
+    until(lambda: rings.reap(sock.queue, pool) >= 0 and pool.free[0] + pool.shared_count[0] == umem.chunks)
 
 
 def test_an_interface_that_is_down_keeps_what_fits_and_refuses_the_rest(umem):
@@ -209,7 +209,7 @@ def test_a_deleted_interface_stops_nothing_and_its_chunks_return(umem):
     echo.veth_pair("c0", "c1")
     third = umem.open("c0")  # the first socket is dead, the second lends the memory
     first.close()
-    umem_settled(second)
+    settle(second)
     assert third.mode == "copy"
     assert_every_chunk_is_once(umem)
 
@@ -235,7 +235,7 @@ def test_a_closed_socket_frees_its_queue_though_arrays_remain(umem):
 
 def test_chunks_that_went_down_with_a_socket_can_be_reclaimed(umem):
     sock = umem.open("b0")
-    frames_of(umem, 5)[1].count[0] -= 3  # as if three were in flight when the socket closed
+    frames_of(umem, 5)[1].free[0] -= 3  # as if three were in flight when the socket closed
     sock.close()
     assert umem.reclaim() == 5 + 3
     assert_every_chunk_is_once(umem)

@@ -44,7 +44,7 @@ def new_pools(chunks, workers=1):
 
 
 def free_chunks(*pools):
-    own = [pool.chunks[: pool.count[0]] for pool in pools]
+    own = [pool.chunks[: pool.free[0]] for pool in pools]
     return sorted(np.concatenate([*own, pools[0].shared_chunks[: pools[0].shared_count[0]]]).tolist())
 
 
@@ -121,17 +121,17 @@ def test_completed_frames_return_as_whole_chunks(cursor):
 def test_a_pool_that_overflows_spills_and_one_that_is_dry_draws():
     near, far = new_pools(BATCH_CHUNKS, workers=2)
     assert rings.take_chunk(near, np.zeros(1, np.uint64))
-    assert near.count[0] == BATCH_CHUNKS - 1
+    assert near.free[0] == BATCH_CHUNKS - 1
     assert near.shared_count[0] == 0
     assert not rings.take_chunk(far, np.zeros(1, np.uint64))
     near, far = (pool._replace(shared_chunks=np.zeros(4096, np.uint64)) for pool in (near, far))
-    near.count[0] = 0
+    near.free[0] = 0
     for i in range(LOCAL_CHUNKS + 1):
         rings.put_chunk(near, np.uint64(i * CHUNK))
     assert near.shared_count[0] == BATCH_CHUNKS
     far = far._replace(shared_chunks=near.shared_chunks)
     assert rings.take_chunk(far, np.zeros(1, np.uint64))
-    assert far.count[0] == BATCH_CHUNKS - 1
+    assert far.free[0] == BATCH_CHUNKS - 1
 
 
 @compiled
