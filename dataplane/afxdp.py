@@ -213,8 +213,8 @@ def _waiting(ring: Ring) -> npt.NDArray[np.uint64]:
 class Socket:
     """An AF_XDP socket bound to one queue of one interface; a context manager.
 
-    `ring_entries` is the size of each ring, a power of two. `mode` is "auto" (zero-copy where the driver has it), "copy"
-    or "zero-copy"; it is settled by the first socket of a UMEM, which the others join. `busy_poll_us` makes the
+    `ring_entries` is the size of each ring, a power of two. `mode` is "auto" (zero-copy where the driver has it),
+    "copy" or "zero-copy"; it is settled by the first socket of a UMEM, which the others join. `busy_poll_us` makes the
     worker's own `drive` poll the device for so long. `tx_budget` is how many frames one system call may send in copy
     mode where the kernel lets us choose (Linux 6.17; 32 before).
     Raises UsageError, AttachError or MissingFeatureError. `fd` goes into the XSKMAP entry of the queue.
@@ -319,7 +319,7 @@ class Socket:
                 raise OSError(code, os.strerror(code))
 
     def _try_bind(self, address: bytes) -> int:
-        """Bind and return 0 or the error number; a queue that was closed a moment ago is still busy, so wait a little."""
+        """Bind and return 0 or the error number; a queue closed a moment ago is busy a little longer."""
         deadline = time.monotonic() + _RELEASE_S
         while _libc.bind(self.fd, address, len(address)):
             code = ctypes.get_errno()

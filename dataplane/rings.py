@@ -63,7 +63,8 @@ class Queue(NamedTuple):
 class Pool(NamedTuple):
     """The free chunks that one worker may take: a stack of its own, and the shared one behind a lock.
 
-    `free` chunks are in its own stack, `shared_count` in the shared one (one-element arrays). `chunk_mask` makes a chunk's address of an address inside it.
+    `free` chunks are in its own stack, `shared_count` in the shared one (one-element arrays). `chunk_mask` makes a
+    chunk's address of an address inside it.
     """
 
     chunks: npt.NDArray[np.uint64]
@@ -256,7 +257,7 @@ def reap(queue, pool):
 
 @compiled
 def kick(queue, pool):
-    """Make the kernel transmit what is in the TX ring; return how many frames it left there.
+    """Make the kernel transmit what is in the TX ring; return how many of these frames it left there.
 
     A system call of copy mode sends a limited number of frames (32, unless the kernel knows XDP_MAX_TX_SKB_BUDGET)
     and then says EAGAIN, as it does when the completion ring or the socket's send buffer is full; EBUSY and ENOBUFS
@@ -264,25 +265,25 @@ def kick(queue, pool):
     not. What is left (a device that is down, too) waits for the next kick: a worker with some left sleeps briefly.
     """
     ring = queue.tx
+    target = load_acquire(ring.producer, 0)  # what others add meanwhile is theirs to kick
     stalled = 0
     while True:
         consumer = load_acquire(ring.consumer, 0)
-        left = distance(load_acquire(ring.producer, 0), consumer)
-        if left == 0 or load_acquire(ring.flags, 0) & _NEED_WAKEUP == 0:
+        left = distance(target, consumer)
+        if left == 0 or left > len(ring.slots):  # there, or past it
+            return 0
+        if load_acquire(ring.flags, 0) & _NEED_WAKEUP == 0:  # a zero-copy driver is at it
             return left
         result = sendto(queue.fd, 0, 0, MSG_DONTWAIT, 0, 0)
+        failure = errno() if result < 0 else 0
         fetch_add(queue.counts, Count.SENDTO, 1)
-        if result >= 0 or load_acquire(ring.consumer, 0) != consumer:
+        if load_acquire(ring.consumer, 0) != consumer:
             stalled = 0
-            if result >= 0:
-                return distance(load_acquire(ring.producer, 0), load_acquire(ring.consumer, 0))
-            continue
-        if errno() == EINTR:
-            continue
-        stalled += 1
-        if reap(queue, pool) == 0 and stalled >= _STALLED_KICKS:
-            fetch_add(queue.counts, Count.TX_STALLED, 1)
-            return left
+        elif failure != EINTR:
+            stalled += 1
+            if reap(queue, pool) == 0 and stalled >= _STALLED_KICKS:
+                fetch_add(queue.counts, Count.TX_STALLED, 1)
+                return left
 
 
 @compiled
@@ -329,5 +330,5 @@ def transmit(queue, pool, descriptors, count):
 
 @compiled
 def wait(polls, timeout_ms):
-    """Sleep until a descriptor of `polls` (POLL rows) is ready; return how many are: 0 after `timeout_ms` or a signal."""
+    """Sleep until a descriptor of `polls` (POLL rows) is ready; return how many: 0 after `timeout_ms` or a signal."""
     return max(0, poll(polls.ctypes.data, len(polls), timeout_ms))
