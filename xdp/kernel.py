@@ -63,7 +63,8 @@ _BPF_SYSCALL, _MEMBARRIER_SYSCALL = _SYSCALLS.get(platform.machine(), (-1, -1))
 _MEMBARRIER_GLOBAL = 1
 
 # enum bpf_cmd
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 5, 6, 7
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
+_PROG_LOAD, _OBJ_PIN, _OBJ_GET = 5, 6, 7
 _PROG_TEST_RUN, _PROG_FD_BY_ID, _MAP_FD_BY_ID, _GET_INFO = 10, 13, 14, 15
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
 
@@ -221,6 +222,22 @@ def map_delete(fd: int, key: bytes) -> bool:
             return False
         raise
     return True
+
+
+def map_keys(fd: int, key_size: int) -> list[bytes]:
+    """Return the keys of a hash map (BPF_MAP_GET_NEXT_KEY), for a map that nobody else changes meanwhile."""
+    keys: list[bytes] = []
+    following = bytearray(key_size)
+    while True:
+        last = _ffi.from_buffer(keys[-1]) if keys else None
+        values = {"key": _address(last) if last is not None else 0, "value": _address(_ffi.from_buffer(following))}
+        try:
+            _bpf(_MAP_NEXT_KEY, "map_elem", "map keys", map_fd=fd, **values)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return keys
+            raise
+        keys.append(bytes(following))
 
 
 def pin(fd: int, path: Path) -> None:

@@ -65,6 +65,7 @@ enum reason {
 	REASON_VIP_FRAGMENT = 98,
 	REASON_ICMP_ERROR = 99,
 	REASON_NOT_OFFLOADED = 100,    /* engine afxdp: every packet of a flow */
+	REASON_PUNT_LOST = 101,        /* punted, and lost before userspace saw it: a full ring */
 };
 
 enum direction { ORIGINAL, REPLY, DIRECTIONS };

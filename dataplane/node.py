@@ -1,0 +1,244 @@
+"""The node: tables, Services, next hops and an engine, put together and kept up to date until it is told to stop.
+
+What fails at start leaves nothing behind. What fails later (a bad manifest, a neighbour that does not answer) changes
+nothing that works, and is told in `status`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from conntrack.table import FlowTable
+from dataplane import views
+from dataplane.control import Lock, Server
+from dataplane.engine import Engine
+from dataplane.netdev import Interface, NetDev
+from dataplane.nexthops import NextHops
+from dataplane.settings import Settings
+from dataplane.watch import changes
+from lb import manifests, maglev
+from lb.model import NodeView, ServicePort, Snapshot, resolve
+from lb.table import ServiceTable
+from lb.table import ServicePort as Row
+from xdp import kernel, maps
+from xdp.clock import JiffyClock
+from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
+from xdp.redirects import RedirectErrors
+from xdp.schema import Protocol, Reason, WhenStalled
+from xdp.tables import Capacity
+
+_SWEEP_PASS_S = 4.0  # one look at every record; the shortest timeout is 10 s
+_SWEEP_SLICES = 16
+_CALIBRATE_S = 1.0
+_READ_LOSSES_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Node:
+    """One node: `run` it until a signal ends it, `answer` questions about it meanwhile."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started = time.monotonic()
+        self.snapshot = Snapshot((), ())
+        self.desired = 0
+        self.programmed = 0
+        self.rejected: Error | None = None  # the manifests that the files say now, if they cannot be applied
+        self.reloaded = time.time()
+        self.redirects: RedirectErrors | None = None
+        self.uncounted = ""  # why redirects that fail are not counted
+        self._cache: manifests.Cache = {}
+        self._stopping = asyncio.Event()
+        self._signal = signal.SIGTERM
+        self._lost_seen = 0
+
+    def answer(self, command: str, options: dict[str, Any]) -> Any:
+        """Return what `command` of the control socket asks for, as plain data (DESIGN's JSON)."""
+        return views.VIEWS[command](self, **options)
+
+    async def run(self) -> None:
+        """Start, serve until a signal, stop. Error: what kept it from starting."""
+        settings = self.settings
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Lock(settings))
+            first = self._load()
+            self._start(stack, first)
+            try:
+                await self._serve()
+            finally:
+                self._stop()
+
+    # Starting.
+
+    def _load(self) -> Snapshot:
+        settings = self.settings
+        self.desired += 1
+        found = manifests.load(settings.files, cache=self._cache)
+        view = NodeView(settings.node_name, settings.zone)
+        return resolve(found.services, found.slices, view, settings.allow_external_ips)
+
+    def _start(self, stack: contextlib.ExitStack, first: Snapshot) -> None:
+        settings = self.settings
+        self.netdev = stack.enter_context(NetDev())
+        interfaces = [self.netdev.interface(name) for name in settings.interfaces]
+        kernel.mount_bpffs(settings.bpffs)
+        self._refuse_foreign_programs(interfaces)
+        self.shared = stack.enter_context(maps.open_or_create(settings.pins, self._capacity()))
+        if self.shared.is_new:
+            stack.callback(self._remove_if_unused)
+        tables = self.shared.tables
+        self.clock = JiffyClock()
+        self.flows = FlowTable(tables, self.clock, kernel.membarrier_global)
+        if self.shared.is_new:
+            self.flows.create()
+        else:
+            abandoned = self.flows.take_over()
+            log.info("took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else "")
+        self.next_hops = NextHops(tables, self.netdev, settings.interfaces)
+        self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
+        self.services.adopt()
+        self._apply(first)
+        self.engine = Engine(settings, self.shared, self.next_hops.hops, self.clock, maglev.DEFAULT_SEED)
+        stack.callback(self.engine.stop)
+        try:
+            self.redirects = stack.enter_context(RedirectErrors())
+        except MissingFeatureError as error:
+            self.uncounted = str(error)
+        self.engine.start(interfaces)
+        for note in first.not_honoured:
+            log.warning("not honoured yet: %s", note)
+        self._announce_start()
+
+    def _capacity(self) -> Capacity:
+        return Capacity(connections=self.settings.capacity, cpus=os.cpu_count() or 1)
+
+    def _refuse_foreign_programs(self, interfaces: list[Interface]) -> None:
+        """Refuse an interface that has somebody else's XDP program, before anything is changed."""
+        for interface in interfaces:
+            state = kernel.xdp_state(interface.ifindex)
+            if state is not None and not self.settings.link_pin(interface.name).exists():
+                raise AttachError(
+                    f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; remove it "
+                    f"(`ip link set {interface.name} xdp off`, or stop the program that owns it) or give another interface"
+                )
+
+    def _remove_if_unused(self) -> None:
+        """Remove tables that this start has made if nothing came to be attached to them."""
+        if not self.settings.link_pins():
+            maps.remove(self.settings.pins)
+
+    def _announce_start(self) -> None:
+        ports = len(self.snapshot.ports)
+        for name, attachment in self.engine.attachments.items():
+            log.info("%s: XDP %s%s", name, attachment.mode, f" ({attachment.why})" if attachment.why else "")
+        log.info("serving %d Service ports, engine %s", ports, self.engine.name)
+
+    # Serving.
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        jobs: list[Coroutine[Any, Any, None]] = [
+            self.next_hops.run(),
+            self._sweep(),
+            _every(_CALIBRATE_S, self.clock.calibrate),
+            _every(_READ_LOSSES_S, self.read_losses),
+            self._follow_files(),
+        ]
+        async with Server(self.settings, self.answer), asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job) for job in jobs]
+            with self._metrics():
+                await self._stopping.wait()
+            for task in tasks:
+                task.cancel()
+
+    def _metrics(self) -> contextlib.AbstractContextManager[object]:
+        if self.settings.metrics is None:
+            return contextlib.nullcontext()
+        from dataplane.metrics import serve  # prometheus_client takes 54 ms to import
+
+        return serve(self.settings.metrics, self.answer)
+
+    def _told_to_stop(self, number: signal.Signals) -> None:
+        self._signal = number
+        self._stopping.set()
+
+    async def _follow_files(self) -> None:
+        async for _ in changes(self.settings.files):
+            self.reload()
+
+    def reload(self) -> None:
+        """Read the manifests again and apply them if they are right; if not, nothing changes and `status` says why."""
+        try:
+            self._apply(self._load())
+        except Error as error:
+            self.rejected = error
+            kind = "manifests" if isinstance(error, ConfigError) else "configuration"
+            log.error("%s not applied, what ran before goes on:\n%s", kind, error)
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        change = self.services.apply(_rows(snapshot))
+        self.snapshot, self.rejected, self.reloaded = snapshot, None, time.time()
+        self.programmed = self.desired
+        self.next_hops.retain({endpoint.address for port in snapshot.ports for endpoint in port.endpoints})  # type: ignore[misc]
+        for address, number in change.gone:  # TCP connections go on (C8); a UDP flow never ends by itself
+            self.flows.end_towards(int(address), number, Protocol.UDP)
+        log.debug("applied %s", change)
+
+    async def _sweep(self) -> None:
+        slots = -(-len(self.shared.tables.flows) // _SWEEP_SLICES)
+        while True:
+            await asyncio.to_thread(self.flows.sweep, slots)
+            self.services.release()  # no sooner than a slice after the change: every packet of that time has gone
+            await asyncio.sleep(_SWEEP_PASS_S / _SWEEP_SLICES)
+
+    def read_losses(self) -> None:
+        """Add what the AF_XDP sockets have lost since the last call to the counters, which outlive the sockets."""
+        lost = self.engine.statistics().lost
+        row = self.shared.tables.worker_counters[0]["packets"]
+        row[Reason.PUNT_LOST] += lost - self._lost_seen
+        self._lost_seen = lost
+
+    # Stopping.
+
+    def _stop(self) -> None:
+        keep = self.settings.on_exit or ("detach" if self._signal == signal.SIGINT else "keep")
+        self.read_losses()
+        self.engine.stop()
+        if keep == "detach":
+            self.engine.detach()
+            maps.remove(self.settings.pins)
+            log.info("stopped; programs and tables removed")
+        else:
+            log.info("stopped; XDP goes on forwarding known flows; `turnout detach` ends that")
+
+
+def _rows(snapshot: Snapshot) -> list[Row]:
+    """Return what the packet path is to know: a row per Service port and list of candidates."""
+    return [row for port in snapshot.ports for row in _rows_of(port)]
+
+
+def _rows_of(port: ServicePort) -> list[Row]:
+    protocol = Protocol[port.protocol]
+    when = WhenStalled[port.options.when_stalled.upper()]
+    by_candidates: dict[tuple[Any, ...], list[Any]] = {}
+    for frontend in port.frontends:
+        candidates = tuple(dict.fromkeys((e.address, e.port) for e in port.candidates(frontend.kind)))
+        by_candidates.setdefault(candidates, []).append((frontend.address, frontend.port, int(protocol)))
+    return [Row(tuple(frontends), candidates, when) for candidates, frontends in by_candidates.items()]
+
+
+async def _every(seconds: float, job: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        job()

@@ -1,0 +1,248 @@
+"""What `status` and `get` show, as plain data: the JSON of the control socket."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conntrack.table import Connection
+from xdp.schema import Protocol, Reason, Verdict, verdict_of
+
+if TYPE_CHECKING:
+    from dataplane.node import Node
+
+_UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
+
+
+def _totals(rows: Any) -> dict[Reason, int]:
+    """Return {reason: packets} over all rows of a table of counters, zeros left out."""
+    sums = rows["packets"].sum(axis=0)
+    return {Reason(number): int(sums[number]) for number in np.flatnonzero(sums)}
+
+
+def _by_verdict(totals: dict[Reason, int]) -> Counter[Verdict]:
+    verdicts: Counter[Verdict] = Counter()
+    for reason, packets in totals.items():
+        if reason not in _UNTOLD:
+            verdicts[verdict_of(reason)] += packets
+    return verdicts
+
+
+def packets(node: Node) -> dict[str, dict[str, int]]:
+    """Return the accounts: xdp.received = forwarded + passed + dropped + punted, userspace.received = forwarded + dropped."""
+    xdp, user = _totals(node.shared.tables.xdp_counters), _totals(node.shared.tables.worker_counters)
+    x, u = _by_verdict(xdp), _by_verdict(user)
+    return {
+        "xdp": {
+            "received": sum(x.values()),
+            "forwarded": x[Verdict.FORWARD],
+            "passed": x[Verdict.PASS],
+            "dropped": x[Verdict.DROP],
+            "punted": x[Verdict.PUNT],
+            "admitted": xdp.get(Reason.ADMITTED, 0),
+            "redirect_failed": sum(_redirect_failures(node).values()),
+        },
+        "userspace": {
+            "received": sum(u.values()),
+            "forwarded": u[Verdict.FORWARD],
+            "dropped": u[Verdict.DROP],
+            "punt_lost": user.get(Reason.PUNT_LOST, 0),
+            "originated": 0,
+        },
+    }
+
+
+def _redirect_failures(node: Node) -> dict[tuple[int, int, int], int]:
+    """Return {(from ifindex, to ifindex, errno): frames} of redirects between our interfaces that failed."""
+    if node.redirects is None:
+        return {}
+    ours = {queue.interface.ifindex for queue in node.engine.queues}
+    return {key: frames for key, frames in node.redirects.counts().items() if key[0] in ours and key[1] in ours}
+
+
+def reasons(node: Node) -> dict[str, int]:
+    """Return {reason: packets}, XDP and userspace added up."""
+    tables = node.shared.tables
+    both = Counter(_totals(tables.xdp_counters)) + Counter(_totals(tables.worker_counters))
+    return {reason.name: count for reason, count in sorted(both.items())}
+
+
+def _complaints(node: Node) -> list[str]:
+    """Return what is not as it should be, worst first."""
+    found = list(node.engine.stalled())
+    if node.rejected is not None:
+        problems = str(node.rejected).splitlines()
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
+    for name in node.settings.interfaces:
+        link = next((link for link in node.netdev.interfaces() if link.name == name), None)
+        if link is None:
+            found.append(f"{name}: the interface has gone")
+        elif not link.is_up:
+            found.append(f"{name}: the interface is down")
+    endpoints = {str(endpoint.address) for port in node.snapshot.ports for endpoint in port.cluster}
+    for hop in node.next_hops.describe():
+        if hop["destination"] in endpoints and hop["state"] == "foreign":
+            found.append(
+                f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; add -i {hop['interface']}"
+            )
+        elif hop["destination"] in endpoints and hop["state"] == "unresolved":
+            found.append(f"endpoint {hop['destination']}: no route, or its neighbour does not answer")
+    for (_, to, error), frames in _redirect_failures(node).items():
+        name = next((queue.interface.name for queue in node.engine.queues if queue.interface.ifindex == to), str(to))
+        found.append(
+            f"{name}: {frames} frames were lost on their way out (errno {error}); a veth's far end needs an XDP program or GRO"
+        )
+    return found
+
+
+def status(node: Node) -> dict[str, Any]:
+    """Return the state of the node in one answer."""
+    why = _complaints(node)
+    keys = {port.key for port in node.snapshot.ports}
+    return {
+        "state": "degraded" if why else "ok",
+        "why": why,
+        "engine": node.engine.name,
+        "uptime_s": round(time.monotonic() - node.started, 1),
+        "services": len({key.partition(":")[0] for key in keys}),
+        "endpoints": len({(e.address, e.port) for port in node.snapshot.ports for e in port.cluster}),
+        "interfaces": interfaces(node),
+        "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
+        "revision": {"desired": node.desired, "programmed": node.programmed},
+        "packets": packets(node),
+        "reasons": reasons(node),
+    }
+
+
+def interfaces(node: Node) -> list[dict[str, Any]]:
+    """Return the interfaces that take part."""
+    known = {link.name: link for link in node.netdev.interfaces()}
+    shown = []
+    for name, attachment in node.engine.attachments.items():
+        link = known.get(name)
+        received = node.netdev.statistics(link.ifindex).rx_packets if link else 0
+        shown.append(
+            {
+                "name": name,
+                "engine": node.engine.name,
+                "xdp_mode": attachment.mode,
+                "why": attachment.why,
+                "rx_packets": received,
+            }
+        )
+    return shown
+
+
+def _place(address: int, port: int) -> str:
+    return f"{IPv4Address(address)}:{port}"
+
+
+def _services_by_frontend(node: Node) -> dict[tuple[int, int, int], str]:
+    return {
+        (int(frontend.address), frontend.port, Protocol[port.protocol]): port.key
+        for port in node.snapshot.ports
+        for frontend in port.frontends
+        if frontend.address is not None
+    }
+
+
+def _shown(connection: Connection, service: str | None, offloaded: bool) -> dict[str, Any]:
+    return {
+        "protocol": Protocol(connection.protocol).name,
+        "client": _place(*connection.client),
+        "frontend": _place(*connection.frontend),
+        "endpoint": _place(*connection.endpoint),
+        "service": service,
+        "state": connection.state.name.lower(),
+        "offloaded": offloaded,
+        "packets": dict(zip(("original", "reply"), connection.packets, strict=True)),
+        "bytes": dict(zip(("original", "reply"), connection.bytes, strict=True)),
+        "idle_s": round(connection.idle_s, 3),
+        "expires_s": round(connection.expires_s, 3),
+    }
+
+
+def _matches(wanted: str | None, *texts: str | None) -> bool:
+    return wanted is None or wanted in texts
+
+
+def flows(
+    node: Node,
+    service: str | None = None,
+    endpoint: str | None = None,
+    client: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return the connections, filtered. An address matches with or without its port, a Service with or without its port's name."""
+    names = _services_by_frontend(node)
+    found: list[dict[str, Any]] = []
+    for connection in node.flows.connections():
+        name = names.get((*connection.frontend, connection.protocol))
+        to, source = _place(*connection.endpoint), _place(*connection.client)
+        if (
+            _matches(service, name, name.partition(":")[0] if name else None)
+            and _matches(endpoint, to, to.partition(":")[0])
+            and _matches(client, source, source.partition(":")[0])
+        ):
+            found.append(_shown(connection, name, node.engine.offloads))
+            if limit is not None and len(found) >= limit:
+                break
+    return found
+
+
+def services(node: Node) -> list[dict[str, Any]]:
+    """Return every Service port with its frontends and endpoints."""
+    held = _flows_by_endpoint(node)
+    return [
+        {
+            "namespace": port.namespace,
+            "name": port.name,
+            "port": port.port_name or port.port,
+            "protocol": port.protocol,
+            "frontends": [f"{frontend.address}:{frontend.port}" for frontend in port.frontends],
+            "endpoints": [
+                {
+                    "address": f"{endpoint.address}:{endpoint.port}",
+                    "state": endpoint.state.value,
+                    "weight": endpoint.weight,
+                    "flows": held[port.key, f"{endpoint.address}:{endpoint.port}"],
+                }
+                for endpoint in port.endpoints
+            ],
+        }
+        for port in node.snapshot.ports
+    ]
+
+
+def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
+    names = _services_by_frontend(node)
+    counted: Counter[tuple[str, str]] = Counter()
+    for connection in node.flows.connections():
+        name = names.get((*connection.frontend, connection.protocol), "")
+        counted[name, _place(*connection.endpoint)] += 1
+    return counted
+
+
+def endpoints(node: Node) -> list[dict[str, Any]]:
+    """Return every endpoint of every Service port: the same as `services`, an endpoint a row."""
+    return [
+        {"service": f"{service['namespace']}/{service['name']}:{service['port']}", "protocol": service["protocol"], **entry}
+        for service in services(node)
+        for entry in service["endpoints"]
+    ]
+
+
+def nexthops(node: Node) -> Iterable[dict[str, object]]:
+    """Return where packets go next."""
+    return node.next_hops.describe()
+
+
+VIEWS: dict[str, Callable[..., Any]] = {
+    view.__name__: view for view in (status, services, endpoints, flows, nexthops, interfaces, reasons)
+}
