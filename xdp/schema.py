@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Callable
+from enum import EnumType, IntEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import cffi
 import numpy as np
@@ -46,6 +48,31 @@ def _enum(name: str, prefix: str = "") -> dict[str, int]:
     return {key.removeprefix(prefix): value for key, value in sorted(members.items(), key=lambda item: item[1])}
 
 
+if TYPE_CHECKING:
+    _E = TypeVar("_E")
+
+    class _AnyMember(EnumType):
+        """A type checker does not read schema.h: to it, every name is a member."""
+
+        def __getattr__(cls: type[_E], name: str) -> _E: ...
+
+    class _FromHeader(IntEnum, metaclass=_AnyMember):
+        pass
+else:
+    _FromHeader = IntEnum
+
+
+def _members(name: str, prefix: str = "") -> Callable[[type[IntEnum]], type[IntEnum]]:
+    """Return a decorator that fills an empty class with the members of `enum name`, without their prefix."""
+
+    def fill(kind: type[IntEnum]) -> type[IntEnum]:
+        filled: type[IntEnum] = IntEnum(kind.__name__, _enum(name, prefix), module=kind.__module__)  # type: ignore[misc]
+        filled.__doc__ = kind.__doc__
+        return filled
+
+    return fill
+
+
 BUCKET = _struct("bucket")
 FLOW = _struct("flow")
 FRONTEND = _struct("frontend")
@@ -59,16 +86,55 @@ MACHINE = _struct("machine")
 COUNTERS = _struct("counters")
 LAYOUT = _struct("layout")
 
-Limit = IntEnum("Limit", _enum("limits"))  # type: ignore[misc]
-Tag = IntEnum("Tag", _enum("tag", "TAG_"))  # type: ignore[misc]
-Verdict = IntEnum("Verdict", _enum("verdict", "VERDICT_"))  # type: ignore[misc]
-Reason = IntEnum("Reason", _enum("reason", "REASON_"))  # type: ignore[misc]
-Direction = IntEnum("Direction", _enum("direction"))  # type: ignore[misc]
-Protocol = IntEnum("Protocol", _enum("protocol", "PROTOCOL_"))  # type: ignore[misc]
-State = IntEnum("State", _enum("state", "STATE_"))  # type: ignore[misc]
-Event = IntEnum("Event", _enum("event", "EVENT_"))  # type: ignore[misc]
-WhenStalled = IntEnum("WhenStalled", _enum("when_stalled", "WHEN_STALLED_"))  # type: ignore[misc]
-HopState = IntEnum("HopState", _enum("hop_state", "HOP_"))  # type: ignore[misc]
+
+@_members("limits")
+class Limit(_FromHeader):
+    """What is part of the layout; capacities are map sizes."""
+
+
+@_members("tag", "TAG_")
+class Tag(_FromHeader):
+    """Values of a tag that are not a piece of a hash."""
+
+
+@_members("verdict", "VERDICT_")
+class Verdict(_FromHeader):
+    """What becomes of a packet."""
+
+
+@_members("reason", "REASON_")
+class Reason(_FromHeader):
+    """What became of a packet and why; also its index into the counters."""
+
+
+@_members("direction")
+class Direction(_FromHeader):
+    """Which way a packet of a connection goes."""
+
+
+@_members("protocol", "PROTOCOL_")
+class Protocol(_FromHeader):
+    """IP protocol numbers."""
+
+
+@_members("state", "STATE_")
+class State(_FromHeader):
+    """State of a connection."""
+
+
+@_members("event", "EVENT_")
+class Event(_FromHeader):
+    """What a packet tells the state machine."""
+
+
+@_members("when_stalled", "WHEN_STALLED_")
+class WhenStalled(_FromHeader):
+    """What a Service wants for new connections while userspace does not answer."""
+
+
+@_members("hop_state", "HOP_")
+class HopState(_FromHeader):
+    """What is known about a next hop."""
 
 
 def verdict_of(reason: int) -> Verdict:
@@ -79,9 +145,8 @@ def verdict_of(reason: int) -> Verdict:
 def describe() -> dict[str, object]:
     """Return the layout (fields with offsets and formats, enum values) as plain data, to be stored beside the maps."""
     structs = {
-        name.lower(): {
-            field: [str(kind), offset] for field, (kind, offset, *_) in (value.fields or {}).items()
-        } | {"size": value.itemsize}
+        name.lower(): {field: [str(kind), offset] for field, (kind, offset, *_) in (value.fields or {}).items()}
+        | {"size": value.itemsize}
         for name, value in globals().items()
         if isinstance(value, np.dtype)
     }
