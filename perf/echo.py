@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -119,7 +119,7 @@ class Loop:
             os.sched_setaffinity(0, {self._cpu})
         loop(*self._arguments)
 
-    def __enter__(self) -> Loop:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -6,15 +6,17 @@ import sys
 import threading
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 from dataplane import rings
 from dataplane.rings import BATCH_CHUNKS, DESCRIPTOR, LOCAL_CHUNKS, Pool, Queue, Ring
-from xdp.jit import compiled
 
 CHUNK = 2048
 SIZE = 64
+# `compiled` would cache them, under a module name that only pytest knows.
+uncached = numba.njit(nogil=True, error_model="numpy")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -134,7 +136,7 @@ def test_a_pool_that_overflows_spills_and_one_that_is_dry_draws():
     assert far.free[0] == BATCH_CHUNKS - 1
 
 
-@compiled
+@uncached
 def churn(pool, rounds, seed):
     """Take and put chunks in uneven bursts; return whether a chunk came twice."""
     held = np.zeros(700, np.uint64)
@@ -165,7 +167,7 @@ def test_workers_that_trade_chunks_lose_and_double_none():
     assert pools[0].shared_count[0] == 1000
 
 
-@compiled
+@uncached
 def count_under_lock(word, counter, rounds):
     for _ in range(rounds):
         rings.lock(word)
