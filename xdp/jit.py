@@ -48,7 +48,10 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     with contextlib.suppress(OSError):  # no writable home: numba falls back to its own choice
         os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
 
-import numba  # noqa: E402  the cache folder must be named before numba reads its configuration
+import numba  # noqa: E402  after its cache folder is named ...
+
+# ... and told again: whoever imported numba first (xdp/atomic.py does) made it read its configuration too early.
+numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR", "")  # type: ignore[attr-defined]
 
 
 def compiled(function: _F) -> _F:
