@@ -35,7 +35,7 @@ recvfrom = types.ExternalFunction("recvfrom", types.int64(_int, _address, types.
 
 
 @intrinsic
-def errno(typing_context):  # type: ignore[no-untyped-def]
+def errno(typing_context):
     """Return the error number of this thread's last failed call."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -48,7 +48,7 @@ def errno(typing_context):  # type: ignore[no-untyped-def]
 
 def _clock(number: int) -> Any:
     @intrinsic
-    def read_ns(typing_context):  # type: ignore[no-untyped-def]
+    def read_ns(typing_context):
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             i32, i64 = ir.IntType(32), ir.IntType(64)
             timespec = cgutils.alloca_once(builder, i64, size=2)

@@ -63,7 +63,7 @@ class Word(IntEnum):
 
 
 @compiled
-def swap_macs(frames, addr):  # type: ignore[no-untyped-def]
+def swap_macs(frames, addr):
     """Swap destination and source address of the frame at `addr`."""
     for i in range(addr, addr + np.uint64(6)):
         j = i + np.uint64(6)
@@ -71,7 +71,7 @@ def swap_macs(frames, addr):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def loop(inward, outward, pool, descriptors, polls, words, act):  # type: ignore[no-untyped-def]
+def loop(inward, outward, pool, descriptors, polls, words, act):
     """Receive from one queue and send (`act`) to another or the same until `words[STOP]` is set, counting."""
     received = 0
     sent = 0
