@@ -159,10 +159,10 @@ def table(made: Sequence[Row], cases: Sequence[Case]) -> str:
         first = made[0]
         quiet = "" if first.machine_was_quiet else " The machine was busy with other things: do not quote this."
         told = (
-            f"Conditions: {first.packet_bytes}-byte UDP over veth pairs in native XDP mode; {first.receiver}; medians of"
-            f" {first.trials} interleaved trials; Linux {first.kernel}, {first.cpu}, {first.cpus} CPUs; turnout"
-            f" {first.commit}.{quiet} A rate includes generating and receiving each frame, which cost the same for every"
-            " subject: the ratios are the result (paired by round), the absolute numbers are of this machine and hour."
+            f"Conditions: {first.packet_bytes}-byte UDP over veth pairs in native XDP mode; {first.receiver};"
+            f" medians of {first.trials} interleaved trials; Linux {first.kernel}, {first.cpu}, {first.cpus} CPUs;"
+            f" turnout {first.commit}.{quiet} A rate includes generating and receiving each frame, which cost the same"
+            " for every subject: the ratios are the result (paired by round), the absolute numbers are this machine's."
         )
         lines += [*textwrap.wrap(told, 100), ""]
     return "\n".join(lines)
@@ -177,9 +177,9 @@ def picture(path: Path, made: Sequence[Row]) -> None:
     import matplotlib as mpl  # takes a second: not for --help
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    import matplotlib.pyplot as plt
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), width_ratios=(3, 2))
     established = [row for row in made if row.case == "established"]
     for subject in dict.fromkeys(row.subject for row in established):
         mine = sorted((row for row in established if row.subject == subject), key=lambda row: row.flows)
@@ -212,6 +212,7 @@ def picture(path: Path, made: Sequence[Row]) -> None:
         style = _STYLES.get(row.subject, _PLAIN)
         error = [[(row.value - row.low) / 1e6], [(row.high - row.value) / 1e6]]
         right.bar(place, row.value / 1e6, yerr=error, capsize=3, color="0.9", edgecolor="0.2", hatch=style["hatch"])
+    right.set_visible(bool(others))
     right.set_xticks(range(len(others)), labels, rotation=30, ha="right", fontsize=8)
     right.set_ylabel("forwarded, million packets/s")
     right.set_title("Decided in userspace")
@@ -225,4 +226,4 @@ def picture(path: Path, made: Sequence[Row]) -> None:
     )
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    plt.close(figure)

@@ -33,14 +33,15 @@ _ffi = cffi.FFI()
 _ffi.cdef((PROGRAMS / "words.h").read_text().replace("#pragma once", ""))
 
 
-def _members(kind: str, prefix: str = "") -> dict[str, int]:
-    return {key.removeprefix(prefix): value for key, value in _ffi.typeof(f"enum {kind}").relements.items()}
+def _enum(name: str, kind: str, prefix: str = "") -> Any:
+    members = _ffi.typeof(f"enum {kind}").relements
+    return IntEnum(name, {key.removeprefix(prefix): value for key, value in members.items()})
 
 
-Order: Any = IntEnum("Order", _members("order", "ORDER_"))
-Seen: Any = IntEnum("Seen", _members("seen", "SEEN_"))
-Task: Any = IntEnum("Task", _members("sink_task", "TASK_"))
-Traffic: Any = IntEnum("Traffic", _members("traffic"))
+Order = _enum("Order", "order", "ORDER_")
+Seen = _enum("Seen", "seen", "SEEN_")
+Task = _enum("Task", "sink_task", "TASK_")
+Traffic = _enum("Traffic", "traffic")
 
 _LOOPBACK = 1
 _RUN = 65536  # frames of one system call when nobody waits for answers

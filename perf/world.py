@@ -41,6 +41,7 @@ _T = TypeVar("_T")
 
 RECORDS = Path("/run/turnout/worlds")
 _NAMESPACES = Path("/run/netns")
+_OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
 _SPACE = IPv4Network("10.77.0.0/16")
 _LONGEST_PREFIX = 40  # a namespace is a file name; pins and sockets are named after it too
 _TERM_S = 3.0  # a process that ignores SIGTERM for so long is killed
@@ -286,7 +287,7 @@ class Host:
 
         For short pieces of code; an event loop or another thread is not taken along.
         """
-        with open("/proc/thread-self/ns/net") as before, open(_NAMESPACES / self.namespace) as target:
+        with _OWN_NAMESPACE.open() as before, (_NAMESPACES / self.namespace).open() as target:
             _setns(target.fileno())
             try:
                 yield
