@@ -44,9 +44,20 @@ def cache_folder() -> Path:
     return folder
 
 
-if "NUMBA_CACHE_DIR" not in os.environ:
-    with contextlib.suppress(OSError):  # no writable home: numba falls back to its own choice
-        os.environ["NUMBA_CACHE_DIR"] = str(cache_folder())
+def _has_cache() -> bool:
+    """Name the cache folder, unless the user has; return False if none can be written: every start compiles anew."""
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        try:
+            folder = cache_folder()
+        except OSError:
+            return False
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return False
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    return True
+
+
+_HAS_CACHE = _has_cache()
 
 import numba  # noqa: E402  after its cache folder is named ...
 
@@ -55,10 +66,10 @@ numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR", "")  # type: ignore[a
 
 
 def compiled(function: _F) -> _F:
-    """Compile `function` at its first call: no GIL, no allocation, arrays and numbers only; the result is cached."""
-    return numba.njit(function, nogil=True, cache=True, error_model="numpy")  # type: ignore[no-any-return]
+    """Compile `function` at its first call: no GIL, no allocation, arrays and numbers only; cached if possible."""
+    return numba.njit(function, nogil=True, cache=_HAS_CACHE, error_model="numpy")  # type: ignore[no-any-return]
 
 
 def inlined(function: _F) -> _F:
     """Compile a small `function` into each of its callers."""
-    return numba.njit(function, nogil=True, cache=True, error_model="numpy", inline="never", forceinline=True)  # type: ignore[no-any-return]
+    return numba.njit(function, nogil=True, cache=_HAS_CACHE, error_model="numpy", inline="never", forceinline=True)  # type: ignore[no-any-return]
