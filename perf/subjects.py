@@ -114,6 +114,8 @@ class Testbed:
         Without replies the kernel's connection tracking, and its rules, would take UDP for new again and again.
         0 flows: every frame will begin one that was never seen before.
         """
+        if self.flows == 0:
+            self._first_unused = max(self._first_unused, self.generator.next_flow)
         self.flows = flows
         if flows == 0:
             self.generator.choose(0, self._first_unused)
@@ -202,7 +204,10 @@ class Iptables:
             node.run(["ethtool", "-K", interface.name, "gro", "on"])
         node.sysctl("net/netfilter/nf_conntrack_checksum", 0)
         node.run(["iptables-nft-restore"], text_in=kube_proxy_rules(bed.services))
-        yield  # the rules go with the world
+        try:
+            yield
+        finally:
+            node.run(["iptables-nft-restore"], text_in="*nat\nCOMMIT\n*filter\nCOMMIT\n")
 
 
 class Turnout:
