@@ -7,7 +7,9 @@ The control plane (dataplane/nexthops.py) is the only writer of everything here 
   can its buffer have been written under its eyes. Numbers torn on the way stay inside the arrays.
 * Hosts are single words (address and row), so that a reader sees all of an entry or nothing; entries are never moved.
 * Requests are a board, not a ring: an address goes to the place of its hash, so that a thousand packets for one
-  unresolved host are one request. Producers go from empty to full by compare-and-swap, the consumer back.
+  unresolved host are one request. Producers go from empty to full by compare-and-swap, the consumer back. The first
+  half is for destinations without a row, the second for those that have one but do not answer: however many of these
+  ask again and again, they do not keep a new client out.
 
 Rows, too, are written here, because XDP reads them meanwhile.
 """
@@ -20,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xdp import schema
+from xdp.bundle import Bundle
 from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
 from xdp.jit import compiled
 from xdp.schema import HopState
@@ -30,7 +33,7 @@ ON_LINK = 0xFFFFFFFF  # a route's target: each destination has a row of its own
 NO_ROUTE = 0xFFFFFFFE  # a route's target: do not forward
 
 LENGTHS = 33  # 32 bits first, then down to 0
-REQUESTS = 4096  # a power of two
+REQUESTS = 4096  # places of one half of the board, a power of two
 _PLACES = 8  # that a request tries
 _TAKEN = 1 << 32
 _LOW = 0xFFFFFFFF
@@ -41,7 +44,8 @@ _STATE_WORD = schema.NEXT_HOP.fields["state"][1] // 8  # type: ignore[index]
 _STATE_SHIFT = schema.NEXT_HOP.fields["state"][1] % 8 * 8  # type: ignore[index]
 
 
-class Hops(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Hops(Bundle):
     """What `lookup` reads, as one argument for compiled code. Addresses are in host order."""
 
     generation: npt.NDArray[np.uint64]  # [0]: its lowest bit is the live buffer of the next three
@@ -49,7 +53,7 @@ class Hops(NamedTuple):
     networks: npt.NDArray[np.uint32]  # [buffer, entry], ascending within a length
     targets: npt.NDArray[np.uint32]  # [buffer, entry]: a row, ON_LINK or NO_ROUTE
     hosts: npt.NDArray[np.uint64]  # a power of two of them: address << 32 | row, 0: empty
-    requests: npt.NDArray[np.uint64]  # 1 << 32 | address, 0: empty
+    requests: npt.NDArray[np.uint64]  # 2 x REQUESTS of them: 1 << 32 | address, 0: empty
     lost_requests: npt.NDArray[np.uint64]  # [0]: those that found no place on the board
     rows: npt.NDArray[np.uint64]  # next_hops as words
 
@@ -63,14 +67,14 @@ def new_hops(next_hops: npt.NDArray[np.void], routes: int) -> Hops:
         networks=np.zeros((2, routes), np.uint32),
         targets=np.zeros((2, routes), np.uint32),
         hosts=np.zeros(hosts, np.uint64),
-        requests=np.zeros(REQUESTS, np.uint64),
+        requests=np.zeros(2 * REQUESTS, np.uint64),
         lost_requests=np.zeros(1, np.uint64),
         rows=next_hops.view(np.uint64),
     )
 
 
 @compiled
-def host_order(address_be32):  # type: ignore[no-untyped-def]
+def host_order(address_be32):
     """Return a __be32 as a number: 10.0.0.1 is 0x0a000001."""
     word = np.uint32(address_be32)
     return (
@@ -79,7 +83,7 @@ def host_order(address_be32):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def lookup(hops, address_be32):  # type: ignore[no-untyped-def]
+def lookup(hops, address_be32):
     """Return the row of the way to an address; MISS if there is none, PENDING if it was asked for just now.
 
     A row may be unresolved: then its neighbour is asked for again, and the caller waits as with PENDING.
@@ -90,15 +94,15 @@ def lookup(hops, address_be32):  # type: ignore[no-untyped-def]
         return MISS
     row = host_row(hops, address) if target == ON_LINK else target
     if row == MISS:
-        request(hops, address)
+        request(hops, address, 0)
         return PENDING
     if (load_acquire(hops.rows, row * _WORDS + _STATE_WORD) >> np.uint64(_STATE_SHIFT)) & np.uint64(255) == _UNRESOLVED:
-        request(hops, address)
+        request(hops, address, REQUESTS)
     return row
 
 
 @compiled
-def route_target(hops, address):  # type: ignore[no-untyped-def]
+def route_target(hops, address):
     """Return the target of the longest prefix that covers an address in host order, NO_ROUTE without one."""
     while True:
         generation = load_acquire(hops.generation, 0)
@@ -109,7 +113,7 @@ def route_target(hops, address):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _search(hops, buffer, address):  # type: ignore[no-untyped-def]
+def _search(hops, buffer, address):
     for step in range(LENGTHS):
         low = np.int64(hops.starts[buffer, step])
         end = np.int64(hops.starts[buffer, step + 1])
@@ -129,7 +133,7 @@ def _search(hops, buffer, address):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def publish_routes(hops, starts, networks, targets):  # type: ignore[no-untyped-def]
+def publish_routes(hops, starts, networks, targets):
     """Change `hops` to these routes (arrays as in Hops, for one buffer)."""
     generation = load_acquire(hops.generation, 0) + np.uint64(1)
     buffer = np.int64(generation & np.uint64(1))
@@ -144,7 +148,7 @@ def publish_routes(hops, starts, networks, targets):  # type: ignore[no-untyped-
 
 
 @compiled
-def _host_place(hosts, address):  # type: ignore[no-untyped-def]
+def _host_place(hosts, address):
     """Return where an address is in `hosts`, or the empty place where it would be. Never full: twice the rows."""
     last = len(hosts) - 1
     place = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(32)) & last
@@ -156,36 +160,43 @@ def _host_place(hosts, address):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def host_row(hops, address):  # type: ignore[no-untyped-def]
+def host_row(hops, address):
     """Return the row of a host (address in host order), MISS if it has none."""
     word = load_acquire(hops.hosts, _host_place(hops.hosts, address))
     return np.int64(word & np.uint64(_LOW)) if word != 0 else MISS
 
 
 @compiled
-def set_host_row(hops, address, row):  # type: ignore[no-untyped-def]
+def set_host_row(hops, address, row):
     """Change `hops`: an address (host order) has this row from now on."""
     word = np.uint64(address) << np.uint64(32) | np.uint64(row)
     store_release(hops.hosts, _host_place(hops.hosts, address), word)
 
 
 @compiled
-def request(hops, address):  # type: ignore[no-untyped-def]
-    """Ask the control plane for the way to an address (host order); a full board loses the request, counted."""
+def request(hops, address, half):
+    """Ask the control plane for the way to an address (host order), in the half of the board that begins at `half`.
+
+    Where the board is full the request is lost, and counted.
+    """
     word = np.uint64(address) | np.uint64(_TAKEN)
     first = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(40))
     for step in range(_PLACES):
-        place = (first + step) & (REQUESTS - 1)
+        place = half + ((first + step) & (REQUESTS - 1))
         if compare_and_swap(hops.requests, place, np.uint64(0), word) or load_acquire(hops.requests, place) == word:
             return
     fetch_add(hops.lost_requests, 0, np.uint64(1))
 
 
 @compiled
-def take_requests(hops, addresses):  # type: ignore[no-untyped-def]
-    """Fill `addresses` (uint32, host order) from the board, emptying it; return how many there are."""
+def take_requests(hops, start, addresses):
+    """Fill `addresses` (uint32, host order) from the board, emptying it; return how many, and where to go on.
+
+    It looks from place `start` on and around, so that no place waits for ever when there are more than fit.
+    """
     count = 0
-    for place in range(REQUESTS):
+    place = start
+    for _ in range(len(hops.requests)):
         if count == len(addresses):
             break
         word = load_acquire(hops.requests, place)
@@ -193,11 +204,12 @@ def take_requests(hops, addresses):  # type: ignore[no-untyped-def]
             store_release(hops.requests, place, np.uint64(0))
             addresses[count] = np.uint32(word & np.uint64(_LOW))
             count += 1
-    return count
+        place = (place + 1) & (len(hops.requests) - 1)
+    return count, place
 
 
 @compiled
-def write_row(rows, epochs, row, new):  # type: ignore[no-untyped-def]
+def write_row(rows, epochs, row, new):
     """Change a row to the words `new` and advance the epoch; return whether anything differed.
 
     A new MAC address of the neighbour is one store: its first word. What touches the second word (our MAC address, the

@@ -330,7 +330,7 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
 
 def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
     """Yield each link of a RTM_GETLINK answer as pyroute2 decodes it."""
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: PLC0415  takes 0.2 s
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     for kind, body in answers:
         if kind == _NEWLINK:
@@ -421,7 +421,7 @@ class NetDev:
         parsed = (parse_neighbour(memoryview(body)) for kind, body in answers if kind == _NEWNEIGH)
         return [neighbour for neighbour in parsed if neighbour is not None]
 
-    def changes(self, limit: int = 4096) -> Changes:
+    def changes(self, limit: int = 1024) -> Changes:
         """Return what has happened, without waiting; about `limit` neighbour events at most, the rest next time."""
         changes = Changes()
         while len(changes.neighbours) < limit:

@@ -8,7 +8,7 @@ Who asks the kernel for a neighbour, and how often:
 
 * endpoints and gateways are kept resolved by the kernel (NTF_EXT_MANAGED), or by us where it cannot;
 * clients on the link have a row as soon as the kernel knows them, or as soon as compiled code asks. Their traffic
-  does not pass through the kernel, so it is told to check them once a minute; one that does not answer, ever less often.
+  does not pass through the kernel, so it is told to check them once a minute; silent ones ever less often.
 
 A neighbour entry that the kernel merely forgot (garbage collection) stays in use while it is asked for again; one
 that FAILED does not.
@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from dataplane import hops_compiled as compiled_hops
 from dataplane.hops_compiled import Hops, new_hops
-from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable, mask
+from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from xdp import schema
 from xdp.schema import HopState
@@ -49,22 +49,38 @@ RETRY_S = 5.0  # a neighbour that does not answer, doubling ...
 LONGEST_RETRY_S = 320.0  # ... up to here
 _ASK_AGAIN_S = 1.0  # at most so often on behalf of packets: the kernel's own three probes take as long
 _RECHECKS = 512  # neighbours looked at in one turn
+_REQUESTS = 512  # of compiled code served in one turn: about 30 ms
 _LOAD_SHARE = 5  # reading all routes again takes at most one part of so many of the time
 _HOSTS_SHARE = 0.75  # of the rows may go to clients, so that a scan of the subnet leaves room for endpoints
+
+_ADOPTED = Hop(HopState.UNRESOLVED, ifindex=-1)  # what a predecessor wrote: equal to no result of ours
 
 _log = logging.getLogger(__name__)
 
 
 class Kernel(Protocol):
-    """What is needed of dataplane.netdev.NetDev."""
+    """What is needed of dataplane.netdev.NetDev, which has the details."""
 
-    def fileno(self) -> int: ...
-    def interfaces(self) -> list[Interface]: ...
-    def routes(self) -> list[Route]: ...
-    def neighbours(self) -> list[Neighbour]: ...
-    def changes(self) -> Changes: ...
-    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]: ...
-    def let_go(self, keys: Iterable[NeighbourKey]) -> None: ...
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when something has changed."""
+
+    def interfaces(self) -> list[Interface]:
+        """Return every interface."""
+
+    def routes(self) -> list[Route]:
+        """Return the routes that count."""
+
+    def neighbours(self) -> list[Neighbour]:
+        """Return every neighbour entry."""
+
+    def changes(self) -> Changes:
+        """Return what has happened since the last call."""
+
+    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]:
+        """Ask for MAC addresses; return {neighbour: errno} of those refused."""
+
+    def let_go(self, keys: Iterable[NeighbourKey]) -> None:
+        """Stop keeping entries."""
 
 
 @dataclass(slots=True)
@@ -124,7 +140,8 @@ class NextHops:
         self._to_ask: dict[NeighbourKey, bool] = {}  # whether to keep it
         self._to_let_go: set[NeighbourKey] = set()
         self._recheck: list[NeighbourKey] = []
-        self._requests = np.zeros(compiled_hops.REQUESTS, np.uint32)
+        self._requests = np.zeros(_REQUESTS, np.uint32)
+        self._next_place = 0  # of the board of requests
         self._scratch = np.zeros(1, schema.NEXT_HOP)
         self._is_stale = False  # interfaces or routes have changed since they were read
         self._next_load_s = 0.0
@@ -307,7 +324,7 @@ class NextHops:
         for number in used.tolist():
             record = self._table[number]
             prefix = (int(compiled_hops.host_order(record["destination"])), int(record["prefix_len"]))
-            self._rows[prefix] = _Row(number, prefix, is_client=True)
+            self._rows[prefix] = _Row(number, prefix, is_client=True, hop=_ADOPTED)
             if prefix[1] == HOST_BITS:
                 compiled_hops.set_host_row(self.hops, prefix[0], number)
         free = np.ones(len(self._table), bool)
@@ -361,7 +378,8 @@ class NextHops:
             asked = self._asked.get(hop.neighbour)
             if asked is None or asked.is_kept < row.is_kept or old.neighbour != hop.neighbour:
                 self._ask(hop.neighbour)
-        self._write(row)
+        if old != hop:
+            self._write(row)
 
     def _write(self, row: _Row) -> None:
         """Bring a row's record in the shared table up to date."""
@@ -405,7 +423,7 @@ class NextHops:
 
     def _serve_requests(self, now: float) -> None:
         """Resolve what compiled code has asked for."""
-        count = compiled_hops.take_requests(self.hops, self._requests)
+        count, self._next_place = compiled_hops.take_requests(self.hops, self._next_place, self._requests)
         for address in self._requests[:count].tolist():
             route = self._mirror.match(address)
             if route is None or route.kind is not RouteKind.UNICAST:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from dataplane.netdev import (
     TABLE_LOCAL,
     Changes,
-    NetDev,
     NeighbourState,
+    NetDev,
     Route,
     RouteKind,
     attributes,
@@ -78,7 +78,7 @@ class Lab:
         self.name = f"tn-{os.getpid()}-netdev-{next(_serial)}"
 
     def ip(self, command: str) -> None:
-        subprocess.run(["ip", "-n", self.name, *command.split()], check=True, capture_output=True)  # noqa: S603, S607
+        subprocess.run(["ip", "-n", self.name, *command.split()], check=True, capture_output=True)
 
 
 def _setns(descriptor: int) -> None:
@@ -91,7 +91,7 @@ def lab() -> Iterator[Lab]:
     made = Lab()
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
-        subprocess.run(["ip", "netns", "add", made.name], check=True)  # noqa: S603, S607
+        subprocess.run(["ip", "netns", "add", made.name], check=True)
         made.ip("link set lo up")
         made.ip("link add v0 mtu 1400 address 02:00:00:00:95:01 numrxqueues 3 type veth peer name v1")
         made.ip("addr add 10.95.0.1/24 dev v0")
@@ -104,7 +104,7 @@ def lab() -> Iterator[Lab]:
     finally:
         _setns(home)
         os.close(home)
-        subprocess.run(["ip", "netns", "del", made.name], check=False, capture_output=True)  # noqa: S603, S607
+        subprocess.run(["ip", "netns", "del", made.name], check=False, capture_output=True)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_ten_thousand_routes_are_read_at_once(lab: Lab, netdev: NetDev) -> None:
     batch = "\n".join(
         f"route add 172.{16 + n // 4096}.{n // 16 % 256}.{n % 16 * 16}/28 via 10.95.0.9" for n in range(10_000)
     )
-    subprocess.run(["ip", "-n", lab.name, "-batch", "-"], input=batch, text=True, check=True)  # noqa: S603, S607
+    subprocess.run(["ip", "-n", lab.name, "-batch", "-"], input=batch, text=True, check=True)
     assert len([route for route in netdev.routes() if route.prefix_len == 28]) == 10_000
     while not (changes := netdev.changes()):
         pass
@@ -240,11 +240,11 @@ def test_a_neighbour_on_no_interface_is_refused_by_errno(netdev: NetDev) -> None
 def test_lost_events_are_reported_and_the_next_ones_arrive(lab: Lab, netdev: NetDev) -> None:
     v0 = netdev.interface("v0").ifindex
     mac = struct.pack("=HH6s2x", 10, 2, b"\x02\0\0\0\0\1")
-    netdev._events.setsockopt(1, 8, 2048)  # noqa: SLF001  SO_RCVBUF: as small as it gets
+    netdev._events.setsockopt(1, 8, 2048)
     for host in range(200):
         body = struct.pack("=B3xiHBB", 2, v0, NeighbourState.STALE, 0, 0)
         address = struct.pack("=HH", 8, 1) + struct.pack("!I", ip("10.95.0.20") + host)
-        assert list(netdev._requests.change([(28, 0x400, body + address + mac)])) == [0]  # noqa: SLF001
+        assert list(netdev._requests.change([(28, 0x400, body + address + mac)])) == [0]
     assert netdev.changes().is_overrun
     while netdev.changes():
         pass
@@ -258,5 +258,5 @@ def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) 
     if xdp_features(v0) is None:
         pytest.skip("the kernel has no netdev family (Linux 6.3)")
     assert netdev.takes_redirects(v0) is False
-    subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)  # noqa: S603, S607
+    subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)
     assert netdev.takes_redirects(v0) is True

@@ -17,5 +17,5 @@ def test_the_cache_belongs_to_these_sources_whatever_is_imported_first(
     """numba reads its configuration once, and would keep compiled code beside the sources, where it goes stale."""
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     program = f"import {first}, xdp.jit, numba; print(numba.config.CACHE_DIR)"
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == str(cache_folder())
