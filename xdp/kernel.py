@@ -38,7 +38,10 @@ struct map_create { uint32_t map_type, key_size, value_size, max_entries, map_fl
 struct map_elem { uint32_t map_fd, pad; uint64_t key, value, flags; };
 struct prog_load { uint32_t prog_type, insn_cnt; uint64_t insns, license; uint32_t log_level, log_size;
 	uint64_t log_buf; uint32_t kern_version, prog_flags; char prog_name[16];
-	uint32_t prog_ifindex, expected_attach_type; };
+	uint32_t prog_ifindex, expected_attach_type, prog_btf_fd, func_info_rec_size; uint64_t func_info;
+	uint32_t func_info_cnt, line_info_rec_size; uint64_t line_info; uint32_t line_info_cnt, attach_btf_id; };
+struct raw_tracepoint { uint64_t name; uint32_t prog_fd, pad; };
+struct map_batch { uint64_t in_batch, out_batch, keys, values; uint32_t count, map_fd; uint64_t elem_flags, flags; };
 struct obj { uint64_t pathname; uint32_t bpf_fd, file_flags; };
 struct test_run { uint32_t prog_fd, retval, data_size_in, data_size_out; uint64_t data_in, data_out;
 	uint32_t repeat, duration, ctx_size_in, ctx_size_out; uint64_t ctx_in, ctx_out;
@@ -65,16 +68,17 @@ _MEMBARRIER_GLOBAL = 1
 # enum bpf_cmd
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 5, 6, 7
-_PROG_TEST_RUN, _PROG_FD_BY_ID, _MAP_FD_BY_ID, _GET_INFO = 10, 13, 14, 15
+_PROG_TEST_RUN, _PROG_FD_BY_ID, _MAP_FD_BY_ID, _GET_INFO, _RAW_TRACEPOINT_OPEN = 10, 13, 14, 15, 17
+_MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
 
 # enum bpf_map_type, enum bpf_prog_type, map flags
 HASH, ARRAY, XSKMAP = 1, 2, 17
-XDP_PROGRAM = 6
+XDP_PROGRAM, TRACING_PROGRAM = 6, 26
 MMAPABLE = 1 << 10
 
 _LINK_TYPE_XDP = 6
-_ATTACH_XDP = 37
+_ATTACH_RAW_TRACEPOINT, _ATTACH_XDP = 23, 37
 _MODE_FLAGS: dict[Mode, int] = {"generic": 2, "native": 4}
 _REPLACE = 4  # BPF_F_REPLACE: only if the link still runs old_prog_fd
 _TEST_LIVE_FRAMES = 2
@@ -147,14 +151,17 @@ def _fail(what: str, number: int) -> Error:
     return KernelError(f"{what}: {os.strerror(number)} ({_name(number)})", number)
 
 
-def _bpf(command: int, kind: str, what: str, /, **values: Any) -> tuple[int, Any]:
-    """Call bpf(2) with struct `kind` filled from `values`; return its result and the struct. Raise as `what` failed."""
+def _bpf(command: int, kind: str, what: str, accepted: int = 0, /, **values: Any) -> tuple[int, Any]:
+    """Call bpf(2) with struct `kind` filled from `values`; return its result and the struct. Raise as `what` failed.
+
+    Errno `accepted` is a result, too: then the first of the pair is -1.
+    """
     attributes = _ffi.new(f"struct {kind} *", values)
     while True:
         result = _libc.syscall(
             _BPF_SYSCALL, _ffi.cast("int", command), attributes, _ffi.cast("unsigned int", _ffi.sizeof(attributes[0]))
         )
-        if result >= 0:
+        if result >= 0 or _ffi.errno == accepted:
             return int(result), attributes
         if _ffi.errno not in (errno.EAGAIN, errno.EINTR):  # the verifier gives way to a signal
             raise _fail(what, _ffi.errno)
@@ -210,6 +217,30 @@ def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
             return None
         raise
     return bytes(value)
+
+
+def map_items(fd: int) -> dict[bytes, bytes]:
+    """Return what is in a hash map, in one call. An entry that comes or goes meanwhile may be missing."""
+    info = map_info(fd)
+    keys, values = bytearray(info.max_entries * info.key_size), bytearray(info.max_entries * info.value_size)
+    position = bytearray(max(4, info.key_size))
+    _, attributes = _bpf(
+        _MAP_LOOKUP_BATCH,
+        "map_batch",
+        f"map {info.name}",
+        errno.ENOENT,  # the end was reached
+        map_fd=fd,
+        count=info.max_entries,
+        out_batch=_address(_ffi.from_buffer(position)),
+        keys=_address(_ffi.from_buffer(keys)),
+        values=_address(_ffi.from_buffer(values)),
+    )
+    return {
+        bytes(keys[at * info.key_size : (at + 1) * info.key_size]): bytes(
+            values[at * info.value_size : (at + 1) * info.value_size]
+        )
+        for at in range(attributes.count)
+    }
 
 
 def map_delete(fd: int, key: bytes) -> bool:
@@ -284,8 +315,12 @@ def pinned_maps(folder: Path) -> dict[str, MapInfo]:
     return found
 
 
-def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM) -> int:
-    """Load ready-made `instructions` (8 bytes each) and return the descriptor; the error ends in the verifier's log."""
+def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM, tracepoint_type: int = 0) -> int:
+    """Load ready-made `instructions` (8 bytes each) and return the descriptor; the error ends in the verifier's log.
+
+    A TRACING_PROGRAM is for the tracepoint whose typedef, btf_trace_NAME, has number `tracepoint_type` in the kernel's
+    BTF.
+    """
     code, text, log = _ffi.from_buffer(instructions), _ffi.new("char[]", b"Dual BSD/GPL"), _ffi.new("char[]", 1 << 16)
     try:
         return _bpf(
@@ -300,6 +335,8 @@ def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM) -
             log_size=1 << 16,
             log_buf=_address(log),
             prog_name=name.encode()[:15],
+            expected_attach_type=_ATTACH_RAW_TRACEPOINT if tracepoint_type else 0,
+            attach_btf_id=tracepoint_type,
         )[0]
     except Error as error:
         lines = _ffi.string(log).decode(errors="replace").strip()
@@ -423,6 +460,11 @@ def _attach_error(ifindex: int, mode: Mode, number: int) -> AttachError:
 
 def _exists(ifindex: int) -> bool:
     return any(index == ifindex for index, _ in socket.if_nameindex())
+
+
+def tracepoint_open(program: int) -> int:
+    """Run a TRACING_PROGRAM at its tracepoint until the descriptor that is returned is closed."""
+    return _bpf(_RAW_TRACEPOINT_OPEN, "raw_tracepoint", "tracepoint", prog_fd=program)[0]
 
 
 def link_update(link: int, new_program: int, old_program: int | None = None) -> None:
