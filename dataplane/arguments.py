@@ -1,0 +1,121 @@
+"""How arguments are read: values that a file could hold as well, flags that take several values, help with examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dataplane.settings import DEFAULT_NAME, OPTIONS, Option
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Value(click.ParamType):  # type: ignore[type-arg]
+    """A value that is read as the configuration file reads it."""
+
+    def __init__(self, option: Option) -> None:
+        self.name = option.metavar
+        self._option = option
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return what the text `value` means."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._option.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - as click calls it
+        """Return how the help shows a value."""
+        return self._option.metavar
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - as click calls it
+        """Return the choices that begin with `incomplete`, or leave it to the shell's files."""
+        from click.shell_completion import CompletionItem
+
+        if self._option.field == "files":
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(choice) for choice in self._option.choices if choice.startswith(incomplete)]
+
+
+class Command(click.Command):
+    """A command whose -f and -i take several values in a row, and whose help ends with examples."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._examples = examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the flag before each further value, then parse."""
+        several = {
+            flag for param in self.params if isinstance(param, click.Option) and param.multiple for flag in param.opts
+        }
+        return super().parse_args(ctx, _spread(args, several))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as click calls it
+        """Write the examples."""
+        if self._examples:
+            with formatter.section("Examples"):
+                for line in self._examples.strip().splitlines():
+                    formatter.write(f"  {line.strip()}\n")
+
+
+def _spread(args: Sequence[str], several: set[str]) -> list[str]:
+    """Return `args` with `-f a b` as `-f a -f b`, for the flags in `several`."""
+    out: list[str] = []
+    current, is_first = "", False
+    for index, arg in enumerate(args):
+        if arg == "--":
+            return [*out, *args[index:]]
+        if arg.startswith("-") and arg != "-":
+            flag, equals, _ = arg.partition("=")
+            current = flag if flag in several else ""
+            is_first = not equals
+            out.append(arg)
+        elif current and not is_first:
+            out += [current, arg]
+        else:
+            is_first = False
+            out.append(arg)
+    return out
+
+
+def flag(name: str, *flags: str, default: object = None, help_text: str = "") -> Callable[[_F], _F]:
+    """Add the option `name` of settings.OPTIONS, as `--name` or `flags`; what is not given is None or ()."""
+    option = OPTIONS[name]
+    text = help_text or option.help
+    if default is not None:
+        text = f"{text}  [default: {default}]"
+    return click.option(
+        *(flags or (f"--{name}",)),
+        option.field,
+        type=_Value(option),
+        multiple=option.is_list,
+        help=text,
+    )
+
+
+def common(function: _F) -> _F:
+    """Add the options that every command takes."""
+    function = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.  [env: TURNOUT_DEBUG]")(
+        function
+    )
+    return click.option(
+        "--name",
+        type=_Value(OPTIONS["name"]),
+        envvar="TURNOUT_NAME",
+        help=f"Which node.  [default: {DEFAULT_NAME}; env: TURNOUT_NAME]",
+    )(function)
+
+
+def output(*choices: str) -> Callable[[_F], _F]:
+    """Add `-o`, with the first of `choices` as default."""
+    return click.option(
+        "-o", "--output", type=click.Choice(choices), default=choices[0], show_default=True, help="How to show it."
+    )

@@ -1,0 +1,409 @@
+"""The command line: `turnout`. Thin: it reads arguments, asks others, and says what came of it.
+
+stdout is data, stderr is messages. Everything heavy is imported where it is used, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from dataplane.arguments import Command, common, flag, output
+from dataplane.settings import Settings, merge
+from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
+
+_EXIT_OF_STATE = {"ok": 0, "degraded": 5, "failed": 1}
+_INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+_POLL_S = 0.1
+_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process with its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in arguments or os.environ.get("TURNOUT_DEBUG", "0") not in ("", "0")
+    with contextlib.suppress(AttributeError, ValueError):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        code = turnout.main(arguments, "turnout", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - a traceback shown to a user is a bug
+        if is_debug and not isinstance(error, SystemExit | KeyboardInterrupt | click.ClickException):
+            traceback.print_exception(error)
+        code = _tell(error, is_debug)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process. What stdout still holds is written, or dropped if nobody reads it."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+    sys.exit(code)
+
+
+def _tell(error: BaseException, is_debug: bool) -> int:
+    """Say on stderr what went wrong, in a line; return the exit code."""
+    if isinstance(error, BaseExceptionGroup):
+        return _tell(_worst(error), is_debug)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return 2
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "turnout"
+        _say(f"{where}: {_lower_first(error.format_message()).rstrip('.')}; see `{where} --help`")
+        return 2
+    if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):
+        return _BROKEN_PIPE
+    if isinstance(error, ConfigError):  # one line per problem, each with its place, as compilers do
+        _say(str(error))
+        return error.exit_code
+    if isinstance(error, Error):
+        _say(f"turnout: {error}")
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        _say("turnout: out of memory; give a smaller --capacity")
+        return 1
+    hint = "" if is_debug else "; --debug shows where"
+    _say(f"turnout: internal error: {type(error).__name__}: {error}{hint}; please report it")
+    return 1
+
+
+def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the exception of a group to tell of: ours if there is one."""
+    flat = [_worst(error) if isinstance(error, BaseExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in flat if isinstance(error, Error)), flat[0])
+
+
+def _say(text: str) -> None:
+    from dataplane.output import printable
+
+    with contextlib.suppress(OSError):
+        click.echo("\n".join(map(printable, text.splitlines())), err=True)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+_CONFIG = click.option("--config", metavar="FILE", help="Take flags from this file, in YAML; flags given here win.")
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(package_name="turnout", message="turnout %(version)s")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.  [env: TURNOUT_DEBUG]")
+def turnout() -> None:
+    r"""A Service load balancer for one node: a userspace dataplane with XDP offload.
+
+    Services and their endpoints are Kubernetes manifests; nothing else of Kubernetes is needed.
+
+    \b
+    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not running, 4 invalid manifest or configuration,
+    5 degraded (status), 6 timed out, 77 the machine lacks a privilege or a feature.
+
+    \b
+    Examples:
+      turnout demo
+      turnout validate -f web.yaml
+      turnout run -f web.yaml -i eth0
+      turnout status
+      turnout get flows --limit 20
+    """
+
+
+@turnout.command(
+    cls=Command,
+    examples="""
+    turnout run -f web.yaml -i eth0
+    turnout run -f manifests/ -i eth0 eth1 --metrics 127.0.0.1:9100
+    kubectl get svc,endpointslices -A -o yaml | turnout run -f - -i eth0
+    turnout run --config turnout.yaml
+    """,
+)
+@flag("file", "-f", "--file")
+@flag("interface", "-i", "--interface")
+@flag("engine", default="auto")
+@flag("xdp-mode", default="auto")
+@_CONFIG
+@flag("capacity", default="1000000")
+@flag("announce", default="none")
+@flag("on-exit")
+@flag("node-name")
+@flag("zone")
+@flag("allow-external-ips")
+@flag("metrics")
+@flag("log-format", default="text")
+@common
+def run(config: str | None, **flags: Any) -> None:
+    """Serve, until SIGTERM or Ctrl-C.
+
+    Files are watched: a change is applied whole or, if anything is wrong with it, not at all. SIGHUP reads them again.
+    After SIGTERM the kernel goes on forwarding known connections, so that a restart cuts nothing; Ctrl-C removes all.
+    """
+    _need_privileges("run")
+    settings = _settings(config, flags)
+    if not settings.files:
+        raise click.UsageError("which manifests? Give them with -f PATH", click.get_current_context())
+    if not settings.interfaces:
+        raise click.UsageError("which interfaces? Give them with -i IFACE", click.get_current_context())
+    _need_interfaces(settings.interfaces)
+    _operate(settings)
+
+
+def _operate(settings: Settings) -> None:
+    """Run the node to its end."""
+    import asyncio
+
+    from dataplane import logs
+
+    logs.configure(settings.log_format, debug=_is_debug())
+    from dataplane.node import Node  # numba: a third of a second
+
+    async def operate() -> None:
+        await Node(settings).run()
+
+    asyncio.run(operate())
+
+
+def _is_debug() -> bool:
+    return os.environ.get("TURNOUT_DEBUG", "0") not in ("", "0") or "--debug" in sys.argv
+
+
+def _settings(config: str | None, flags: dict[str, Any]) -> Settings:
+    from_file: dict[str, Any] = {}
+    if config is not None:
+        from dataplane import config as files
+
+        from_file = files.load(config)
+    return merge(flags, from_file)
+
+
+def _need_privileges(command: str) -> None:
+    """Raise MissingFeatureError unless this process may change the network."""
+    held = 0
+    with contextlib.suppress(OSError, ValueError), Path("/proc/self/status").open() as lines:
+        held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    for bit, name in ((_CAP_NET_ADMIN, "CAP_NET_ADMIN"), (_CAP_NET_RAW, "CAP_NET_RAW")):
+        if not held >> bit & 1:
+            raise MissingFeatureError(
+                f"`turnout {command}` needs root (here: no {name}); try `sudo turnout {command} ...`"
+            )
+
+
+def _need_interfaces(names: Sequence[str]) -> None:
+    """Raise UsageError unless there are interfaces of all these names."""
+    import socket
+
+    present = [name for _, name in socket.if_nameindex()]
+    for name in names:
+        if name not in present:
+            from lb.fields import did_you_mean
+
+            hint = did_you_mean(name, present)
+            cure = hint if hint.startswith("; did") else "; see `ip -br link`"
+            raise UsageError(f"{name}: no such interface in this network namespace{cure}")
+
+
+@turnout.command(
+    cls=Command,
+    examples="""
+    turnout validate -f web.yaml
+    turnout validate -f manifests/ more.yaml
+    kubectl get svc,endpointslices -A -o yaml | turnout validate -f -
+    """,
+)
+@flag("file", "-f", "--file")
+@_CONFIG
+@flag("allow-external-ips")
+@common
+def validate(config: str | None, **flags: Any) -> None:
+    """Check manifests, and tell every problem with its line. Needs no root and no running node."""
+    settings = _settings(config, flags)
+    if not settings.files:
+        raise click.UsageError("which manifests? Give them with -f PATH", click.get_current_context())
+    from lb import manifests, model
+
+    found = manifests.load(settings.files)
+    snapshot = model.resolve(
+        found.services,
+        found.slices,
+        model.NodeView(settings.node_name, settings.zone),
+        settings.allow_external_ips,
+    )
+    for note in snapshot.not_honoured:
+        _say(f"not honoured yet: {note}")
+    endpoints = sum(len(part.endpoints) for part in found.slices)
+    _say(f"valid: {len(found.services)} Services, {len(found.slices)} EndpointSlices, {endpoints} endpoints")
+
+
+@turnout.command(
+    cls=Command,
+    examples="""
+    turnout status
+    turnout status --wait 30
+    turnout status -o json | jq .flows
+    """,
+)
+@output("text", "json")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for the state to be ok.")
+@common
+def status(name: str | None, output: str, wait: float | None) -> int:
+    """Show whether the node is well. Exit code 0 if it is, 5 if degraded, 1 if failed, 3 if it does not run."""
+    from dataplane.output import as_json, show_status
+
+    settings = _named(name)
+    data = _ask(settings, "status") if wait is None else _wait_until_ok(settings, wait)
+    if output == "json":
+        click.echo(as_json(data))
+    else:
+        show_status(settings.name, data)
+    return _EXIT_OF_STATE.get(data["state"], 1)
+
+
+def _named(name: str | None) -> Settings:
+    return merge({"name": name}, {})
+
+
+def _ask(settings: Settings, command: str, options: dict[str, Any] | None = None, **timeout: float) -> Any:
+    from dataplane.control import ask
+
+    return ask(settings, command, options, **timeout)
+
+
+def _wait_until_ok(settings: Settings, seconds: float) -> Any:
+    """Return the status once it is ok. TimedOutError: it was not within `seconds`, and why."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            data = _ask(settings, "status", timeout_s=max(left, _POLL_S))
+            if data["state"] == "ok":
+                return data
+            last = f"{data['state']}: {'; '.join(data['why'])}"
+        except (NotRunningError, TimedOutError) as error:
+            last = str(error)
+        if time.monotonic() >= deadline:
+            raise TimedOutError(f"node {settings.name!r} was not ok within {seconds:g} s; {last}")
+        time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+@turnout.group()
+def get() -> None:
+    r"""Show what the node holds: Services, flows and the rest.
+
+    \b
+    Examples:
+      turnout get services
+      turnout get flows --service shop/web --limit 20
+      turnout get reasons -o json
+    """
+
+
+def _getter(kind: str, text: str) -> None:
+    """Add `get KIND`, which takes no options of its own."""
+
+    def show(name: str | None, output: str) -> None:
+        _show(kind, name, output, {})
+
+    examples = f"turnout get {kind}\nturnout get {kind} -o json"
+    get.command(kind, cls=Command, help=text, examples=examples)(output("table", "json")(common(show)))
+
+
+def _show(kind: str, name: str | None, output: str, options: dict[str, Any]) -> None:
+    from dataplane.output import as_json, show_table
+
+    data = _ask(_named(name), kind, options)
+    if output == "json":
+        click.echo(as_json(data))
+    else:
+        show_table(kind, data)
+        if not data:
+            _say(f"no {kind}")
+
+
+_getter("services", "Service ports with their frontends, ready endpoints and connections.")
+_getter("endpoints", "Endpoints with their state, weight and connections.")
+_getter("nexthops", "Where packets leave to: interfaces and MAC addresses.")
+_getter("interfaces", "Interfaces with their engine and XDP mode, and why not a better one.")
+_getter("reasons", "Packets by what became of them and why.")
+
+
+@get.command(
+    "flows",
+    cls=Command,
+    examples="""
+    turnout get flows --limit 20
+    turnout get flows --service shop/web:http --client 192.0.2.7
+    turnout get flows --endpoint 10.244.1.5:8080 -o json
+    """,
+)
+@click.option("--service", metavar="NS/NAME[:PORT]", help="Only connections to this Service.")
+@click.option("--endpoint", metavar="IP[:PORT]", help="Only connections that this endpoint serves.")
+@click.option("--client", metavar="IP[:PORT]", help="Only connections of this client.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="At most so many.")
+@output("table", "json")
+@common
+def flows(name: str | None, output: str, **filters: Any) -> None:
+    """Show connections: who talks to whom, how much, and until when they are remembered."""
+    _show("flows", name, output, {key: value for key, value in filters.items() if value is not None})
+
+
+@turnout.command(
+    cls=Command,
+    examples="""
+    turnout demo
+    """,
+)
+@common
+def demo(name: str | None) -> int | None:  # noqa: ARG001 - every command takes a name
+    """Show the main thing in a minute: a node, clients and endpoints in network namespaces of their own."""
+    _need_privileges("demo")
+    from perf import demo as show  # type: ignore[attr-defined,unused-ignore]
+
+    result: int | None = show.main()
+    return result
+
+
+@turnout.command(
+    cls=Command,
+    examples="""
+    turnout detach
+    turnout detach -i eth0
+    turnout detach --name edge
+    """,
+)
+@flag("interface", "-i", "--interface", help_text="Only from these interfaces. Default: all.")
+@common
+def detach(name: str | None, interfaces: tuple[str, ...]) -> None:
+    """Remove programs, links and tables that a stopped node left to go on forwarding."""
+    from dataplane.detach import detach as remove
+
+    _need_privileges("detach")
+    settings = _named(name)
+    removed = remove(settings, interfaces)
+    for line in removed:
+        _say(f"removed {line}")
+    if not removed:
+        _say(f"node {settings.name!r} has left nothing behind")
+
+
+if __name__ == "__main__":
+    main()

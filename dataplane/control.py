@@ -1,0 +1,268 @@
+"""The control socket: who runs under a name, and what it answers. One JSON object a line, in both directions.
+
+    {"command": "flows", "options": {"limit": 5}}   ->   {"data": [...]}
+    {"command": "flaws"}                            ->   {"error": {"message": "...", "exit_code": 2}}
+
+A client that is slow, silent, rude or gone costs the daemon one bounded buffer and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
+
+if TYPE_CHECKING:
+    from dataplane.settings import Settings
+
+COMMANDS = ("status", "services", "endpoints", "flows", "nexthops", "interfaces", "reasons")
+ANSWER_TIMEOUT_S = 30.0  # a million flows take a few seconds
+
+_LONGEST_REQUEST = 1 << 16  # bytes
+_LONGEST_PATH = 107  # of sockaddr_un.sun_path, without the final zero
+_MOST_CLIENTS = 256
+_SILENCE_S = 10.0  # until a client that says nothing is let go
+_DRAIN_S = 30.0  # until a client that does not read is let go
+_PIECE = 1 << 16  # bytes of an answer that are written before the loop looks elsewhere
+
+Answer = Callable[[str, dict[str, Any]], Any]
+
+log = logging.getLogger(__name__)
+
+
+class RunningError(Error):
+    """A daemon of that name runs already."""
+
+
+class Lock:
+    """The right to be the node of a name, for as long as the context lasts. RunningError: somebody else has it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._name = settings.name
+        self._path = settings.lock_path
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except PermissionError:
+            raise MissingFeatureError(f"{self._path}: not permitted; run as root") from None
+        except OSError as error:
+            raise Error(f"{self._path}: cannot be made: {error.strerror}; is {self._path.parent} a folder?") from None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(self._fd, 20, 0).decode(errors="replace").strip()
+            self._close()
+            raise RunningError(
+                f"node {self._name!r} is running already (pid {pid or 'unknown'}); "
+                "stop it first, or give this one another --name"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The file stays: removing it would let a third process lock a new one while a second holds the old one.
+        os.ftruncate(self._fd, 0)
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+
+class Server:
+    """Answers on the control socket while the context lasts. To be entered by the one who holds the Lock.
+
+    `answer(command, options)` runs in the event loop; it returns plain data or raises an Error.
+    """
+
+    def __init__(self, settings: Settings, answer: Answer) -> None:
+        self._path = settings.socket_path
+        self._answer = answer
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._inode = 0
+
+    async def __aenter__(self) -> Self:
+        listener = _listen(str(self._path))
+        self._inode = self._path.stat().st_ino
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST_REQUEST)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        clients = list(self._clients)
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            if len(self._clients) > _MOST_CLIENTS:
+                await _send(writer, _refusal(Error(f"{_MOST_CLIENTS} clients are being served; try again")))
+                return
+            while request := await asyncio.wait_for(reader.readline(), _SILENCE_S):
+                await asyncio.wait_for(_send(writer, await self._reply(request)), _DRAIN_S)
+        except ValueError:  # readline: longer than the limit
+            with contextlib.suppress(OSError, TimeoutError):
+                error = UsageError(f"the request is longer than {_LONGEST_REQUEST} bytes")
+                await asyncio.wait_for(_send(writer, _refusal(error)), _DRAIN_S)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the client is gone or too slow, or the daemon ends
+        finally:
+            self._clients.discard(task)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _reply(self, line: bytes) -> bytes:
+        try:
+            data = self._answer(*_parse(line))
+            # Encoding a million flows takes seconds; in a thread it takes turns with the loop.
+            return await asyncio.to_thread(_encode, {"data": data})
+        except Error as error:
+            return _refusal(error)
+        except Exception as error:  # a bug of ours must not end the daemon, nor stay unseen
+            log.exception("control socket: no answer to %s", line[:200])
+            return _refusal(Error(f"internal error: {type(error).__name__}: {error}; the daemon's log has the details"))
+
+
+def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
+    """Return (command, options) of a request. UsageError: it is none."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError("the request is not a line of JSON") from None
+    if not isinstance(request, dict):
+        raise UsageError('the request is not an object; expected {"command": ..., "options": {...}}')
+    command, options = request.get("command"), request.get("options") or {}
+    if not isinstance(command, str) or command not in COMMANDS:
+        raise UsageError(f"{json.dumps(command)[:60]} is no command; known are {', '.join(COMMANDS)}")
+    known = ("service", "endpoint", "client", "limit") if command == "flows" else ()
+    if not isinstance(options, dict) or any(name not in known for name in options):
+        raise UsageError(
+            f"{command}: unknown options {json.dumps(options)[:60]}; known are {', '.join(known) or 'none'}"
+        )
+    for name, value in options.items():
+        expected = int if name == "limit" else str
+        if type(value) is not expected:
+            raise UsageError(f"{command}: option {name} is not of type {expected.__name__}")
+    return command, options
+
+
+def _encode(reply: dict[str, Any]) -> bytes:
+    return json.dumps(reply, separators=(",", ":"), default=str).encode() + b"\n"
+
+
+def _refusal(error: Error) -> bytes:
+    return _encode({"error": {"message": str(error), "exit_code": error.exit_code}})
+
+
+async def _send(writer: asyncio.StreamWriter, reply: bytes) -> None:
+    view = memoryview(reply)
+    for start in range(0, len(view), _PIECE):
+        writer.write(view[start : start + _PIECE])
+        await writer.drain()
+
+
+def _listen(path: str) -> socket.socket:
+    """Return a listening socket at `path`, readable and writable by its owner; what a dead daemon left is removed."""
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ConfigError(f"{path}: too long for a socket ({_LONGEST_PATH} bytes at most); give a shorter --name")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    mask = os.umask(0o177)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
+        listener.bind(path)
+        listener.listen(_MOST_CLIENTS)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise Error(f"{path}: the control socket cannot be made: {error.strerror}") from None
+    finally:
+        os.umask(mask)
+    return listener
+
+
+# The client's side: plain blocking sockets, which need no event loop.
+
+
+def ask(
+    settings: Settings, command: str, options: dict[str, Any] | None = None, timeout_s: float = ANSWER_TIMEOUT_S
+) -> Any:
+    """Return what the running node of this name answers to `command`.
+
+    NotRunningError: there is none; TimedOutError: no answer within `timeout_s`; Error: what it refused, with its exit
+    code.
+    """
+    deadline = time.monotonic() + timeout_s
+    line = _exchange(settings, _encode({"command": command, "options": options or {}}), deadline, timeout_s)
+    try:
+        reply = json.loads(line)
+        if "error" in reply:
+            raise _error_of(reply["error"])
+        return reply["data"]
+    except (ValueError, KeyError, TypeError):
+        raise Error(f"{settings.socket_path}: an answer that is none; is it a turnout of another version?") from None
+
+
+def _exchange(settings: Settings, request: bytes, deadline: float, timeout_s: float) -> bytes:
+    path = settings.socket_path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as client:
+        try:
+            client.settimeout(timeout_s)
+            client.connect(str(path))
+            client.sendall(request)
+            received = bytearray()
+            while not received.endswith(b"\n"):
+                client.settimeout(max(0.001, deadline - time.monotonic()))
+                piece = client.recv(1 << 20)
+                if not piece:
+                    raise NotRunningError(f"node {settings.name!r} ended without an answer; see its log")
+                received += piece
+            return bytes(received)
+        except TimeoutError:
+            raise TimedOutError(
+                f"node {settings.name!r} did not answer within {timeout_s:g} s; is it stopped?"
+            ) from None
+        except PermissionError:
+            raise MissingFeatureError(f"{path}: not permitted; run as root") from None
+        except OSError as error:
+            raise _not_running(settings, error) from None
+
+
+def _not_running(settings: Settings, error: OSError) -> Error:
+    if "too long" in str(error):
+        return ConfigError(f"{settings.socket_path}: too long for a socket; give a shorter --name")
+    if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+        others = sorted(path.stem for path in settings.run_folder.glob("*.sock") if path.stem != settings.name)
+        cure = f"; with --name there may be {', '.join(others)}" if others else "; start it with `turnout run`"
+        return NotRunningError(f"node {settings.name!r} is not running{cure}")
+    return NotRunningError(f"node {settings.name!r} does not answer: {error.strerror or error}")
+
+
+def _error_of(refusal: Any) -> Error:
+    """Return the exception that a daemon's refusal stands for."""
+    error = Error(str(refusal["message"]))
+    error.exit_code = int(refusal["exit_code"])
+    return error

@@ -1,0 +1,49 @@
+"""Removing what a node has left on purpose: programs on their pinned links, and the tables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from dataplane.control import Lock, RunningError
+from dataplane.settings import Settings, interface_of
+from xdp.errors import Error, UsageError
+
+
+def detach(settings: Settings, interfaces: Sequence[str] = ()) -> list[str]:
+    """Take the node's programs off `interfaces` (all, if none are named) and return what was removed, in words.
+
+    The tables go with the last link. Error: the node runs; UsageError: the node has no link to one of `interfaces`
+    although it has others.
+    """
+    try:
+        with Lock(settings):
+            return _detach(settings, interfaces)
+    except RunningError as error:
+        holder = str(error).partition(";")[0]
+        raise Error(f"{holder}; stop it first, or let it end with --on-exit detach") from None
+
+
+def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
+    from xdp import loader, maps  # numpy takes a tenth of a second
+
+    pins = {interface_of(pin): pin for pin in settings.link_pins()}
+    if unknown := [name for name in interfaces if name not in pins]:
+        if pins:
+            raise UsageError(f"{unknown[0]}: node {settings.name!r} has no program there, only on {', '.join(pins)}")
+        interfaces = ()
+    removed = []
+    for name, pin in pins.items():
+        if not interfaces or name in interfaces:
+            loader.detach(pin)
+            removed.append(f"{name}: the XDP program and its link")
+    if settings.pins.is_dir() and not settings.link_pins():
+        maps.remove(settings.pins)
+        if settings.pins.is_dir():  # programs of a compiler that was interrupted
+            for pin in settings.pins.iterdir():
+                pin.unlink()
+            settings.pins.rmdir()
+        removed.append(f"{settings.pins}: the tables")
+    with contextlib.suppress(OSError):
+        settings.socket_path.unlink()  # of a daemon that was killed
+    return removed

@@ -1,0 +1,200 @@
+"""What a node is told at start, by flags or by a file, and the places that follow from its name.
+
+`OPTIONS` is the one list of options: the command line and the configuration file both read values with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DEFAULT_NAME = "node"
+DEFAULT_RUN_FOLDER = "/run/turnout"
+ENGINES = ("auto", "xdp", "afxdp", "raw")
+XDP_MODES = ("auto", "native", "generic")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_MOST_CONNECTIONS = 500_000_000  # 165 bytes each: 82 GB
+_LONGEST_INTERFACE = 15  # IFNAMSIZ, without its end
+_LINK = "link-"
+_Network = IPv4Network | IPv6Network
+
+
+def _run_folder() -> Path:
+    return Path(os.environ.get("TURNOUT_RUN") or DEFAULT_RUN_FOLDER)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one node, all valid by themselves. Defaults are those of the flags."""
+
+    name: str
+    files: tuple[str, ...]
+    interfaces: tuple[str, ...]
+    engine: str = "auto"
+    xdp_mode: str = "auto"
+    capacity: int = 1_000_000  # connections
+    announce: str = "none"
+    on_exit: str | None = None  # None: keep after SIGTERM, detach after Ctrl-C
+    node_name: str = ""
+    zone: str = ""
+    allow_external_ips: tuple[_Network, ...] = ()
+    metrics: tuple[str, int] | None = None  # address and port
+    log_format: str = "text"
+    run_folder: Path = field(default_factory=_run_folder)
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the control socket listens."""
+        return self.run_folder / f"{self.name}.sock"
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that a running node holds locked; it contains the node's pid."""
+        return self.run_folder / f"{self.name}.lock"
+
+    @property
+    def bpffs(self) -> Path:
+        """The mount that holds the pins of all nodes."""
+        return self.run_folder / "bpf"
+
+    @property
+    def pins(self) -> Path:
+        """The folder of this node's pins."""
+        return self.bpffs / self.name
+
+    def link_pin(self, interface: str) -> Path:
+        """Return where the link to `interface` is pinned. A bpffs takes no dots, which interfaces may have."""
+        return self.pins / f"{_LINK}{interface.replace('%', '%25').replace('.', '%2e')}"
+
+    def link_pins(self) -> list[Path]:
+        """Return the links that are pinned, whichever interface they are on."""
+        try:
+            return sorted(pin for pin in self.pins.iterdir() if pin.name.startswith(_LINK))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def interface_of(pin: Path) -> str:
+    """Return the interface that a pin of `Settings.link_pins` is for."""
+    return pin.name.removeprefix(_LINK).replace("%2e", ".").replace("%25", "%")
+
+
+# Readers of one value: text -> value. ValueError says what is wrong with the text, to be put after the option's name.
+
+
+def read_name(text: str) -> str:
+    """Return the name of a node."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is no name; expected letters, digits, - and _, at most 64")
+    return text
+
+
+def _read_path(text: str) -> str:
+    if not text:
+        raise ValueError("is empty; expected a file, a folder or - for stdin")
+    return text
+
+
+def _read_interface(text: str) -> str:
+    is_name = text not in ("", ".", "..") and text.isprintable() and not set(text) & set("/: \t")
+    if not is_name or len(os.fsencode(text)) > _LONGEST_INTERFACE:
+        raise ValueError(f"{text!r} is no name of an interface; see `ip -br link`")
+    return text
+
+
+def _read_capacity(text: str) -> int:
+    if not re.fullmatch(r"[0-9][0-9_]{0,20}", text) or not 1 <= (number := int(text)) <= _MOST_CONNECTIONS:
+        raise ValueError(f"{text!r} is not a number of connections; expected 1 to {_MOST_CONNECTIONS}")
+    return number
+
+
+def _read_word(text: str) -> str:
+    if not text or not text.isprintable() or " " in text:
+        raise ValueError(f"{text!r} is no name; expected printable characters without spaces")
+    return text
+
+
+def _read_network(text: str) -> _Network:
+    try:
+        return ip_network(text.strip())
+    except ValueError as error:
+        raise ValueError(f"{error}; expected a network like 203.0.113.0/24") from None
+
+
+def _read_endpoint(text: str) -> tuple[str, int]:
+    """Return (address, port) of `ADDR:PORT` or `[ADDR6]:PORT`; `:PORT` is every address."""
+    host, colon, number = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = str(ip_address(bare)) if bare else "0.0.0.0"  # noqa: S104 - asked for
+        is_right = bool(colon) and (":" not in bare or bare != host)
+    except ValueError:
+        is_right = False
+    if not is_right or not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
+        raise ValueError(f"{text!r} is not ADDR:PORT; expected an address like 127.0.0.1:9100 or [::1]:9100")
+    return address, int(number)
+
+
+class Option(NamedTuple):
+    """An option of `run`, as a flag and in a file: where its value goes, and how it is read."""
+
+    field: str
+    read: Callable[[str], Any]
+    metavar: str
+    help: str
+    is_list: bool = False
+    choices: tuple[str, ...] = ()
+
+
+def _choice(field_name: str, choices: tuple[str, ...], text: str) -> Option:
+    def read(given: str) -> str:
+        if given in choices:
+            return given
+        from lb.fields import did_you_mean
+
+        raise ValueError(f"{given!r} is not one of {', '.join(choices)}{_only_a_hint(did_you_mean(given, choices))}")
+
+    return Option(field_name, read, f"[{'|'.join(choices)}]", text, choices=choices)
+
+
+def _only_a_hint(cure: str) -> str:
+    return "" if cure.startswith("; known are") else cure
+
+
+OPTIONS: Mapping[str, Option] = {
+    "name": Option("name", read_name, "NAME", "Which node."),
+    "file": Option("files", _read_path, "PATH...", "Manifests: files, folders, or - for stdin.", is_list=True),
+    "interface": Option("interfaces", _read_interface, "IFACE...", "Interfaces to serve.", is_list=True),
+    "engine": _choice("engine", ENGINES, "What forwards packets; auto is the best that works here."),
+    "xdp-mode": _choice("xdp_mode", XDP_MODES, "In the driver, or after it."),
+    "capacity": Option("capacity", _read_capacity, "CONNECTIONS", "Room in the flow table, 165 bytes each."),
+    "announce": _choice("announce", ("none", "arp"), "Whether to answer ARP for the Services' addresses."),
+    "on-exit": _choice(
+        "on_exit", ("keep", "detach"), "Programs and tables after the end. Default: keep, after Ctrl-C detach."
+    ),
+    "node-name": Option("node_name", _read_word, "NAME", "This node, as endpoints' nodeName says it."),
+    "zone": Option("zone", _read_word, "ZONE", "The topology zone that this node is in."),
+    "allow-external-ips": Option(
+        "allow_external_ips",
+        _read_network,
+        "CIDR",
+        "A network that externalIPs may be in; repeat for more.",
+        is_list=True,
+    ),
+    "metrics": Option("metrics", _read_endpoint, "ADDR:PORT", "Serve Prometheus metrics here."),
+    "log-format": _choice("log_format", ("text", "json"), "How messages on stderr look."),
+}
+
+
+def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> Settings:
+    """Return settings from two mappings of fields; a flag wins over the file, None and () mean not given."""
+    given = {name: value for source in (file, flags) for name, value in source.items() if value not in (None, ())}
+    for name in ("files", "interfaces", "allow_external_ips"):
+        given[name] = tuple(dict.fromkeys(given.get(name, ())))
+    return Settings(**{"name": DEFAULT_NAME, **given})

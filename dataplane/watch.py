@@ -1,0 +1,122 @@
+"""Tells when manifests may have changed, however that was done.
+
+Editors write in place or rename over, a mounted ConfigMap swaps the symbolic link `..data`, a folder may vanish and
+come back. So a change is what stat(2) sees: a signature over all files, taken anew whenever the kernel reports
+something in a folder that matters, and now and then in any case (a folder that did not exist cannot be watched).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+DEBOUNCE_MS = 80  # a writer that truncates and then writes is given this long to be done
+_LOOK_ANYWAY_MS = 1000
+_LOOK_SHARE = 100  # looking without a cause takes at most a hundredth of the time
+_UNREST_S = 2.0  # a file that never rests is reported nevertheless
+
+Signature = dict[str, tuple[int, ...] | None]
+
+
+def signature(paths: Sequence[str]) -> Signature:
+    """Return what stat(2) says of every file in `paths` and of the entries of every folder, None of what is absent."""
+    found: Signature = {}
+    for path in _named(paths):
+        found[path] = _stat(path)
+        try:
+            with os.scandir(path) as entries:
+                found.update((entry.path, _stat(entry.path)) for entry in entries)
+        except OSError:  # no folder, or it went away meanwhile, or it may not be read: its own entry tells
+            continue
+    return found
+
+
+def _named(paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if path != "-"]  # stdin is read once
+
+
+def _stat(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - of 100,000 files in a folder, each a few times
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def folders(paths: Sequence[str]) -> set[Path]:
+    """Return the folders in which something happens when a file in `paths` changes: as named, and behind links."""
+    found: set[Path] = set()
+    for path in _named(paths):
+        for place in (Path(path).absolute(), Path(os.path.realpath(path))):
+            found |= {place.parent, place}
+    return {folder for folder in found if folder.is_dir()}
+
+
+def changes(paths: Sequence[str], debounce_ms: int = DEBOUNCE_MS) -> AsyncIterator[None]:
+    """Return an endless iterator that yields when files have changed and then rested for `debounce_ms`.
+
+    What happens after this call is not missed, even before the first step: call it, then read the files.
+    """
+    return _changes(paths, signature(paths), debounce_ms)
+
+
+async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> AsyncIterator[None]:
+    if not _named(paths):
+        await asyncio.Event().wait()
+    not_before = 0.0
+    while True:
+        async for has_cause in _stirrings(paths):
+            start = time.monotonic()
+            if not has_cause and start < not_before:
+                continue
+            now = await asyncio.to_thread(signature, paths)
+            not_before = start + _LOOK_SHARE * (time.monotonic() - start)
+            if now != known:
+                known = await _at_rest(paths, now, debounce_ms)
+                yield
+
+
+async def _at_rest(paths: Sequence[str], seen: Signature, debounce_ms: int) -> Signature:
+    """Return the signature once it has not changed for `debounce_ms`, or after `_UNREST_S`."""
+    deadline = time.monotonic() + _UNREST_S
+    while True:
+        await asyncio.sleep(debounce_ms / 1000)
+        now = await asyncio.to_thread(signature, paths)
+        if now == seen or time.monotonic() >= deadline:
+            return now
+        seen = now
+
+
+async def _stirrings(paths: Sequence[str]) -> AsyncIterator[bool]:
+    """Yield True when something may have happened in the folders, False now and then; end when they are others."""
+    from watchfiles import awatch  # 52 ms
+
+    watched = folders(paths)
+    stop = asyncio.Event()
+    try:
+        if watched:
+            events = awatch(
+                *watched,
+                watch_filter=None,
+                debounce=DEBOUNCE_MS,
+                step=10,
+                stop_event=stop,
+                rust_timeout=_LOOK_ANYWAY_MS,
+                yield_on_timeout=True,
+                recursive=False,
+                ignore_permission_denied=True,
+            )
+            async for happened in events:
+                yield bool(happened)
+                if folders(paths) != watched:
+                    yield True
+                    return
+    except OSError:  # no more inotify watches, or a folder went away before it could be watched
+        pass
+    finally:
+        stop.set()
+    await asyncio.sleep(_LOOK_ANYWAY_MS / 1000)
+    yield True
