@@ -1,19 +1,20 @@
 """The annotations turnout.dev/... of a Service: the options that Kubernetes has no fields for.
 
-    turnout.dev/forwarding        nat, masquerade, dsr-l2, ipip or gue
-    turnout.dev/scheduler         maglev, random, round-robin or least-connections
-    turnout.dev/admit             who decides a new connection: userspace or xdp
-    turnout.dev/when-stalled      new connections while userspace stands still: drop or pass
-    turnout.dev/mid-stream        packets of unknown connections: adopt, pass or reset
-    turnout.dev/endpoint-removed  connections to an endpoint that is gone: keep or reset
-    turnout.dev/weights           10.0.0.1=3, 10.0.0.2=0   (endpoint's address = share; 1 for the others, 0 for none)
-    turnout.dev/timeouts          established=2h13m20s, udp=120s, ...
+turnout.dev/forwarding        nat, masquerade, dsr-l2, ipip or gue
+turnout.dev/scheduler         maglev, random, round-robin or least-connections
+turnout.dev/admit             who decides a new connection: userspace or xdp
+turnout.dev/when-stalled      new connections while userspace stands still: drop or pass
+turnout.dev/mid-stream        packets of unknown connections: adopt, pass or reset
+turnout.dev/endpoint-removed  connections to an endpoint that is gone: keep or reset
+turnout.dev/weights           10.0.0.1=3, 10.0.0.2=0   (endpoint's address = share; 1 for the others, 0 for none)
+turnout.dev/timeouts          established=2h13m20s, udp=120s, ...
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from lb.fields import Report, did_you_mean, one_of, read_address, shown
@@ -48,9 +49,9 @@ def read_options(annotations: Mapping[str, Any], report: Report) -> Options:
                 report(path, problem)
             values[name.replace("-", "_")] = value
         elif name == "weights":
-            values["weights"] = tuple(_weights(value, lambda message, path=path: report(path, message)))
+            values["weights"] = tuple(_weights(value, partial(report, path)))
         elif name == "timeouts":
-            values["timeouts_s"] = tuple(_timeouts(value, lambda message, path=path: report(path, message)))
+            values["timeouts_s"] = tuple(_timeouts(value, partial(report, path)))
         else:
             report(path, "unknown annotation" + did_you_mean(name, _NAMES))
     return Options(**values) if values else DEFAULT_OPTIONS
@@ -81,7 +82,8 @@ def _weights(text: str, report: Callable[[str], None]) -> Iterator[tuple[IPAddre
 def _timeouts(text: str, report: Callable[[str], None]) -> Iterator[tuple[str, int]]:
     for name, written in _pairs(text):
         match = _DURATION.fullmatch(written)
-        seconds = sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+        parts = match.groups() if match else ()
+        seconds = sum(int(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
         if name not in _TIMEOUTS:
             report(f"{shown(name)} is not a timeout" + did_you_mean(name, _TIMEOUTS))
         elif not 1 <= seconds <= _LONGEST_S:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Path = tuple[str | int, ...]  # from the root of a file; the first step is the number of the document
@@ -31,9 +31,10 @@ _FLOAT = re.compile(
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
 _TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = frozenset((None, "!", _TAG + "map", _TAG + "seq"))
 
 
-class TextProblem(Exception):
+class TextError(Exception):
     """A text that cannot be read at all; `line` counts from 1, and is 0 when unknown."""
 
     def __init__(self, line: int, message: str) -> None:
@@ -51,23 +52,23 @@ class Documents(NamedTuple):
 
 
 def decode(data: bytes) -> str:
-    """Return `data` as text; raise TextProblem unless it is UTF-8 without NUL bytes. A byte order mark is dropped."""
+    """Return `data` as text; raise TextError unless it is UTF-8 without NUL bytes. A byte order mark is dropped."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise TextProblem(0, "is UTF-16; save it as UTF-8")
+        raise TextError(0, "is UTF-16; save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise TextProblem(line, f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        raise TextError(line, f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
     if "\0" in text:
-        raise TextProblem(text.count("\n", 0, text.index("\0")) + 1, "a NUL byte; this is not a text file")
+        raise TextError(text.count("\n", 0, text.index("\0")) + 1, "a NUL byte; this is not a text file")
     return text
 
 
 def parse(text: str, is_json: bool = False) -> Documents:
     """Return the documents of `text`, which is JSON if it says so or looks it, YAML otherwise.
 
-    Raise TextProblem for what is neither.
+    Raise TextError for what is neither.
     """
     if not is_json and not text.lstrip().startswith(("{", "[")):
         return parse_yaml(text)
@@ -76,13 +77,13 @@ def parse(text: str, is_json: bool = False) -> Documents:
     except _DuplicateKeyError as error:
         return _place_duplicates(text, str(error))
     except RecursionError:
-        raise TextProblem(0, f"is nested more than {_DEEPEST} levels deep") from None
+        raise TextError(0, f"is nested more than {_DEEPEST} levels deep") from None
     except ValueError as error:
         if not is_json:
             return parse_yaml(text)  # YAML may start with a brace, too, and several documents may follow each other
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 0
         message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise TextProblem(line, f"is not JSON: {message[:1].lower()}{message[1:]}") from None
+        raise TextError(line, f"is not JSON: {message[:1].lower()}{message[1:]}") from None
 
 
 def find_lines(text: str, paths: Collection[Path]) -> dict[Path, int]:
@@ -90,7 +91,7 @@ def find_lines(text: str, paths: Collection[Path]) -> dict[Path, int]:
     wanted = {path[:length] for path in paths for length in range(1, len(path) + 1)}
     try:
         lines = parse_yaml(text, wanted).lines
-    except TextProblem:
+    except TextError:
         return {}  # JSON that is not YAML, as some escapes are not: then without lines
     found = {}
     for path in paths:
@@ -119,17 +120,18 @@ def _refuse_constant(name: str) -> Any:
 def _place_duplicates(text: str, key: str) -> Documents:
     try:
         return parse_yaml(text)
-    except TextProblem:
-        raise TextProblem(0, f"key {json.dumps(key)} comes twice in one object") from None
+    except TextError:
+        raise TextError(0, f"key {json.dumps(key)} comes twice in one object") from None
 
 
 class _Level:
     """A mapping or a sequence that is being read."""
 
-    __slots__ = ("anchor", "container", "key", "path", "size_before")
+    __slots__ = ("anchor", "container", "is_mapping", "key", "path", "size_before")
 
     def __init__(self, container: Any, anchor: str | None, path: Path, size_before: int) -> None:
         self.container = container
+        self.is_mapping = container.__class__ is dict
         self.anchor = anchor
         self.path = path
         self.size_before = size_before
@@ -137,99 +139,132 @@ class _Level:
 
 
 def parse_yaml(text: str, wanted: Collection[Path] | None = None) -> Documents:
-    """Return the documents of a YAML text, with the lines of the paths in `wanted`; raise TextProblem."""
+    """Return the documents of a YAML text, with the lines of the paths in `wanted`; raise TextError."""
     from yaml import YAMLError  # here, because yaml takes 20 ms to import and --help does not want it
-    from yaml.cyaml import CParser
+    from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
     try:
-        return _read_events(CParser(text), wanted)
+        return _Reader(wanted).read(CParser(text).get_event)
     except YAMLError as error:
         raise _explained(error, text) from None
 
 
-def _read_events(parser: Any, wanted: Collection[Path] | None) -> Documents:
-    """Build the documents from libyaml's events: a loop of our own is several times as fast as PyYAML's constructor."""
-    from yaml import events
+class _Reader:
+    """Builds documents from libyaml's events, in half the time that PyYAML's own constructor takes."""
 
-    scalar, alias = events.ScalarEvent, events.AliasEvent
-    mapping_start, sequence_start = events.MappingStartEvent, events.SequenceStartEvent
-    ends = (events.MappingEndEvent, events.SequenceEndEvent)
-    result = Documents([], [], {})
-    anchors: dict[str, tuple[Any, int]] = {}
-    levels: list[_Level] = []
-    level: _Level | None = None
-    size = aliased = 0
-    next_event = parser.get_event
-    while (event := next_event()) is not None:
-        kind = event.__class__
-        is_open = False
-        if kind is scalar:
-            text = event.value
-            if level is not None and level.key is _UNSET and level.container.__class__ is dict:
-                if text in level.container:
-                    result.duplicates.append(((*level.path, text), event.start_mark.line + 1))
-                level.key = text
-                if wanted is not None and (path := (*level.path, text)) in wanted:
-                    result.lines.setdefault(path, event.start_mark.line + 1)
-                if event.anchor:
-                    anchors[event.anchor] = text, 1
-                continue
-            if event.style == "" and event.implicit[0]:
-                value = _WORDS.get(text, _UNSET)
-                if value is _UNSET:
-                    value = _number(text) if text[0] in _NUMBER_STARTS else text
-            else:
-                value = text if event.tag is None else _tagged(event)
-            size += 1
-            if event.anchor:
-                anchors[event.anchor] = value, 1
-        elif kind is mapping_start or kind is sequence_start:
-            if event.tag not in (None, "!", _TAG + "map", _TAG + "seq"):
-                raise _unknown_tag(event)
-            if len(levels) >= _DEEPEST:
-                raise TextProblem(event.start_mark.line + 1, f"is nested more than {_DEEPEST} levels deep")
-            value = {} if kind is mapping_start else []
-            size += 1
-            is_open = True
-        elif kind in ends:
-            assert level is not None
-            if level.anchor:
-                anchors[level.anchor] = level.container, size - level.size_before
-            levels.pop()
-            level = levels[-1] if levels else None
-            continue
-        elif kind is alias:
-            if event.anchor not in anchors:
-                raise TextProblem(event.start_mark.line + 1, f"alias *{event.anchor} stands for nothing before it")
-            value, nodes = anchors[event.anchor]
-            size += nodes
-            aliased += nodes
-            if aliased > _MOST_ALIASED:
-                raise TextProblem(event.start_mark.line + 1, f"aliases add more than {_MOST_ALIASED} values")
+    def __init__(self, wanted: Collection[Path] | None) -> None:
+        self.result = Documents([], [], {})
+        self._wanted = wanted
+        self._anchors: dict[str, tuple[Any, int]] = {}  # what they stand for, and how many values that is
+        self._levels: list[_Level] = []
+        self._level: _Level | None = None
+        self._size = 0  # values so far, those that aliases repeat included
+        self._aliased = 0
+
+    def read(self, next_event: Callable[[], Any]) -> Documents:
+        """Take every event; return what they make."""
+        from yaml import events
+
+        takers = {
+            events.ScalarEvent: self._take_scalar,
+            events.MappingStartEvent: self._open,
+            events.SequenceStartEvent: self._open,
+            events.MappingEndEvent: self._close,
+            events.SequenceEndEvent: self._close,
+            events.AliasEvent: self._take_alias,
+            events.DocumentStartEvent: self._start_document,
+        }
+        while (event := next_event()) is not None:
+            if taker := takers.get(event.__class__):
+                taker(event)
+        return self.result
+
+    def _start_document(self, _event: Any) -> None:
+        self._anchors.clear()
+
+    def _take_scalar(self, event: Any) -> None:
+        text = event.value
+        level = self._level
+        if level is not None and level.key is _UNSET and level.is_mapping:
+            self._take_key(level, text, event)
+            return
+        if event.style == "" and event.implicit[0]:
+            value = _WORDS.get(text, _UNSET)
+            if value is _UNSET:
+                value = _number(text) if text[0] in _NUMBER_STARTS else text
         else:
-            if kind is events.DocumentStartEvent:
-                anchors.clear()
-            continue
+            value = text if event.tag is None else _tagged(event)
+        self._size += 1
+        if event.anchor:
+            self._anchors[event.anchor] = value, 1
+        self._place(value, event)
 
-        # `value` goes where it belongs: a new document, an item, or what a key stands for.
+    def _take_key(self, level: _Level, text: str, event: Any) -> None:
+        """Remember the key of the value to come."""
+        if text in level.container:
+            self.result.duplicates.append(((*level.path, text), event.start_mark.line + 1))
+        level.key = text
+        if event.anchor:
+            self._anchors[event.anchor] = text, 1
+        if self._wanted is not None:
+            self._note_line((*level.path, text), event)
+
+    def _take_alias(self, event: Any) -> None:
+        if event.anchor not in self._anchors:
+            raise TextError(event.start_mark.line + 1, f"alias *{event.anchor} stands for nothing before it")
+        value, size = self._anchors[event.anchor]
+        self._size += size
+        self._aliased += size
+        if self._aliased > _MOST_ALIASED:
+            raise TextError(event.start_mark.line + 1, f"aliases add more than {_MOST_ALIASED} values")
+        self._place(value, event)
+
+    def _open(self, event: Any) -> None:
+        """Begin a mapping or a sequence."""
+        from yaml.events import MappingStartEvent
+
+        if event.tag not in _PLAIN_TAGS:
+            raise _unknown_tag(event)
+        if len(self._levels) >= _DEEPEST:
+            raise TextError(event.start_mark.line + 1, f"is nested more than {_DEEPEST} levels deep")
+        value: Any = {} if event.__class__ is MappingStartEvent else []
+        path = self._next_path()
+        self._place(value, event)
+        self._level = _Level(value, event.anchor, path, self._size)
+        self._levels.append(self._level)
+        self._size += 1
+
+    def _close(self, _event: Any) -> None:
+        level = self._levels.pop()
+        self._level = self._levels[-1] if self._levels else None
+        if level.anchor:  # not before: what holds itself would have no end
+            self._anchors[level.anchor] = level.container, self._size - level.size_before
+
+    def _next_path(self) -> Path:
+        """Return the path of the value to come."""
+        level = self._level
         if level is None:
-            path: Path = (len(result.roots),)
-            result.roots.append(value)
-        elif level.container.__class__ is list:
-            path = (*level.path, len(level.container)) if is_open or wanted is not None else ()
+            return (len(self.result.roots),)
+        return (*level.path, level.key if level.is_mapping else len(level.container))
+
+    def _place(self, value: Any, event: Any) -> None:
+        """Put a value where it belongs: a new document, an item, or what a key stands for."""
+        if self._wanted is not None:
+            self._note_line(self._next_path(), event)
+        level = self._level
+        if level is None:
+            self.result.roots.append(value)
+        elif not level.is_mapping:
             level.container.append(value)
         elif level.key is _UNSET:
-            raise TextProblem(event.start_mark.line + 1, "a key must be text")
+            raise TextError(event.start_mark.line + 1, "a key must be text")
         else:
-            path = (*level.path, level.key) if is_open else ()
             level.container[level.key] = value
             level.key = _UNSET
-        if wanted is not None and path in wanted:
-            result.lines.setdefault(path, event.start_mark.line + 1)
-        if is_open:
-            level = _Level(value, event.anchor, path, size - 1)
-            levels.append(level)
-    return result
+
+    def _note_line(self, path: Path, event: Any) -> None:
+        if path in self._wanted:  # type: ignore[operator]
+            self.result.lines.setdefault(path, event.start_mark.line + 1)
 
 
 def _number(text: str) -> Any:
@@ -253,15 +288,15 @@ def _tagged(event: Any) -> Any:
     if expected is None:
         raise _unknown_tag(event)
     if type(value) is not expected:
-        raise TextProblem(event.start_mark.line + 1, f"{json.dumps(event.value)} is not a !!{name}")
+        raise TextError(event.start_mark.line + 1, f"{json.dumps(event.value)} is not a !!{name}")
     return value
 
 
-def _unknown_tag(event: Any) -> TextProblem:
-    return TextProblem(event.start_mark.line + 1, f"unknown tag {json.dumps(event.tag.replace(_TAG, '!!'))}")
+def _unknown_tag(event: Any) -> TextError:
+    return TextError(event.start_mark.line + 1, f"unknown tag {json.dumps(event.tag.replace(_TAG, '!!'))}")
 
 
-def _explained(error: Exception, text: str) -> TextProblem:
+def _explained(error: Exception, text: str) -> TextError:
     """Return what PyYAML complains of, in one line and with a cure where the cause is plain."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
@@ -269,10 +304,10 @@ def _explained(error: Exception, text: str) -> TextProblem:
         line = text.encode()[:position].count(b"\n") + 1 if isinstance(position, int) else 0
         character = getattr(error, "character", None)
         what = f"character {character!r}" if character is not None else "a character"
-        return TextProblem(line, f"{what} is not allowed in YAML; remove it")
+        return TextError(line, f"{what} is not allowed in YAML; remove it")
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     message = ", ".join(part for part in parts if part) or "cannot be read"
     lines: Sequence[str] = text.splitlines()
     if mark.line < len(lines) and "\t" in lines[mark.line]:
         message += "; the line has a tab: YAML is indented with spaces"
-    return TextProblem(mark.line + 1, f"is not YAML: {message}")
+    return TextError(mark.line + 1, f"is not YAML: {message}")

@@ -84,7 +84,7 @@ def _next_prime(number: int) -> int:
 
 
 @inlined
-def _hash(salt, seed, names, index):  # type: ignore[no-untyped-def]
+def _hash(salt, seed, names, index):
     """Return 64 bits that follow from a name, a seed and a salt: the same on every machine, for good."""
     value = (seed + salt) * _SPREAD
     for word in range(3):
@@ -96,7 +96,7 @@ def _hash(salt, seed, names, index):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def fill(slots, names, values, seed, scratch):  # type: ignore[no-untyped-def]
+def fill(slots, names, values, seed, scratch):
     """Fill `slots` (u32, a prime number of them) with one of `values` (u32, row of an endpoint) each.
 
     `names` are as from `names_of`, one per value and each only once; `seed` is a u64; `scratch` has a row of four u64
@@ -112,9 +112,9 @@ def fill(slots, names, values, seed, scratch):  # type: ignore[no-untyped-def]
         scratch[index, 1] = np.uint64(index)
     _sort(scratch, endpoints)
     for turn in range(endpoints):
-        index = np.int64(scratch[turn, 1])
-        scratch[turn, 2] = _hash(_SALT_OFFSET, seed, names, index) % size
-        scratch[turn, 3] = _hash(_SALT_SKIP, seed, names, index) % (size - _ONE) + _ONE
+        endpoint = np.int64(scratch[turn, 1])
+        scratch[turn, 2] = _hash(_SALT_OFFSET, seed, names, endpoint) % size
+        scratch[turn, 3] = _hash(_SALT_SKIP, seed, names, endpoint) % (size - _ONE) + _ONE
     for slot in range(len(slots)):
         slots[slot] = _FREE
     free = len(slots)
@@ -134,7 +134,7 @@ def fill(slots, names, values, seed, scratch):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def fill_many(slots, first_slot, sizes, names, values, first_endpoint, seed, scratch):  # type: ignore[no-untyped-def]
+def fill_many(slots, first_slot, sizes, names, values, first_endpoint, seed, scratch):
     """Fill the tables of many Services in `slots` (u32).
 
     Service i has the slots `first_slot[i]` to `first_slot[i] + sizes[i]`, and the endpoints `first_endpoint[i]` to
@@ -147,8 +147,8 @@ def fill_many(slots, first_slot, sizes, names, values, first_endpoint, seed, scr
 
 
 @compiled
-def _sort(rows, length):  # type: ignore[no-untyped-def]
-    """Sort the first `length` rows by their first column, in place; only columns 0 and 1 move. (Shell, Ciura's gaps.)"""
+def _sort(rows, length):
+    """Sort the first `length` rows by their first column, in place; only columns 0 and 1 move (Shell, Ciura's gaps)."""
     for gap in (8858, 3937, 1750, 701, 301, 132, 57, 23, 10, 4, 1):
         for index in range(gap, length):
             key, endpoint = rows[index, 0], rows[index, 1]

@@ -12,18 +12,19 @@ import os
 import stat
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lb import documents, fields
 from lb.annotations import read_options
-from lb.documents import TextProblem
+from lb.documents import TextError
 from lb.errors import ManifestError, Problem
 from lb.fields import did_you_mean, read_address, read_network, shown, special
 from lb.model import (
-    Claim,
+    DEFAULT_AFFINITY_S,
+    DEFAULT_OPTIONS,
     EndpointSlice,
     EndpointState,
     Ingress,
@@ -141,7 +142,8 @@ def _expand(paths: Sequence[str], problems: list[_Found]) -> tuple[list[str], tu
         if given != "-" and os.path.isdir(given):
             folders.append(Path(given))
             try:
-                inside = sorted(os.listdir(given))
+                with os.scandir(given) as entries:  # a link may lead to a file, a pipe would block for good
+                    inside = sorted(entry.name for entry in entries if entry.is_file() or entry.is_symlink())
             except OSError as error:
                 problems.append(_of_file(given, f"cannot be listed: {error.strerror}"))
                 continue
@@ -161,8 +163,7 @@ def _read_file(path: Path, texts: dict[str, str], cache: Cache) -> _File:
     """Return what the file at `path` holds, from `cache` if it has not changed."""
     name = str(path)
     try:
-        # Non-blocking, so that a pipe that nobody writes to is an empty file rather than the end of all.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb") as stream:
+        with path.open("rb") as stream:
             status = os.fstat(stream.fileno())
             signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             known = cache.get(path)
@@ -189,7 +190,7 @@ def _read_bytes(name: str, data: bytes, texts: dict[str, str]) -> _File:
     try:
         texts[name] = text = documents.decode(data)
         parsed = documents.parse(text, name.endswith(".json"))
-    except TextProblem as problem:
+    except TextError as problem:
         return _File(problems=[_of_file(name, problem.message, problem.line)])
     file = _File()
     for path, line in parsed.duplicates:
@@ -234,12 +235,12 @@ def _text_again(name: str, texts: dict[str, str]) -> str:
         return texts[name]
     try:
         return documents.decode(Path(name).read_bytes())
-    except (OSError, TextProblem):
+    except (OSError, TextError):
         return ""  # changed in the meantime: problems without lines
 
 
 def _printable(name: str) -> str:
-    return name if name.isprintable() else shown(name)[1:-1]
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 # Objects.
@@ -302,9 +303,7 @@ def _read_list(
     if depth >= _DEEPEST_LIST:
         report((), f"a List is nested more than {_DEEPEST_LIST} levels deep")
         return
-    fields.check(
-        value, {"apiVersion": str, "kind": str, "metadata": fields.LIST_METADATA, "items": object}, (), report
-    )
+    fields.check(value, {"apiVersion": str, "kind": str, "metadata": fields.LIST_METADATA, "items": object}, (), report)
     items = value.get("items")
     if items is not None and not isinstance(items, list):
         report(("items",), f"{shown(items)} is not a list")
@@ -314,14 +313,13 @@ def _read_list(
 
 
 def _service(value: dict[str, Any], report: fields.Report) -> Service:
-    """Return the Service that `value` is, whose fields have been checked one by one; report what does not fit together."""
+    """Return the Service that `value` is; its fields have been checked one by one, here it is how they fit together."""
     metadata = value["metadata"]
     spec = value.get("spec") or {}
     status = value.get("status") or {}
     kind = spec.get("type") or "ClusterIP"
-    if kind != "ExternalName" and not spec.get("ports"):
-        if spec.get("clusterIP") != "None":
-            report(("spec",) if "spec" in value else (), "ports is missing; a Service has at least one")
+    if kind != "ExternalName" and not spec.get("ports") and spec.get("clusterIP") != "None":
+        report(("spec",) if "spec" in value else (), "ports is missing; a Service has at least one")
     ports = _ports(spec.get("ports") or (), report)
     cluster_ips = _cluster_ips(spec, report)
     external_ips = tuple([_known(text) for text in spec.get("externalIPs") or ()])
@@ -335,14 +333,14 @@ def _service(value: dict[str, Any], report: fields.Report) -> Service:
         spec.get("clusterIP") == "None" or spec.get("clusterIPs") == ["None"],
         ports,
         external_ips,
-        _ingress(status, report),
+        _ingress(status),
         tuple([read_network(text) for text in spec.get("loadBalancerSourceRanges") or ()]),  # type: ignore[misc]
         spec.get("externalTrafficPolicy") or "Cluster",
         spec.get("internalTrafficPolicy") or "Cluster",
         spec.get("healthCheckNodePort") or 0,
-        (config or 10800) if spec.get("sessionAffinity") == "ClientIP" else 0,
+        (config or DEFAULT_AFFINITY_S) if spec.get("sessionAffinity") == "ClientIP" else 0,
         (metadata.get("labels") or {}).get(_PROXY_NAME),
-        read_options(annotations, report) if annotations else Service.__dataclass_fields__["options"].default,
+        read_options(annotations, report) if annotations else DEFAULT_OPTIONS,
         metadata.get("uid") or "",
         metadata.get("creationTimestamp") or "",
     )
@@ -359,7 +357,7 @@ def _ports(written: Sequence[Any], report: fields.Report) -> tuple[PortSpec, ...
     numbers: set[tuple[int, str]] = set()
     for index, port in enumerate(written):
         path = ("spec", "ports", index)
-        if port is None or port.get("port") is None:
+        if port.get("port") is None:
             report(path, "port is missing")
             continue
         name, number, protocol = port.get("name") or "", port["port"], port.get("protocol") or "TCP"
@@ -382,16 +380,18 @@ def _cluster_ips(spec: dict[str, Any], report: fields.Report) -> tuple[Any, ...]
         report(("spec", "clusterIPs", 0), f"{shown(every[0])} differs from spec.clusterIP {shown(first)}")
     addresses = tuple([_known(text) for text in every or ((first,) if first else ()) if text != "None"])
     if len(addresses) > 2 or (len(addresses) == 2 and addresses[0].version == addresses[1].version):
-        report(("spec", "clusterIPs"), "more than one address of a family; expected one IPv4 and one IPv6 address at most")
+        report(
+            ("spec", "clusterIPs"), "more than one address of a family; expected at most one IPv4 and one IPv6 address"
+        )
     return addresses
 
 
-def _ingress(status: dict[str, Any], report: fields.Report) -> tuple[Ingress, ...]:
+def _ingress(status: dict[str, Any]) -> tuple[Ingress, ...]:
     """Return the addresses that are captured: those that are not in mode Proxy and not host names (S6)."""
     written = (status.get("loadBalancer") or {}).get("ingress") or ()
     found: list[Ingress] = []
     for index, entry in enumerate(written):
-        if entry and entry.get("ip") and entry.get("ipMode") != "Proxy":
+        if entry.get("ip") and entry.get("ipMode") != "Proxy":
             found.append(Ingress(_known(entry["ip"]), index))
     return tuple(found)
 
@@ -405,13 +405,12 @@ def _slice(value: dict[str, Any], report: fields.Report) -> EndpointSlice:
         report((), "addressType is missing; expected IPv4 or IPv6")
     endpoints: list[SliceEndpoint] = []
     for index, written in enumerate(value.get("endpoints") or ()):
-        address = _endpoint_address(written or {}, address_type, ("endpoints", index), report)
+        address = _endpoint_address(written, address_type, ("endpoints", index), report)
         if address is not None:
             endpoints.append(_endpoint(written, address))
     ports = [
         SlicePort(port.get("name"), port.get("port"), port.get("protocol") or "TCP")
         for port in value.get("ports") or ()
-        if port is not None
     ]
     return EndpointSlice(
         metadata.get("namespace") or "default",
@@ -425,7 +424,9 @@ def _slice(value: dict[str, Any], report: fields.Report) -> EndpointSlice:
     )
 
 
-def _endpoint_address(written: dict[str, Any], address_type: str | None, path: documents.Path, report: fields.Report) -> Any:
+def _endpoint_address(
+    written: dict[str, Any], address_type: str | None, path: documents.Path, report: fields.Report
+) -> Any:
     """Return the first address of an endpoint (E3), or None; report all that cannot be."""
     texts = written.get("addresses")
     if not texts:
@@ -436,7 +437,7 @@ def _endpoint_address(written: dict[str, Any], address_type: str | None, path: d
     expected = 4 if address_type == "IPv4" else 6
     first = None
     for index, text in enumerate(texts):
-        address = read_address(text) if text is not None else "null is not an IP address"
+        address = read_address(text)
         if isinstance(address, str):
             message = address
         elif address.version != expected:
@@ -464,7 +465,7 @@ def _endpoint(written: dict[str, Any], address: Any) -> SliceEndpoint:
 
 
 def _hint_names(hints: dict[str, Any], key: str) -> tuple[str, ...]:
-    return tuple([hint["name"] for hint in hints.get(key) or () if hint and hint.get("name")])
+    return tuple([hint["name"] for hint in hints.get(key) or () if hint.get("name")])
 
 
 def _state(ready: bool | None, serving: bool | None, terminating: bool | None) -> EndpointState:
@@ -535,6 +536,7 @@ def _endpoints_that_are_vips(
         for index, endpoint in enumerate(part.endpoints):
             address = endpoint.address
             if address in cluster_ips or address in own:
-                owner = cluster_ips[address].name if address in cluster_ips else f"Service {part.namespace}/{part.service_name}"
+                by_other = cluster_ips.get(address)
+                owner = by_other.name if by_other else f"Service {part.namespace}/{part.service_name}"
                 path = ("endpoints", index, "addresses", 0)
                 yield _Found(origin, path, f"{address} is a VIP of {owner}; an endpoint must be a pod or a host")

@@ -10,6 +10,7 @@ hundred thousand times is a named tuple, which costs a third of a frozen datacla
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,10 @@ NOT_YET: Mapping[str, str] = {
     "endpoint-removed": "not honoured yet: connections to a removed endpoint go on",
 }
 
-_DEFAULT_AFFINITY_S = 10800
+DEFAULT_AFFINITY_S = 10800
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_]{1,63}")
+_LONGEST_KEY = 100
+_FAMILIES = ((4, "IPv4"), (6, "IPv6"))
 
 
 class FrontendKind(StrEnum):
@@ -77,7 +81,7 @@ class Ingress(NamedTuple):
     """An entry of status.loadBalancer.ingress that is captured: mode VIP, or none given (S6)."""
 
     address: IPAddress
-    index: int
+    place: int  # counts from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,9 @@ class NodeView(NamedTuple):
     zone: str = ""
 
 
+SOMEWHERE = NodeView()
+
+
 class Frontend(NamedTuple):
     """Where clients dial. `address` is None for a node port: any address of the node."""
 
@@ -266,6 +273,9 @@ class Claim(NamedTuple):
 
 def vips(service: Service) -> Iterator[tuple[FrontendKind, IPAddress, tuple[str | int, ...]]]:
     """Yield the addresses that a Service answers at, allowed or not, each once, with the field that it comes from."""
+    if not (service.external_ips or service.ingress):
+        yield from _written_vips(service)  # one of each family: nothing comes twice
+        return
     seen: set[IPAddress] = set()
     for kind, address, path in _written_vips(service):
         if address not in seen:
@@ -278,8 +288,8 @@ def _written_vips(service: Service) -> Iterator[tuple[FrontendKind, IPAddress, t
         yield FrontendKind.CLUSTER_IP, address, ("spec", "clusterIPs", index) if index else ("spec", "clusterIP")
     for index, address in enumerate(service.external_ips):
         yield FrontendKind.EXTERNAL_IP, address, ("spec", "externalIPs", index)
-    for address, index in service.ingress:
-        yield FrontendKind.LOAD_BALANCER, address, ("status", "loadBalancer", "ingress", index, "ip")
+    for address, place in service.ingress:
+        yield FrontendKind.LOAD_BALANCER, address, ("status", "loadBalancer", "ingress", place, "ip")
 
 
 def claims(service: Service) -> Iterator[Claim]:
@@ -308,7 +318,7 @@ def slices_by_service(slices: Iterable[EndpointSlice]) -> dict[tuple[str, str], 
 def resolve(
     services: Iterable[Service],
     slices: Iterable[EndpointSlice],
-    node: NodeView = NodeView(),
+    node: NodeView = SOMEWHERE,
     allow_external_ips: Sequence[IPNetwork] = (),
     not_yet: Mapping[str, str] = NOT_YET,
 ) -> Snapshot:
@@ -331,7 +341,7 @@ def resolve(
 def resolve_service(
     service: Service,
     slices: Sequence[EndpointSlice],
-    node: NodeView = NodeView(),
+    node: NodeView = SOMEWHERE,
     allow_external_ips: Sequence[IPNetwork] = (),
     not_yet: Mapping[str, str] = NOT_YET,
 ) -> tuple[list[ServicePort], list[NotHonoured]]:
@@ -341,19 +351,20 @@ def resolve_service(
     left_out = _LeftOut(service, not_yet)
     addresses = _allowed_vips(service, allow_external_ips, left_out)
     left_out.look_at_fields(slices)
-    ports = []
-    for family in (4, 6):
-        vips_of_family = [(kind, address) for kind, address in addresses if address.version == family]
-        if not vips_of_family and not (service.external_ips or any(port.node_port for port in service.ports)):
-            continue
+    ports: list[ServicePort] = []
+    for family, address_type in _FAMILIES:
         if family == 6 and "ipv6" in not_yet:
             continue
-        slices_of_family = [part for part in slices if part.address_type == ("IPv4" if family == 4 else "IPv6")]
+        vips_of_family = [pair for pair in addresses if pair[1].version == family]
+        has_node_ports = "node-port" not in not_yet and _has_family(service, family)
+        if not vips_of_family and not has_node_ports:
+            continue
+        slices_of_family = [part for part in slices if part.address_type == address_type]
         for port in service.ports:
             if port.protocol == "SCTP" and "sctp" in not_yet:
                 continue
             frontends = [Frontend(kind, address, port.port) for kind, address in vips_of_family]
-            if port.node_port and "node-port" not in not_yet and _has_family(service, family):
+            if port.node_port and has_node_ports:
                 frontends.append(Frontend(FrontendKind.NODE_PORT, None, port.node_port))
             if frontends:
                 ports.append(_service_port(service, port, family, frontends, slices_of_family, node, not_yet))
@@ -415,9 +426,7 @@ def _endpoints(
                 other = found.get(key)
                 # A pod that is replaced may be in two slices for a while: it is as alive as the livelier says.
                 if other is None or _RANK[state] > _RANK[other.state]:
-                    found[key] = Endpoint(
-                        address, number, state, is_local, zone, zone_hints, node_hints, weight
-                    )
+                    found[key] = Endpoint(address, number, state, is_local, zone, zone_hints, node_hints, weight)
     return tuple(found.values())
 
 
@@ -428,7 +437,7 @@ def _usable(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
 
 
 def cluster_candidates(endpoints: Sequence[Endpoint], node: NodeView) -> tuple[Endpoint, ...]:
-    """Return the usable endpoints, of this node or this zone only if every ready one has a hint and one names it (E6)."""
+    """Return the usable endpoints; if every ready one has a hint, those of this node or else of this zone (E6)."""
     usable = _usable(endpoints)
     if not usable or usable[0].state is not EndpointState.READY:
         return usable
@@ -448,6 +457,7 @@ def ranges_of_family(ranges: Sequence[IPNetwork], family: int) -> tuple[IPNetwor
 
 
 def _has_family(service: Service, family: int) -> bool:
+    """Return whether node ports answer in `family`: the cluster IPs say so, or there are none."""
     return not service.cluster_ips or any(address.version == family for address in service.cluster_ips)
 
 
@@ -457,11 +467,11 @@ def _allowed_vips(
     """Return the VIPs to program; the others are noted in `left_out`."""
     allowed: list[tuple[FrontendKind, IPAddress]] = []
     for kind, address, path in vips(service):
-        field = dotted(path)
-        if address.version == 6 and left_out.notes("ipv6", field):
+        if address.version == 6 and "ipv6" in left_out.not_yet:
+            left_out.notes("ipv6", dotted(path))
             continue
         if kind is FrontendKind.EXTERNAL_IP and not any(address in network for network in allow_external_ips):
-            left_out.add(field, f"{address} is in no network of --allow-external-ips; left out")
+            left_out.add(dotted(path), f"{address} is in no network of --allow-external-ips; left out")
             continue
         if (
             kind is FrontendKind.LOAD_BALANCER
@@ -538,11 +548,15 @@ _OPTION_FEATURES = {
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """Return a path as people write it: spec.ports[0].port, metadata.annotations[turnout.dev/weights]."""
+    """Return a path as people write it: spec.ports[0].port, metadata.annotations[turnout.dev/weights].
+
+    Keys come from files: what a terminal would act on is escaped, what is endless is cut.
+    """
     text = ""
     for step in path:
-        if isinstance(step, int) or not step.replace("_", "").isalnum():
-            text += f"[{step}]"
-        else:
+        if isinstance(step, str) and _PLAIN_KEY.fullmatch(step):
             text += f".{step}" if text else step
+        else:
+            key = str(step)[:_LONGEST_KEY]
+            text += f"[{key if key.isprintable() else ascii(key)[1:-1]}]"
     return text
