@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -44,12 +44,33 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(choice) for choice in self._option.choices if choice.startswith(incomplete)]
 
 
-class Command(click.Command):
-    """A command whose -f and -i take several values in a row, and whose help ends with examples."""
+class _Ending:
+    """The end of a help text: its examples and, for the whole, what exit codes mean."""
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, examples: str = "", exit_codes: Mapping[int, str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._examples = examples
+        self._exit_codes = exit_codes or {}
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both, as they are and without filling lines."""
+        if self._examples:
+            with formatter.section("Examples"):
+                for line in self._examples.strip().splitlines():
+                    formatter.write(f"  {line.strip()}\n")
+        if self._exit_codes:
+            with formatter.section("Exit codes"):
+                formatter.write_dl([(str(code), meaning) for code, meaning in self._exit_codes.items()])
+
+
+class Group(_Ending, click.Group):
+    """A command that consists of others."""
+
+
+class Command(_Ending, click.Command):
+    """A command whose -f and -i take several values in a row."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before each further value, then parse."""
@@ -57,13 +78,6 @@ class Command(click.Command):
             flag for param in self.params if isinstance(param, click.Option) and param.multiple for flag in param.opts
         }
         return super().parse_args(ctx, _spread(args, several))
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as click calls it
-        """Write the examples."""
-        if self._examples:
-            with formatter.section("Examples"):
-                for line in self._examples.strip().splitlines():
-                    formatter.write(f"  {line.strip()}\n")
 
 
 def _spread(args: Sequence[str], several: set[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from dataplane.arguments import Command, common, flag, output
+from dataplane.arguments import Command, Group, common, flag, output
 from dataplane.settings import Settings, merge
 from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
 
@@ -64,7 +64,8 @@ def _tell(error: BaseException, is_debug: bool) -> int:
         return 2
     if isinstance(error, click.UsageError):
         where = error.ctx.command_path if error.ctx else "turnout"
-        _say(f"{where}: {_lower_first(error.format_message()).rstrip('.')}; see `{where} --help`")
+        text = _lower_first(error.format_message()).rstrip(".")
+        _say(f"{where}: {text}" if "id you mean" in text else f"{where}: {text}; see `{where} --help`")
         return 2
     if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
         return _INTERRUPTED
@@ -107,25 +108,33 @@ _CONFIG = click.option("--config", metavar="FILE", help="Take flags from this fi
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=_SETTINGS)
+@click.group(
+    cls=Group,
+    context_settings=_SETTINGS,
+    examples="""
+    turnout demo
+    turnout validate -f web.yaml
+    turnout run -f web.yaml -i eth0
+    turnout status
+    turnout get flows --limit 20
+    """,
+    exit_codes={
+        0: "ok",
+        1: "failed",
+        2: "wrong usage: arguments, an unknown interface",
+        3: "not running",
+        4: "an invalid manifest or configuration",
+        5: "degraded (status)",
+        6: "timed out",
+        77: "the machine lacks a privilege or a feature",
+    },
+)
 @click.version_option(package_name="turnout", message="turnout %(version)s")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.  [env: TURNOUT_DEBUG]")
 def turnout() -> None:
-    r"""A Service load balancer for one node: a userspace dataplane with XDP offload.
+    """A Service load balancer for one node: a userspace dataplane with XDP offload.
 
     Services and their endpoints are Kubernetes manifests; nothing else of Kubernetes is needed.
-
-    \b
-    Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not running, 4 invalid manifest or configuration,
-    5 degraded (status), 6 timed out, 77 the machine lacks a privilege or a feature.
-
-    \b
-    Examples:
-      turnout demo
-      turnout validate -f web.yaml
-      turnout run -f web.yaml -i eth0
-      turnout status
-      turnout get flows --limit 20
     """
 
 
@@ -161,9 +170,9 @@ def run(config: str | None, **flags: Any) -> None:
     _need_privileges("run")
     settings = _settings(config, flags)
     if not settings.files:
-        raise click.UsageError("which manifests? Give them with -f PATH", click.get_current_context())
+        raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
     if not settings.interfaces:
-        raise click.UsageError("which interfaces? Give them with -i IFACE", click.get_current_context())
+        raise click.UsageError("no interfaces; give them with -i IFACE", click.get_current_context())
     _need_interfaces(settings.interfaces)
     _operate(settings)
 
@@ -235,10 +244,13 @@ def _need_interfaces(names: Sequence[str]) -> None:
 @flag("allow-external-ips")
 @common
 def validate(config: str | None, **flags: Any) -> None:
-    """Check manifests, and tell every problem with its line. Needs no root and no running node."""
+    """Check manifests.
+
+    Every problem is told with its line. Needs no root and no running node.
+    """
     settings = _settings(config, flags)
     if not settings.files:
-        raise click.UsageError("which manifests? Give them with -f PATH", click.get_current_context())
+        raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
     from lb import manifests, model
 
     found = manifests.load(settings.files)
@@ -266,7 +278,10 @@ def validate(config: str | None, **flags: Any) -> None:
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for the state to be ok.")
 @common
 def status(name: str | None, output: str, wait: float | None) -> int:
-    """Show whether the node is well. Exit code 0 if it is, 5 if degraded, 1 if failed, 3 if it does not run."""
+    """Show whether the node is well.
+
+    Exit code 0 if it is, 5 if degraded, 1 if failed, 3 if it does not run.
+    """
     from dataplane.output import as_json, show_status
 
     settings = _named(name)
@@ -305,16 +320,16 @@ def _wait_until_ok(settings: Settings, seconds: float) -> Any:
         time.sleep(min(_POLL_S, max(0.0, deadline - time.monotonic())))
 
 
-@turnout.group()
+@turnout.group(
+    cls=Group,
+    examples="""
+    turnout get services
+    turnout get flows --service shop/web --limit 20
+    turnout get reasons -o json
+    """,
+)
 def get() -> None:
-    r"""Show what the node holds: Services, flows and the rest.
-
-    \b
-    Examples:
-      turnout get services
-      turnout get flows --service shop/web --limit 20
-      turnout get reasons -o json
-    """
+    """Show Services, flows and the rest."""
 
 
 def _getter(kind: str, text: str) -> None:
@@ -339,11 +354,11 @@ def _show(kind: str, name: str | None, output: str, options: dict[str, Any]) -> 
             _say(f"no {kind}")
 
 
-_getter("services", "Service ports with their frontends, ready endpoints and connections.")
-_getter("endpoints", "Endpoints with their state, weight and connections.")
-_getter("nexthops", "Where packets leave to: interfaces and MAC addresses.")
-_getter("interfaces", "Interfaces with their engine and XDP mode, and why not a better one.")
-_getter("reasons", "Packets by what became of them and why.")
+_getter("services", "Service ports: frontends, ready endpoints, flows.")
+_getter("endpoints", "Endpoints: state, weight, connections.")
+_getter("nexthops", "Where packets go next.")
+_getter("interfaces", "Interfaces, and how packets are taken there.")
+_getter("reasons", "Packets by what became of them.")
 
 
 @get.command(
@@ -362,7 +377,7 @@ _getter("reasons", "Packets by what became of them and why.")
 @output("table", "json")
 @common
 def flows(name: str | None, output: str, **filters: Any) -> None:
-    """Show connections: who talks to whom, how much, and until when they are remembered."""
+    """Connections: who talks to whom, and how much."""
     _show("flows", name, output, {key: value for key, value in filters.items() if value is not None})
 
 
@@ -374,7 +389,7 @@ def flows(name: str | None, output: str, **filters: Any) -> None:
 )
 @common
 def demo(name: str | None) -> int | None:  # noqa: ARG001 - every command takes a name
-    """Show the main thing in a minute: a node, clients and endpoints in network namespaces of their own."""
+    """See it work, in network namespaces of its own."""
     _need_privileges("demo")
     from perf import demo as show  # type: ignore[attr-defined,unused-ignore]
 
@@ -393,7 +408,10 @@ def demo(name: str | None) -> int | None:  # noqa: ARG001 - every command takes 
 @flag("interface", "-i", "--interface", help_text="Only from these interfaces. Default: all.")
 @common
 def detach(name: str | None, interfaces: tuple[str, ...]) -> None:
-    """Remove programs, links and tables that a stopped node left to go on forwarding."""
+    """Remove what a stopped node has left.
+
+    That is its XDP programs, which go on forwarding known connections, and its tables.
+    """
     from dataplane.detach import detach as remove
 
     _need_privileges("detach")
