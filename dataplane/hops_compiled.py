@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from xdp import schema
-from xdp.bundle import Bundle
 from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
 from xdp.jit import compiled
 from xdp.schema import HopState
@@ -44,8 +43,7 @@ _STATE_WORD = schema.NEXT_HOP.fields["state"][1] // 8  # type: ignore[index]
 _STATE_SHIFT = schema.NEXT_HOP.fields["state"][1] % 8 * 8  # type: ignore[index]
 
 
-@dataclass(frozen=True, eq=False)
-class Hops(Bundle):
+class Hops(NamedTuple):
     """What `lookup` reads, as one argument for compiled code. Addresses are in host order."""
 
     generation: npt.NDArray[np.uint64]  # [0]: its lowest bit is the live buffer of the next three
