@@ -122,14 +122,13 @@ class Server:
             if len(self._clients) > _MOST_CLIENTS:
                 await _send(writer, _refusal(Error(f"{_MOST_CLIENTS} clients are being served; try again")))
                 return
-            while request := await asyncio.wait_for(reader.readline(), _SILENCE_S):
-                await asyncio.wait_for(_send(writer, await self._reply(request)), _DRAIN_S)
+            while request := await _read(reader):
+                await _send(writer, await self._reply(request))
         except ValueError:  # readline: longer than the limit
-            with contextlib.suppress(OSError, TimeoutError):
-                error = UsageError(f"the request is longer than {_LONGEST_REQUEST} bytes")
-                await asyncio.wait_for(_send(writer, _refusal(error)), _DRAIN_S)
-        except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone or too slow, or the daemon ends
+            with contextlib.suppress(OSError):
+                await _send(writer, _refusal(UsageError(f"the request is longer than {_LONGEST_REQUEST} bytes")))
+        except (OSError, asyncio.CancelledError):
+            pass  # the client is gone or too slow (TimeoutError is an OSError), or the daemon ends
         finally:
             self._clients.discard(task)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
@@ -177,11 +176,20 @@ def _refusal(error: Error) -> bytes:
     return _encode({"error": {"message": str(error), "exit_code": error.exit_code}})
 
 
+# asyncio.timeout, not wait_for: in Python 3.11 that one may lose a cancellation, and the daemon would not end.
+
+
+async def _read(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(_SILENCE_S):
+        return await reader.readline()
+
+
 async def _send(writer: asyncio.StreamWriter, reply: bytes) -> None:
     view = memoryview(reply)
-    for start in range(0, len(view), _PIECE):
-        writer.write(view[start : start + _PIECE])
-        await writer.drain()
+    async with asyncio.timeout(_DRAIN_S):
+        for start in range(0, len(view), _PIECE):
+            writer.write(view[start : start + _PIECE])
+            await writer.drain()
 
 
 def _listen(path: str) -> socket.socket:

@@ -33,7 +33,7 @@ DOORS = {
     "scapy": ["tests", "perf"],
     "matplotlib": ["perf"],
     "yaml": ["lb/documents.py", "tests"],
-    "click": ["dataplane/cli.py"],
+    "click": ["dataplane/cli.py", "dataplane/arguments.py"],
     "watchfiles": ["dataplane/watch.py"],
     "prometheus_client": ["dataplane/metrics.py"],
     "llvmlite": ["xdp/atomic.py", "xdp/hash.py", "xdp/unaligned.py", "dataplane/libc.py", "dataplane/ports.py"],

@@ -1,0 +1,170 @@
+"""Every way in which a manifest changes is noticed, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dataplane.watch import changes, signature
+
+
+def run(paths: list[Path], *steps: Callable[[], object], timeout_s: float = 5.0) -> list[bool]:
+    """Take each step, and return whether a change was reported after it within `timeout_s`."""
+
+    async def follow() -> list[bool]:
+        seen = []
+        stream = changes([str(path) for path in paths])
+        pending = asyncio.ensure_future(anext(stream))
+        for step in steps:
+            await asyncio.sleep(0.05)  # the watch is set up meanwhile, or not: neither must matter
+            step()
+            done, _ = await asyncio.wait([pending], timeout=timeout_s)
+            seen.append(bool(done))
+            if done:
+                pending = asyncio.ensure_future(anext(stream))
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        await stream.aclose()
+        return seen
+
+    return asyncio.run(follow())
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    path = tmp_path / "web.yaml"
+    path.write_text("a")
+    return path
+
+
+def replace(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + "~")
+    beside.write_text(text)
+    beside.rename(path)
+
+
+def test_a_file_that_is_written_in_place(web):
+    assert run([web], lambda: web.write_text("b"), lambda: web.write_text("c")) == [True, True]
+
+
+def test_a_file_that_is_renamed_over_again_and_again(web):
+    assert run([web], lambda: replace(web, "b"), lambda: replace(web, "c"), lambda: replace(web, "d")) == [True] * 3
+
+
+def test_a_file_that_goes_and_comes_back(web):
+    assert run([web], web.unlink, lambda: web.write_text("b")) == [True, True]
+
+
+def test_a_file_that_does_not_exist_yet(tmp_path):
+    path = tmp_path / "later" / "web.yaml"
+    path.parent.mkdir()
+    assert run([path], lambda: path.write_text("a")) == [True]
+
+
+def test_a_folder_that_does_not_exist_yet(tmp_path):
+    folder = tmp_path / "later" / "manifests"
+    assert run([folder], lambda: folder.mkdir(parents=True), lambda: (folder / "a.yaml").write_text("a")) == [
+        True,
+        True,
+    ]
+
+
+def test_files_in_a_folder_that_come_change_and_go(tmp_path):
+    path = tmp_path / "web.yaml"
+    steps = (lambda: path.write_text("a"), lambda: path.write_text("b"), path.unlink)
+    assert run([tmp_path], *steps) == [True] * 3
+
+
+def test_the_data_link_of_a_mounted_config_map_is_swapped(tmp_path):
+    def publish(version: str) -> None:
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "web.yaml").write_text(version)
+        (tmp_path / "..data_tmp").symlink_to(version)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    publish("..1")
+    path = tmp_path / "web.yaml"
+    path.symlink_to("..data/web.yaml")
+    for watched in ([path], [tmp_path]):
+        start = 2 if watched == [path] else 4
+        assert run(watched, lambda: publish(f"..{start}"), lambda: publish(f"..{start + 1}")) == [True, True]  # noqa: B023
+
+
+def test_a_link_whose_target_is_elsewhere(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    target = tmp_path / "b" / "web.yaml"
+    target.write_text("a")
+    link = tmp_path / "a" / "web.yaml"
+    link.symlink_to(target)
+    assert run([link], lambda: target.write_text("b")) == [True]
+
+
+def test_a_write_in_pieces_is_one_change(web):
+    async def follow() -> int:
+        stream = changes([str(web)])
+
+        async def write() -> None:
+            for _ in range(8):
+                with web.open("a") as file:
+                    file.write("more")
+                await asyncio.sleep(0.02)
+
+        writer = asyncio.create_task(write())
+        await anext(stream)
+        assert writer.done()
+        another = asyncio.ensure_future(anext(stream))
+        done, _ = await asyncio.wait([another], timeout=0.4)
+        another.cancel()
+        await asyncio.gather(another, return_exceptions=True)
+        return len(done)
+
+    assert asyncio.run(follow()) == 0
+
+
+def test_a_neighbour_that_changes_is_none_of_our_business(web):
+    assert run([web], lambda: (web.parent / "other.txt").write_text("x"), timeout_s=0.4) == [False]
+
+
+def test_a_change_between_the_call_and_the_first_step_is_not_missed(web):
+    async def follow() -> None:
+        stream = changes([str(web)])
+        web.write_text("b, before anybody waits")
+        await asyncio.wait_for(anext(stream), 5)
+
+    asyncio.run(follow())
+
+
+def test_a_storm_of_changes_ends_in_the_last_state(web):
+    async def follow() -> tuple[int, str]:
+        stream = changes([str(web)])
+        reports, last = 0, ""
+
+        async def storm() -> None:
+            for number in range(300):
+                replace(web, str(number))
+                await asyncio.sleep(0.001)
+
+        writer = asyncio.create_task(storm())
+        while last != "299":
+            await asyncio.wait_for(anext(stream), 5)
+            reports, last = reports + 1, web.read_text()
+        await writer
+        return reports, last
+
+    reports, last = asyncio.run(follow())
+    assert last == "299"
+    assert reports < 10
+
+
+def test_stdin_never_changes():
+    assert signature(["-"]) == {}
+    assert run([Path("-")], lambda: None, timeout_s=0.1) == [False]
+
+
+def test_a_file_that_may_not_be_read_changes_when_its_mode_does(web):
+    assert run([web], lambda: os.chmod(web, 0o000)) == [True]  # noqa: PTH101
