@@ -5,11 +5,15 @@ How writers agree (docs/adr/0003):
 * A slot is claimed by compare-and-swap of its tag from EMPTY to CLAIMED, filled, and published by a second one.
 * A connection claims two slots. The reply's record is published first, so that nobody can be answered before the reply
   is translated; then the original's.
-* After publishing, a writer looks again for its key in both buckets. Of two published records with one key the lower
-  slot stays: a writer that finds itself higher rolls back, one that finds itself lower withdraws the other. Whoever
-  published last sees the other one, so exactly one remains.
-* Withdrawing is one compare-and-swap of the tag; only the sweep makes a withdrawn slot EMPTY again, after a grace period
-  in which every XDP run has ended and every worker has turned. Until then readers may look at the record.
+* After each publication the writer looks for the key again, in both buckets. If it finds another record it rolls its own
+  back, and never touches the other's: whoever published last sees the other one, so at most one stays, and a connection
+  that is established cannot lose. Two writers may both roll back; then each tries again.
+* Withdrawing is one compare-and-swap of the tag. Both directions go: whoever withdraws looks at the other direction
+  after its own swap, and an insertion looks at its reply after publishing the original, so no half is left.
+* Only the sweep (one thread) makes a withdrawn slot EMPTY again, after a grace period in which every XDP run has ended
+  and every worker has turned. Until then readers may look at the record, and follow it to its peer: a slot whose record
+  was ever published, or led to by a published one, is never emptied without grace. The sweep notes a withdrawn slot
+  only when its peer is withdrawn as well, finishing what a writer that died left half done.
 
 A connection is given as two five-tuples: `original` as the client sends it and `translated` as the endpoint gets it. The
 reply's key is `translated` turned round, and it leaves as `original` turned round.
@@ -19,8 +23,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xdp.atomic import compare_and_swap, fence, load_acquire
-from xdp.hash import first_bucket, hash_tuple, lane_count, lanes_equal, lowest_lane, second_bucket, tag_of
+from xdp.atomic import compare_and_swap, fence, load_acquire, prefetch
+from xdp.hash import first_bucket, hash_tuple, hit_count, hits_of, lanes_equal, lowest_hit, second_bucket, tag_of
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Limit, Tag
 
@@ -38,7 +42,7 @@ _LANE = np.uint64(0xFFFF)
 _ONE = np.uint64(1)
 _ORIGINAL = np.uint8(Direction.ORIGINAL)
 _REPLY = np.uint8(Direction.REPLY)
-_NEVER_FULLER_THAN = 8  # below this many tags the first bucket is taken, so that most look-ups end there
+_ROOM_ENOUGH = 8  # with this many empty tags the first bucket is taken, so that most look-ups end there
 
 
 @inlined
@@ -72,44 +76,61 @@ def _swap_tag(tags, slot, expected, tag):
 
 
 @inlined
+def _place_of(tables, addrs, ports, protocol):
+    """Return (tag, first bucket, second bucket) of a five-tuple."""
+    hash_key = tables.control[0].hash_key
+    buckets = len(tables.tags) // _WORDS
+    hashed = hash_tuple(addrs, ports, protocol, hash_key[0], hash_key[1])
+    return tag_of(hashed), first_bucket(hashed, buckets), second_bucket(hashed, buckets)
+
+
+@inlined
+def _hits_in(tags, bucket, tag):
+    """Return which slots of `bucket` have `tag`, as from `hits_of`."""
+    word = bucket * _WORDS
+    return hits_of(
+        lanes_equal(load_acquire(tags, word), tag),
+        lanes_equal(load_acquire(tags, word + 1), tag),
+        lanes_equal(load_acquire(tags, word + 2), tag),
+        lanes_equal(load_acquire(tags, word + 3), tag),
+    )
+
+
+@inlined
 def _has_key(flows, slot, addrs, ports, protocol):
     record = flows[slot]
     return (
-        (np.uint64(record.dst_addr) << np.uint64(32) | np.uint64(record.src_addr)) == addrs
-        and (np.uint32(record.dst_port) << np.uint32(16) | np.uint32(record.src_port)) == ports
-        and record.protocol == protocol
+        ((np.uint64(record.dst_addr) << np.uint64(32) | np.uint64(record.src_addr)) == addrs)
+        & ((np.uint32(record.dst_port) << np.uint32(16) | np.uint32(record.src_port)) == ports)
+        & (record.protocol == protocol)
     )
 
 
 @inlined
 def _find_in_bucket(tags, flows, bucket, tag, addrs, ports, protocol, besides):
-    """Return the lowest slot of `bucket` with this key, other than slot `besides`; or MISS."""
-    for word in range(_WORDS):
-        lanes = lanes_equal(load_acquire(tags, bucket * _WORDS + word), tag)
-        while lanes:
-            slot = bucket * _TAGS + word * 4 + lowest_lane(lanes)
-            if slot != besides and _has_key(flows, slot, addrs, ports, protocol):
-                return slot
-            lanes &= lanes - _ONE
+    """Return the slot of `bucket` with this key, other than slot `besides`; or MISS."""
+    hits = _hits_in(tags, bucket, tag)
+    while hits:
+        slot = bucket * _TAGS + lowest_hit(hits)
+        if slot != besides and _has_key(flows, slot, addrs, ports, protocol):
+            return slot
+        hits &= hits - _ONE
     return MISS
 
 
 @inlined
-def _locate(tables, addrs, ports, protocol, besides):
-    tags, flows, words = tables.tags, tables.flows, tables.control[0]
-    buckets = len(tags) // _WORDS
-    hashed = hash_tuple(addrs, ports, protocol, words.hash_key[0], words.hash_key[1])
-    tag = tag_of(hashed)
-    slot = _find_in_bucket(tags, flows, first_bucket(hashed, buckets), tag, addrs, ports, protocol, besides)
+def _locate(tables, place, addrs, ports, protocol, besides):
+    tag, first, second = place
+    slot = _find_in_bucket(tables.tags, tables.flows, first, tag, addrs, ports, protocol, besides)
     if slot != MISS:
         return slot
-    return _find_in_bucket(tags, flows, second_bucket(hashed, buckets), tag, addrs, ports, protocol, besides)
+    return _find_in_bucket(tables.tags, tables.flows, second, tag, addrs, ports, protocol, besides)
 
 
 @compiled
 def find(tables, addrs, ports, protocol):
     """Return the slot of the flow with this five-tuple, or MISS."""
-    return _locate(tables, addrs, ports, protocol, MISS)
+    return _locate(tables, _place_of(tables, addrs, ports, protocol), addrs, ports, protocol, MISS)
 
 
 @inlined
@@ -129,49 +150,26 @@ def is_expired(tables, slot, now):
 
 
 @inlined
-def _count(tags, bucket):
-    used = 0
-    for word in range(_WORDS):
-        used += 4 - lane_count(lanes_equal(load_acquire(tags, bucket * _WORDS + word), _EMPTY))
-    return used
+def _claim_in(tags, bucket):
+    """Claim an empty slot of `bucket`; return it, or FULL."""
+    while True:
+        hits = _hits_in(tags, bucket, _EMPTY)
+        if not hits:
+            return FULL
+        slot = bucket * _TAGS + lowest_hit(hits)
+        if _swap_tag(tags, slot, _EMPTY, _CLAIMED):
+            return slot
 
 
 @inlined
-def _claim_in(tags, bucket):
-    """Claim an empty slot of `bucket`; return it, or FULL."""
-    for word in range(_WORDS):
-        while True:
-            seen = load_acquire(tags, bucket * _WORDS + word)
-            lanes = lanes_equal(seen, _EMPTY)
-            if not lanes:
-                break
-            lane = lowest_lane(lanes)
-            claimed = seen | _CLAIMED << np.uint64(lane << 4)
-            if compare_and_swap(tags, bucket * _WORDS + word, seen, claimed):
-                return bucket * _TAGS + word * 4 + lane
-    return FULL
-
-
-@compiled
-def claim(tables, addrs, ports, protocol):
-    """Claim a slot for a five-tuple, in the emptier of its buckets; return it, or FULL."""
-    tags, words = tables.tags, tables.control[0]
-    buckets = len(tags) // _WORDS
-    hashed = hash_tuple(addrs, ports, protocol, words.hash_key[0], words.hash_key[1])
-    first, second = first_bucket(hashed, buckets), second_bucket(hashed, buckets)
-    load = _count(tags, first)
-    if load > _NEVER_FULLER_THAN and _count(tags, second) < load:
+def _claim(tags, place):
+    """Claim a slot in the emptier of the two buckets of `place`; return it, or FULL."""
+    _, first, second = place
+    room = hit_count(_hits_in(tags, first, _EMPTY))
+    if room < _ROOM_ENOUGH and hit_count(_hits_in(tags, second, _EMPTY)) > room:
         first, second = second, first
     slot = _claim_in(tags, first)
     return slot if slot != FULL else _claim_in(tags, second)
-
-
-@inlined
-def _publish(tables, slot, addrs, ports, protocol):
-    words = tables.control[0]
-    _swap_tag(
-        tables.tags, slot, _CLAIMED, tag_of(hash_tuple(addrs, ports, protocol, words.hash_key[0], words.hash_key[1]))
-    )
 
 
 @compiled
@@ -185,16 +183,26 @@ def withdraw_slot(tags, slot):
             return True
 
 
+@inlined
+def _is_peer(tags, flows, peer, slot):
+    """Tell whether `peer` holds the published other direction of the record at `slot`."""
+    return tag_at(tags, peer) >= _FIRST and np.int64(flows[peer].peer) == slot
+
+
 @compiled
 def withdraw(tables, slot):
-    """Withdraw both directions of the connection at `slot`: the original's first, so that no new packet gets through."""
-    flows = tables.flows
+    """Withdraw both directions of the connection at `slot`, the original's first: no new packet gets through half-way.
+
+    Return whether this call withdrew any.
+    """
+    tags, flows = tables.tags, tables.flows
     peer = np.int64(flows[slot].peer)
-    if flows[slot].direction == _REPLY:
-        slot, peer = peer, slot
-    done = withdraw_slot(tables.tags, slot)
-    if np.int64(flows[peer].peer) == slot:
-        done |= withdraw_slot(tables.tags, peer)
+    done = False
+    if flows[slot].direction == _REPLY and _is_peer(tags, flows, peer, slot):
+        done = withdraw_slot(tags, peer)
+    done |= withdraw_slot(tags, slot)
+    if _is_peer(tags, flows, peer, slot):
+        done |= withdraw_slot(tags, peer)
     return done
 
 
@@ -238,44 +246,51 @@ def _fill(flows, slot, way, addrs, ports, new_addrs, new_ports, protocol, state,
     record.bytes = 0
 
 
+@inlined
+def _prefetch_tags(tags, place):
+    prefetch(tags, place[1] * _WORDS)
+    prefetch(tags, place[2] * _WORDS)
+
+
 @compiled
 def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out, hop_back, now):
     """Insert the connection of an original five-tuple and its translation; return the slot of the original's record.
 
-    `hop_out` is the next hop towards the endpoint, `hop_back` towards the client. If another writer has inserted this
-    original meanwhile, its slot is returned. FULL: no slot. TAKEN: the reply's key belongs to another connection.
+    `hop_out` is the next hop towards the endpoint, `hop_back` towards the client. FULL: no slot. TAKEN: another
+    connection has the reply's key, or another writer is inserting this one: look for it, then try again.
     """
     tags, flows = tables.tags, tables.flows
     reply_addrs, reply_ports = turned_addrs(new_addrs), turned_ports(new_ports)
     back_addrs, back_ports = turned_addrs(addrs), turned_ports(ports)
+    place = _place_of(tables, addrs, ports, protocol)
+    reply_place = _place_of(tables, reply_addrs, reply_ports, protocol)
+    _prefetch_tags(tags, reply_place)
+    _prefetch_tags(tags, place)
 
-    if _locate(tables, reply_addrs, reply_ports, protocol, MISS) != MISS:
+    if _locate(tables, reply_place, reply_addrs, reply_ports, protocol, MISS) != MISS:
         return TAKEN
-    reply = claim(tables, reply_addrs, reply_ports, protocol)
+    reply = _claim(tags, reply_place)
     if reply == FULL:
         return FULL
-    original = claim(tables, addrs, ports, protocol)
+    original = _claim(tags, place)
     if original == FULL:
         _swap_tag(tags, reply, _CLAIMED, _EMPTY)  # nobody has read it
         return FULL
+    prefetch(flows, reply)
+    prefetch(flows, original)
     _fill(flows, reply, _REPLY, reply_addrs, reply_ports, back_addrs, back_ports, protocol, state, hop_back, original, now)
     _fill(flows, original, _ORIGINAL, addrs, ports, new_addrs, new_ports, protocol, state, hop_out, reply, now)
 
-    _publish(tables, reply, reply_addrs, reply_ports, protocol)
-    other = _locate(tables, reply_addrs, reply_ports, protocol, reply)
-    if other != MISS and other < reply:
+    _swap_tag(tags, reply, _CLAIMED, reply_place[0])
+    if _locate(tables, reply_place, reply_addrs, reply_ports, protocol, reply) != MISS:
         withdraw_slot(tags, reply)
-        _swap_tag(tags, original, _CLAIMED, _EMPTY)
+        _swap_tag(tags, original, _CLAIMED, _WITHDRAWN)  # not EMPTY: the reply has led readers here
         return TAKEN
-    if other != MISS:
-        withdraw(tables, other)
-    _publish(tables, original, addrs, ports, protocol)
-    other = _locate(tables, addrs, ports, protocol, original)
-    if other != MISS and other < original:
+    _swap_tag(tags, original, _CLAIMED, place[0])
+    is_alone = _locate(tables, place, addrs, ports, protocol, original) == MISS
+    if not is_alone or tag_at(tags, reply) != reply_place[0]:
         withdraw(tables, original)
-        return other
-    if other != MISS:
-        withdraw(tables, other)
+        return TAKEN
     return original
 
 
@@ -298,12 +313,10 @@ def drop_early(tables, addrs, ports, protocol, now):
     Return whether there was one. Its slot is free for the next packet after a grace period; established connections are
     never touched (C6, C7).
     """
-    words = tables.control[0]
-    buckets = len(tables.tags) // _WORDS
-    hashed = hash_tuple(addrs, ports, protocol, words.hash_key[0], words.hash_key[1])
+    _, first, second = _place_of(tables, addrs, ports, protocol)
     for rank in range(1, 3):
-        victim, age = _oldest_in(tables, first_bucket(hashed, buckets), rank, now, MISS, -1)
-        victim, age = _oldest_in(tables, second_bucket(hashed, buckets), rank, now, victim, age)
+        victim, age = _oldest_in(tables, first, rank, now, MISS, -1)
+        victim, age = _oldest_in(tables, second, rank, now, victim, age)
         if victim != MISS and withdraw(tables, victim):
             return True
     return False
@@ -343,12 +356,14 @@ def sweep(tables, start, stop, now, withdrawn):
             used += 1
             if is_older(now, record.last_seen, timeout) and is_older(now, words.aged_from, timeout):
                 peer = np.int64(record.peer)
-                paired = tag_at(tags, peer) >= _FIRST and np.int64(flows[peer].peer) == slot
-                if not paired or is_older(now, flows[peer].last_seen, timeout):
+                if not _is_peer(tags, flows, peer, slot) or is_older(now, flows[peer].last_seen, timeout):
                     withdraw(tables, slot)
                     used -= 1
                     tag = tag_at(tags, slot)
         if tag == _WITHDRAWN:
+            peer = np.int64(flows[slot].peer)
+            if _is_peer(tags, flows, peer, slot):
+                withdraw_slot(tags, peer)
             withdrawn[noted] = slot
             noted += 1
     return used, noted
@@ -356,7 +371,7 @@ def sweep(tables, start, stop, now, withdrawn):
 
 @compiled
 def release(tags, withdrawn, count):
-    """Make `count` slots of `withdrawn` empty again. The caller has seen a grace period since they were withdrawn."""
+    """Make `count` slots of `withdrawn` empty again. The caller has seen a grace period since `sweep` noted them."""
     fence()
     for i in range(count):
         _swap_tag(tags, withdrawn[i], _WITHDRAWN, _EMPTY)

@@ -7,6 +7,9 @@ the upper) and `ports` (u32: source in the lower half), every field in network b
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from xdp.jit import inlined
 from xdp.schema import Tag
@@ -17,6 +20,7 @@ _C = np.uint64(0xBB67AE8584CAA73B)
 _LANES = np.uint64(0x0001000100010001)
 _LOW = np.uint64(0x7FFF7FFF7FFF7FFF)
 _HALF = np.uint64(0xFFFFFFFF)
+_ONE = np.uint64(1)
 _TAG_FIRST = np.uint64(Tag.FIRST)
 
 
@@ -58,14 +62,33 @@ def lanes_equal(word, tag):
 
 
 @inlined
-def lane_count(lanes):
-    """Return how many of the four lanes of `lanes_equal` are set."""
-    return np.int64((lanes >> np.uint64(15)) * _LANES >> np.uint64(48))
+def hits_of(lanes0, lanes1, lanes2, lanes3):
+    """Return the lanes of a bucket's four words as one number: bit 16 i + w is tag i of word w."""
+    return (
+        lanes0 >> np.uint64(15) | lanes1 >> np.uint64(14) | lanes2 >> np.uint64(13) | lanes3 >> np.uint64(12)
+    )  # fmt: skip
 
 
 @inlined
-def lowest_lane(lanes):
-    """Return the number (0 to 3) of the lowest lane that is set; at least one is."""
-    if lanes & np.uint64(0xFFFFFFFF):
-        return np.int64(0) if lanes & np.uint64(0xFFFF) else np.int64(1)
-    return np.int64(2) if lanes & np.uint64(0xFFFF00000000) else np.int64(3)
+def hit_count(hits):
+    """Return how many bits of `hits` are set."""
+    pairs = (hits & np.uint64(0x5555555555555555)) + (hits >> _ONE & np.uint64(0x5555555555555555))
+    fours = (pairs & np.uint64(0x3333333333333333)) + (pairs >> np.uint64(2) & np.uint64(0x3333333333333333))
+    return np.int64(fours * _LANES >> np.uint64(48))
+
+
+@inlined
+def lowest_hit(hits):
+    """Return the number within its bucket of a tag whose bit is set in `hits`; at least one is."""
+    bit = trailing_zeros(hits)
+    return np.int64((bit & 3) << 2 | bit >> 4)
+
+
+@intrinsic
+def trailing_zeros(typing_context, word):  # type: ignore[no-untyped-def]
+    """Return the number of the lowest bit that is set; `word` is not zero."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
