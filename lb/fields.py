@@ -70,9 +70,14 @@ def _check_fields(value: Any, fields: Kind, path: Path, report: Report) -> None:
             report((*path, key), "unknown field" + did_you_mean(key, fields))
         elif item is None or (kind is item.__class__ and kind is not dict):
             continue
-        elif kind.__class__ is FunctionType:  # here and not one call further down: most values come this way
+        # What follows could be left to `check`, one call further down; but nearly all values come this way.
+        elif kind.__class__ is FunctionType:
             if message := kind(item):
                 report((*path, key), message)
+        elif kind.__class__ is dict and item.__class__ is dict:
+            _check_fields(item, kind, (*path, key), report)
+        elif kind.__class__ is list and item.__class__ is list:
+            _check_items(item, kind, (*path, key), report)
         else:
             check(item, kind, (*path, key), report)
 

@@ -18,6 +18,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
+from lb.garbage import no_collections
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
@@ -330,11 +332,12 @@ def resolve(
     joined = slices_by_service(slices)
     ports: list[ServicePort] = []
     not_honoured: list[NotHonoured] = []
-    for service in services:
-        mine = joined.get((service.namespace, service.name), ())
-        resolved, refused = resolve_service(service, mine, node, allow_external_ips, not_yet)
-        ports += resolved
-        not_honoured += refused
+    with no_collections():
+        for service in services:
+            mine = joined.get((service.namespace, service.name), ())
+            resolved, refused = resolve_service(service, mine, node, allow_external_ips, not_yet)
+            ports += resolved
+            not_honoured += refused
     return Snapshot(tuple(ports), tuple(not_honoured))
 
 
