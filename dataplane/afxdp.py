@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, NamedTuple, Self, TypeAlias, TypedDict, Unpack
 
@@ -151,7 +152,7 @@ class Umem:
     def new_pool(self) -> Pool:
         """Return the free chunks for one more worker: an empty list of its own, and the one that all share."""
         own = self._new_pool()
-        pool = self.shared._replace(chunks=own.chunks, free=own.free)
+        pool = replace(self.shared, chunks=own.chunks, free=own.free)
         self._pools.append(pool)
         return pool
 

@@ -19,9 +19,9 @@ import numpy as np
 from dataplane import wire
 from dataplane.afxdp import Statistics, Umem
 from dataplane.hops_compiled import Hops
+from dataplane.loop import new_ports
 from dataplane.netdev import Interface
 from dataplane.pipeline import Node
-from dataplane.ports import port_rows
 from dataplane.settings import Settings
 from dataplane.worker import Worker
 from xdp import kernel, loader
@@ -113,7 +113,7 @@ class Engine:
         assert self._umem is not None
         tables, sockets = self._shared.tables, self._umem.sockets
         tables.workers["heartbeat"] = 0
-        ports = port_rows([(queue.interface.ifindex, sock) for queue, sock in zip(self.queues, sockets, strict=True)])
+        ports = new_ports([(queue.interface.ifindex, sock.queue) for queue, sock in zip(self.queues, sockets, strict=True)])
         for number, sock in enumerate(sockets):
             node = Node(tables, self._hops, self._seed, np.zeros(1, wire.PACKET))
             pool = self._umem.new_pool()

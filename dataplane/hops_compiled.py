@@ -16,13 +16,14 @@ Rows, too, are written here, because XDP reads them meanwhile.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from xdp import schema
 from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
+from xdp.bundle import Bundle
 from xdp.jit import compiled
 from xdp.schema import HopState
 
@@ -43,7 +44,8 @@ _STATE_WORD = schema.NEXT_HOP.fields["state"][1] // 8  # type: ignore[index]
 _STATE_SHIFT = schema.NEXT_HOP.fields["state"][1] % 8 * 8  # type: ignore[index]
 
 
-class Hops(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Hops(Bundle):
     """What `lookup` reads, as one argument for compiled code. Addresses are in host order."""
 
     generation: npt.NDArray[np.uint64]  # [0]: its lowest bit is the live buffer of the next three

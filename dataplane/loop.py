@@ -6,7 +6,8 @@ state: the loop holds no record, so what was withdrawn before may be reused when
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ import numpy.typing as npt
 from dataplane import rings
 from dataplane.libc import POLLIN, coarse_ns
 from dataplane.pipeline import handle
-from dataplane.ports import queue_at
-from dataplane.rings import DESCRIPTOR, POLL
+from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
+from xdp.bundle import Bundle, bundle_at
 from xdp.clock import BASE_JIFFIES, BASE_NS, HERTZ
 from xdp.jit import compiled, inlined
 from xdp.schema import Limit, Reason
@@ -32,7 +33,18 @@ _VANISHED, _TX_FULL = int(Reason.VANISHED), int(Reason.TX_FULL)
 _NOT_FORWARDABLE = int(Reason.NOT_FORWARDABLE)
 
 
-class Scratch(NamedTuple):
+# A queue that a loop may transmit on: its interface, and where its bundle is. An array of them is of one type whatever
+# the number of interfaces, which a tuple of queues would not be.
+PORT = np.dtype([("ifindex", "u8"), ("address", "u8")])
+
+
+def new_ports(queues: Sequence[tuple[int, Queue]]) -> npt.NDArray[np.void]:
+    """Return a PORT row for each (ifindex, queue). The queues must outlive the rows."""
+    return np.array([(ifindex, queue.address) for ifindex, queue in queues], PORT)
+
+
+@dataclass(frozen=True, eq=False)
+class Scratch(Bundle):
     """What one loop works in. `burst` and `held` are descriptors, `outgoing` and `reasons` have a row per port."""
 
     burst: npt.NDArray[np.void]
@@ -145,14 +157,14 @@ def _retry_held(node, frames, ports, own, pool, scratch, now, counters):  # type
 
 
 @inlined
-def _transmit(ports, frames, pool, scratch, counters):  # type: ignore[no-untyped-def]
+def _transmit(ports, queue, pool, scratch, counters):  # type: ignore[no-untyped-def]
     """Send what is outgoing on every port; what finds no room is dropped, counted."""
     for port in range(len(ports)):
         count = scratch.counts[port]
         if count == 0:
             continue
         scratch.counts[port] = 0
-        sent = rings.transmit(queue_at(ports, port, frames), pool, scratch.outgoing[port], count)
+        sent = rings.transmit(bundle_at(queue, ports[port].address), pool, scratch.outgoing[port], count)
         for place in range(count):
             if place < sent:
                 _count(counters, scratch.reasons[port, place])
@@ -162,11 +174,11 @@ def _transmit(ports, frames, pool, scratch, counters):  # type: ignore[no-untype
 
 
 @compiled
-def run(node, number, ports, own, frames, pool, scratch, clock, stop):  # type: ignore[no-untyped-def]
-    """Serve port `own` as worker `number` until `stop[0]` is not zero. Returns the number of turns."""
+def run(node, number, ports, own, queue, pool, scratch, clock, stop):  # type: ignore[no-untyped-def]
+    """Serve `queue`, which is row `own` of `ports`, as worker `number` until `stop[0]` is not zero; return the turns."""
     tables = node.tables
     counters = tables.worker_counters[number]
-    queue = queue_at(ports, own, frames)
+    frames = queue.frames
     empty = 0
     turns = np.uint64(0)
     rings.refill(queue, pool)
@@ -184,15 +196,15 @@ def run(node, number, ports, own, frames, pool, scratch, clock, stop):  # type: 
                 _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters)
         if scratch.held_count[0]:
             _retry_held(node, frames, ports, own, pool, scratch, now, counters)
-        _transmit(ports, frames, pool, scratch, counters)
+        _transmit(ports, queue, pool, scratch, counters)
         rings.refill(queue, pool)
         turns += np.uint64(1)
         store_release(tables.turns, number, load_acquire(tables.turns, number) + np.uint64(1))
         empty = 0 if received else empty + 1
         if empty >= _IDLE_TURNS:
             rings.reap(queue, pool)
-            rings.kick(queue, pool)
-            rings.wait(scratch.polls, 1 if scratch.held_count[0] else _IDLE_WAKE_MS)
+            is_waiting = rings.kick(queue, pool) > 0 or scratch.held_count[0] > 0
+            rings.wait(scratch.polls, 1 if is_waiting else _IDLE_WAKE_MS)
             empty = _IDLE_TURNS - 1
     for place in range(scratch.held_count[0]):
         rings.put_chunk(pool, scratch.held[place].addr)

@@ -6,7 +6,7 @@ punts comes here; with the engines that have no XDP program to forward, everythi
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from conntrack import compiled as flows
 from dataplane import hops_compiled, wire
 from dataplane.hops_compiled import Hops
 from lb import compiled as services
+from xdp.bundle import Bundle
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Event, HopState, Protocol, Reason
 from xdp.tables import Tables
@@ -29,7 +30,8 @@ _ENDPOINTS_TRIED = 8  # when replies would clash: with two thirds of a client's 
 NOWHERE = 0  # the egress of a frame that is not forwarded
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Node(Bundle):
     """All that the stages read and write: the shared tables, the way to every address, and Maglev's seed.
 
     `packet` is one PACKET record of scratch space: every packet loop has its own Node.

@@ -13,14 +13,15 @@ a completion owns the chunk, whoever sent it; pools that grow spill into the sha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dataplane.libc import EINTR, MSG_DONTWAIT, errno, poll, recvfrom, sched_yield, sendto
 from xdp.atomic import compare_and_swap, fetch_add, load_acquire, store_release
+from xdp.bundle import Bundle
 from xdp.jit import compiled
 
 DESCRIPTOR = np.dtype({"names": ["addr", "len", "options"], "formats": ["u8", "u4", "u4"]})  # struct xdp_desc
@@ -35,7 +36,8 @@ _STALLED_KICKS = 3  # system calls in a row that move nothing before the rest is
 _U32 = 0xFFFFFFFF
 
 
-class Ring(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Ring(Bundle):
     """One ring, mapped from the kernel: one-element u32 arrays for the words, `slots` of a power of two.
 
     Cursors run free modulo 2**32; slot = cursor & (len(slots) - 1). Slots are DESCRIPTOR (RX, TX) or u64 addresses.
@@ -47,7 +49,8 @@ class Ring(NamedTuple):
     slots: npt.NDArray[np.generic]
 
 
-class Queue(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Queue(Bundle):
     """One AF_XDP socket: its rings, the lock of TX and completion, its counts, the UMEM (u8) and the descriptor."""
 
     rx: Ring
@@ -60,7 +63,8 @@ class Queue(NamedTuple):
     fd: int
 
 
-class Pool(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Pool(Bundle):
     """The free chunks that one worker may take: a stack of its own, and the shared one behind a lock.
 
     `free` chunks are in its own stack, `shared_count` in the shared one (one-element arrays). `chunk_mask` makes a

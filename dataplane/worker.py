@@ -15,7 +15,7 @@ from xdp.clock import Clock
 
 
 class Worker:
-    """Worker `number` of a node, serving row `own` of `ports` (dataplane/ports.py) through `sock`."""
+    """Worker `number` of a node, serving row `own` of `ports` through `sock`."""
 
     def __init__(
         self, node: Node, number: int, ports: npt.NDArray[np.void], own: int, sock: Socket, pool: Pool, clock: Clock
@@ -25,7 +25,7 @@ class Worker:
         self._node = node
         self._stop = np.zeros(1, np.uint64)
         scratch = loop.new_scratch(sock.fd, len(ports))
-        arguments = (node, number, ports, own, sock.umem.frames, pool, scratch, clock.words, self._stop)
+        arguments = (node, number, ports, own, sock.queue, pool, scratch, clock.words, self._stop)
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=arguments, name=f"worker-{number}", daemon=True)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
-
 import numpy as np
 import numpy.typing as npt
 
 from xdp import schema
+from xdp.bundle import Bundle
 from xdp.schema import Limit
 
 # A bucket of 16 tags, two to choose from, the emptier one taken: the first insertion fails at a load of about 0.85.
@@ -60,7 +59,8 @@ class Capacity:
         return asdict(self)
 
 
-class Tables(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Tables(Bundle):
     """Every shared table as a numpy array: one argument for compiled code.
 
     `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows; the others have one structured row per entry. The

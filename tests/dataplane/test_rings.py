@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numba
@@ -111,7 +112,7 @@ def test_submit_takes_what_the_ring_has_room_for(cursor):
 @cursors
 def test_completed_frames_return_as_whole_chunks(cursor):
     queue, (pool,) = new_queue(cursor), new_pools(0)
-    pool = pool._replace(shared_chunks=np.zeros(10, np.uint64))
+    pool = replace(pool, shared_chunks=np.zeros(10, np.uint64))
     for i in range(7):
         queue.completion.slots[(cursor + i) % SIZE] = i * CHUNK + 256 + i
     queue.completion.producer[:] += np.uint32(7)
@@ -126,12 +127,12 @@ def test_a_pool_that_overflows_spills_and_one_that_is_dry_draws():
     assert near.free[0] == BATCH_CHUNKS - 1
     assert near.shared_count[0] == 0
     assert not rings.take_chunk(far, np.zeros(1, np.uint64))
-    near, far = (pool._replace(shared_chunks=np.zeros(4096, np.uint64)) for pool in (near, far))
+    near, far = (replace(pool, shared_chunks=np.zeros(4096, np.uint64)) for pool in (near, far))
     near.free[0] = 0
     for i in range(LOCAL_CHUNKS + 1):
         rings.put_chunk(near, np.uint64(i * CHUNK))
     assert near.shared_count[0] == BATCH_CHUNKS
-    far = far._replace(shared_chunks=near.shared_chunks)
+    far = replace(far, shared_chunks=near.shared_chunks)
     assert rings.take_chunk(far, np.zeros(1, np.uint64))
     assert far.free[0] == BATCH_CHUNKS - 1
 
