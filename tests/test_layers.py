@@ -26,6 +26,9 @@ BELOW = {
 # The roof shows what perf/ builds: `turnout demo`.
 ROOF = ("dataplane/cli.py", "perf")
 
+# Where single instructions, calls and types are made that numba does not know.
+INTRINSICS = ["xdp/atomic.py", "xdp/hash.py", "xdp/unaligned.py", "xdp/bundle.py", "dataplane/libc.py"]
+
 # Dependency -> the only files that import it. A folder's name stands for all that is in it.
 DOORS = {
     "bcc": ["xdp/compile.py"],
@@ -36,16 +39,8 @@ DOORS = {
     "click": ["dataplane/cli.py", "dataplane/arguments.py"],
     "watchfiles": ["dataplane/watch.py"],
     "prometheus_client": ["dataplane/metrics.py"],
-    "llvmlite": ["xdp/atomic.py", "xdp/hash.py", "xdp/unaligned.py", "dataplane/libc.py", "dataplane/ports.py"],
-    "numba": [
-        "xdp/jit.py",  # `compiled`
-        "xdp/atomic.py",  # the rest are intrinsics: single instructions or calls that numba does not know
-        "xdp/hash.py",
-        "xdp/unaligned.py",
-        "dataplane/libc.py",
-        "dataplane/ports.py",
-        "tests",
-    ],
+    "llvmlite": INTRINSICS,
+    "numba": ["xdp/jit.py", *INTRINSICS, "tests"],  # jit.py has `compiled`
     "hypothesis": ["tests"],
     "pytest": ["tests"],
 }
