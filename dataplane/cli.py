@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -22,7 +23,6 @@ from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError,
 
 _EXIT_OF_STATE = {"ok": 0, "degraded": 5, "failed": 1}
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
-_BROKEN_PIPE = 141  # 128 + SIGPIPE
 _POLL_S = 0.1
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 
@@ -71,8 +71,6 @@ def _tell(error: BaseException, is_debug: bool) -> int:
         return _INTERRUPTED
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, BrokenPipeError):
-        return _BROKEN_PIPE
     if isinstance(error, ConfigError):  # one line per problem, each with its place, as compilers do
         _say(str(error))
         return error.exit_code
@@ -286,11 +284,17 @@ def status(name: str | None, output: str, wait: float | None) -> int:
 
     settings = _named(name)
     data = _ask(settings, "status") if wait is None else _wait_until_ok(settings, wait)
+    _end_with_the_reader()
     if output == "json":
         click.echo(as_json(data))
     else:
         show_status(settings.name, data)
     return _EXIT_OF_STATE.get(data["state"], 1)
+
+
+def _end_with_the_reader() -> None:
+    """Let SIGPIPE end this process, as it ends other tools, when `| head` has seen enough."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _named(name: str | None) -> Settings:
@@ -346,6 +350,7 @@ def _show(kind: str, name: str | None, output: str, options: dict[str, Any]) -> 
     from dataplane.output import as_json, show_table
 
     data = _ask(_named(name), kind, options)
+    _end_with_the_reader()
     if output == "json":
         click.echo(as_json(data))
     else:

@@ -240,7 +240,7 @@ def _exchange(settings: Settings, request: bytes, deadline: float, timeout_s: fl
         try:
             client.settimeout(timeout_s)
             client.connect(str(path))
-            client.sendall(request)
+            client.sendall(request, socket.MSG_NOSIGNAL)
             received = bytearray()
             while not received.endswith(b"\n"):
                 client.settimeout(max(0.001, deadline - time.monotonic()))

@@ -21,7 +21,9 @@ def printable(value: object) -> str:
 
 
 def as_json(data: Any) -> str:
-    """Return `data` as indented JSON, in ASCII."""
+    """Return `data` as JSON, in ASCII; a list with an item in each line, as a million flows are quickly written so."""
+    if isinstance(data, list) and data:
+        return "[\n" + ",\n".join(map(json.dumps, data)) + "\n]"
     return json.dumps(data, indent=2)
 
 

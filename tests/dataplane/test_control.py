@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -10,38 +9,21 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from dataplane import control
-from dataplane.control import Lock, Server, ask
+from dataplane.control import Lock, ask
 from dataplane.settings import Settings
+from tests.answering import answering
 from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError, UsageError
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings("edge", (), (), run_folder=tmp_path)
-
-
-@contextlib.contextmanager
-def serving(settings, answer):
-    """A server in an event loop of its own thread."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = Server(settings, answer)
-    try:
-        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(5)
-        yield server
-        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(5)
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
 
 
 def echo(command, options):
@@ -58,7 +40,7 @@ def raw_exchange(settings: Settings, request: bytes) -> dict:
 
 
 def test_a_question_is_answered(settings):
-    with serving(settings, echo):
+    with answering(settings, echo):
         assert ask(settings, "flows", {"limit": 5, "client": "10.0.0.1"}) == [
             "flows",
             {"limit": 5, "client": "10.0.0.1"},
@@ -67,13 +49,13 @@ def test_a_question_is_answered(settings):
 
 
 def test_only_the_owner_may_ask_and_the_socket_goes_with_the_server(settings):
-    with serving(settings, echo):
+    with answering(settings, echo):
         assert stat.S_IMODE(settings.socket_path.stat().st_mode) == 0o600
     assert not settings.socket_path.exists()
 
 
 def test_many_questions_on_one_connection(settings):
-    with serving(settings, echo), socket.socket(socket.AF_UNIX) as client:
+    with answering(settings, echo), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(settings.socket_path))
         client.sendall(b'{"command":"status"}\n' * 100)
         lines = client.makefile("rb")
@@ -82,7 +64,7 @@ def test_many_questions_on_one_connection(settings):
 
 def test_a_large_answer_arrives_whole(settings):
     rows = [{"client": f"10.0.{i >> 8 & 255}.{i & 255}:1"} for i in range(100_000)]
-    with serving(settings, lambda *_: rows):
+    with answering(settings, lambda *_: rows):
         assert ask(settings, "flows") == rows
 
 
@@ -96,13 +78,13 @@ def test_the_socket_of_a_dead_daemon_is_not_running_and_is_replaced(settings):
         dead.bind(str(settings.socket_path))
     with pytest.raises(NotRunningError, match="is not running"):
         ask(settings, "status")
-    with serving(settings, echo):
+    with answering(settings, echo):
         assert ask(settings, "status") == ["status", {}]
 
 
 def test_other_nodes_that_run_are_named(settings, tmp_path):
     other = Settings("other", (), (), run_folder=tmp_path)
-    with serving(other, echo), pytest.raises(NotRunningError, match="with --name there may be other"):
+    with answering(other, echo), pytest.raises(NotRunningError, match="with --name there may be other"):
         ask(settings, "status")
 
 
@@ -118,7 +100,7 @@ def test_a_refusal_keeps_its_message_and_exit_code(settings):
     def refuse(command, options):
         raise UsageError("no such flow")
 
-    with serving(settings, refuse), pytest.raises(Error, match="no such flow") as caught:
+    with answering(settings, refuse), pytest.raises(Error, match="no such flow") as caught:
         ask(settings, "flows")
     assert caught.value.exit_code == 2
 
@@ -129,7 +111,7 @@ def test_a_bug_in_an_answer_is_told_and_the_server_goes_on(settings, caplog):
             raise KeyError("oops")
         return command
 
-    with serving(settings, fail):
+    with answering(settings, fail):
         with pytest.raises(Error, match="internal error: KeyError"):
             ask(settings, "flows")
         assert ask(settings, "status") == "status"
@@ -155,7 +137,7 @@ def test_a_bug_in_an_answer_is_told_and_the_server_goes_on(settings, caplog):
     ],
 )
 def test_a_request_that_is_none_is_refused(settings, request_line, message):
-    with serving(settings, echo):
+    with answering(settings, echo):
         reply = raw_exchange(settings, request_line)
         assert message in reply["error"]["message"]
         assert reply["error"]["exit_code"] == 2
@@ -164,7 +146,7 @@ def test_a_request_that_is_none_is_refused(settings, request_line, message):
 
 def test_clients_that_are_silent_slow_or_gone_do_not_keep_others_waiting(settings):
     large = "x" * 10_000_000
-    with serving(settings, lambda *_: large), contextlib.ExitStack() as stack:
+    with answering(settings, lambda *_: large), contextlib.ExitStack() as stack:
         for number in range(30):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(str(settings.socket_path))
@@ -177,7 +159,7 @@ def test_clients_that_are_silent_slow_or_gone_do_not_keep_others_waiting(setting
 
 def test_more_clients_than_are_served_are_told_so(settings, monkeypatch):
     monkeypatch.setattr(control, "_MOST_CLIENTS", 8)
-    with serving(settings, echo), contextlib.ExitStack() as stack:
+    with answering(settings, echo), contextlib.ExitStack() as stack:
         for _ in range(8):
             stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(settings.socket_path))
         with pytest.raises(Error, match="8 clients are being served; try again"):
@@ -186,21 +168,21 @@ def test_more_clients_than_are_served_are_told_so(settings, monkeypatch):
 
 def test_a_silent_client_is_let_go(settings, monkeypatch):
     monkeypatch.setattr(control, "_SILENCE_S", 0.05)
-    with serving(settings, echo), socket.socket(socket.AF_UNIX) as client:
+    with answering(settings, echo), socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(str(settings.socket_path))
         assert client.recv(1) == b""
 
 
 def test_a_hundred_clients_at_once(settings):
-    with serving(settings, echo), ThreadPoolExecutor(20) as pool:
+    with answering(settings, echo), ThreadPoolExecutor(20) as pool:
         assert list(pool.map(lambda _: ask(settings, "status"), range(100))) == [["status", {}]] * 100
 
 
 def test_a_path_that_is_too_long_for_a_socket_says_so(tmp_path):
     settings = Settings("n" * 64, (), (), run_folder=tmp_path / ("f" * 60))
     settings.run_folder.mkdir()
-    with pytest.raises(ConfigError, match="too long for a socket"), serving(settings, echo):
+    with pytest.raises(ConfigError, match="too long for a socket"), answering(settings, echo):
         pass
     with pytest.raises(ConfigError, match="too long for a socket"):
         ask(settings, "status")
