@@ -374,7 +374,7 @@ class Socket:
         if self in self.umem.sockets:
             self.umem.sockets.remove(self)
             # Only now: until the socket has gone the kernel may write into chunks of the fill ring.
-            return_all(self.umem.shared._replace(chunks=chunks, free=np.array([len(chunks)])))
+            return_all(replace(self.umem.shared, chunks=chunks, free=np.array([len(chunks)])))
 
     def _chunks(self) -> npt.NDArray[np.uint64]:
         """Return the chunks in the four rings."""

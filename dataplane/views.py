@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conntrack.table import Connection
+from xdp.redirects import Lost
 from xdp.schema import Protocol, Reason, Verdict, verdict_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 def _totals(rows: Any) -> dict[Reason, int]:
     """Return {reason: packets} over all rows of a table of counters, zeros left out."""
     sums = rows["packets"].sum(axis=0)
-    return {Reason(number): int(sums[number]) for number in np.flatnonzero(sums)}
+    return {Reason(int(number)): int(sums[number]) for number in np.flatnonzero(sums)}
 
 
 def _by_verdict(totals: dict[Reason, int]) -> Counter[Verdict]:
@@ -34,7 +35,7 @@ def _by_verdict(totals: dict[Reason, int]) -> Counter[Verdict]:
 
 
 def packets(node: Node) -> dict[str, dict[str, int]]:
-    """Return the accounts: xdp.received = forwarded + passed + dropped + punted, userspace.received = forwarded + dropped."""
+    """Return the accounts: xdp.received = forwarded + passed + dropped + punted; userspace's likewise."""
     xdp, user = _totals(node.shared.tables.xdp_counters), _totals(node.shared.tables.worker_counters)
     x, u = _by_verdict(xdp), _by_verdict(user)
     return {
@@ -57,12 +58,16 @@ def packets(node: Node) -> dict[str, dict[str, int]]:
     }
 
 
-def _redirect_failures(node: Node) -> dict[tuple[int, int, int], int]:
-    """Return {(from ifindex, to ifindex, errno): frames} of redirects between our interfaces that failed."""
+def _redirect_failures(node: Node) -> dict[Lost, int]:
+    """Return {(from, to, errno): frames} of redirects from our interfaces that failed.
+
+    Those to no interface are punts: the sockets count them (PUNT_LOST).
+    """
     if node.redirects is None:
         return {}
     ours = {queue.interface.ifindex for queue in node.engine.queues}
-    return {key: frames for key, frames in node.redirects.counts().items() if key[0] in ours and key[1] in ours}
+    counts = node.redirects.counts()
+    return {lost: frames for lost, frames in counts.items() if lost.from_ifindex in ours and lost.to_ifindex}
 
 
 def reasons(node: Node) -> dict[str, int]:
@@ -89,14 +94,16 @@ def _complaints(node: Node) -> list[str]:
     for hop in node.next_hops.describe():
         if hop["destination"] in endpoints and hop["state"] == "foreign":
             found.append(
-                f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; add -i {hop['interface']}"
+                f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; "
+                f"add -i {hop['interface']}"
             )
         elif hop["destination"] in endpoints and hop["state"] == "unresolved":
             found.append(f"endpoint {hop['destination']}: no route, or its neighbour does not answer")
     for (_, to, error), frames in _redirect_failures(node).items():
-        name = next((queue.interface.name for queue in node.engine.queues if queue.interface.ifindex == to), str(to))
+        name = next((link.name for link in node.netdev.interfaces() if link.ifindex == to), f"interface {to}")
         found.append(
-            f"{name}: {frames} frames were lost on their way out (errno {error}); a veth's far end needs an XDP program or GRO"
+            f"{name}: {frames} frames were lost on their way out (errno {error}); "
+            "a veth's far end needs an XDP program or GRO"
         )
     return found
 
@@ -179,7 +186,7 @@ def flows(
     client: str | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the connections, filtered. An address matches with or without its port, a Service with or without its port's name."""
+    """Return the connections, filtered; addresses match with or without port, Services with or without its name."""
     names = _services_by_frontend(node)
     found: list[dict[str, Any]] = []
     for connection in node.flows.connections():
@@ -232,7 +239,11 @@ def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
 def endpoints(node: Node) -> list[dict[str, Any]]:
     """Return every endpoint of every Service port: the same as `services`, an endpoint a row."""
     return [
-        {"service": f"{service['namespace']}/{service['name']}:{service['port']}", "protocol": service["protocol"], **entry}
+        {
+            "service": f"{service['namespace']}/{service['name']}:{service['port']}",
+            "protocol": service["protocol"],
+            **entry,
+        }
         for service in services(node)
         for entry in service["endpoints"]
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -63,8 +64,9 @@ class Capacity:
 class Tables(Bundle):
     """Every shared table as a numpy array: one argument for compiled code.
 
-    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows; the others have one structured row per entry. The
-    last three are the words of rows that go through atomic accesses: a frontend's key, a worker's heartbeat and turn.
+    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows; the others have one
+    structured row per entry. The last three are the words of rows that go through atomic accesses: a frontend's key, a
+    worker's heartbeat and turn.
     """
 
     tags: npt.NDArray[np.uint64]

@@ -197,8 +197,7 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 		flow->last_seen = now;
 	flow->packets += 1;
 	flow->bytes += length;
-	if (hop->ifindex == ctx->ingress_ifindex)
-		return (struct result){ XDP_TX, REASON_FORWARDED };
+	/* Back out of the same interface, too: on a veth, XDP_TX does not wake a peer that has GRO and no program. */
 	return (struct result){ bpf_redirect(hop->ifindex, 0), REASON_FORWARDED };
 }
 
