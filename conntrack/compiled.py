@@ -5,9 +5,9 @@ How writers agree (docs/adr/0003):
 * A slot is claimed by compare-and-swap of its tag from EMPTY to CLAIMED, filled, and published by a second one.
 * A connection claims two slots. The reply's record is published first, so that nobody can be answered before the reply
   is translated; then the original's.
-* After each publication the writer looks for the key again, in both buckets. If it finds another record it rolls its own
-  back, and never touches the other's: whoever published last sees the other one, so at most one stays, and a connection
-  that is established cannot lose. Two writers may both roll back; then each tries again.
+* After each publication the writer looks for the key again, in both buckets. If it finds another record it rolls its
+  own back, and never touches the other's: whoever published last sees the other one, so at most one stays, and a
+  connection that is established cannot lose. Two writers may both roll back; then each tries again.
 * Withdrawing is one compare-and-swap of the tag. Both directions go: whoever withdraws looks at the other direction
   after its own swap, and an insertion looks at its reply after publishing the original, so no half is left.
 * Only the sweep (one thread) makes a withdrawn slot EMPTY again, after a grace period in which every XDP run has ended
@@ -15,8 +15,8 @@ How writers agree (docs/adr/0003):
   was ever published, or led to by a published one, is never emptied without grace. The sweep notes a withdrawn slot
   only when its peer is withdrawn as well, finishing what a writer that died left half done.
 
-A connection is given as two five-tuples: `original` as the client sends it and `translated` as the endpoint gets it. The
-reply's key is `translated` turned round, and it leaves as `original` turned round.
+A connection is given as two five-tuples: `original` as the client sends it and `translated` as the endpoint gets it.
+The reply's key is `translated` turned round, and it leaves as `original` turned round.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _fill(flows, slot, way, addrs, ports, new_addrs, new_ports, protocol, state,
     record.new_dst_addr = np.uint32(new_addrs >> np.uint64(32))
     record.new_src_port = np.uint16(new_ports)
     record.new_dst_port = np.uint16(new_ports >> np.uint32(16))
-    # RFC 1624 equation 3: ~old + new. TTL is the high byte of its word on the wire: the word as it lies here falls by 1.
+    # RFC 1624 equation 3: ~old + new. TTL is the high byte of its word on the wire; as it lies here it falls by 1.
     addresses = _words_of(~addrs) + _words_of(new_addrs)
     record.ip_delta = np.uint16(_fold(addresses + np.uint64(0xFFFE)))
     ports_sum = _words_of(np.uint64(~np.uint32(ports))) + _words_of(np.uint64(new_ports))
@@ -278,7 +278,9 @@ def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out,
         return FULL
     prefetch(flows, reply)
     prefetch(flows, original)
-    _fill(flows, reply, _REPLY, reply_addrs, reply_ports, back_addrs, back_ports, protocol, state, hop_back, original, now)
+    _fill(
+        flows, reply, _REPLY, reply_addrs, reply_ports, back_addrs, back_ports, protocol, state, hop_back, original, now
+    )
     _fill(flows, original, _ORIGINAL, addrs, ports, new_addrs, new_ports, protocol, state, hop_out, reply, now)
 
     _swap_tag(tags, reply, _CLAIMED, reply_place[0])
@@ -308,7 +310,7 @@ def _oldest_in(tables, bucket, rank, now, victim, age):
 
 @compiled
 def drop_early(tables, addrs, ports, protocol, now):
-    """Withdraw the oldest unreplied, else closing, connection from the two buckets of a five-tuple that found them full.
+    """Withdraw the oldest unreplied, else closing, connection of the two buckets that a five-tuple found full.
 
     Return whether there was one. Its slot is free for the next packet after a grace period; established connections are
     never touched (C6, C7).
@@ -341,7 +343,7 @@ def touch(tables, slot, event, length, now):
 def sweep(tables, start, stop, now, withdrawn):
     """Withdraw what has expired among slots [start, stop), and note which slots are withdrawn there.
 
-    `withdrawn` (i64 array, at least stop - start long) is filled from its beginning. Return (slots in use, slots noted).
+    `withdrawn` (i64 array, at least stop - start long) is filled from its start. Return (slots in use, slots noted).
     A record looks at its own last-seen first, so a live table is read in one direction only.
     """
     tags, flows, rules, words = tables.tags, tables.flows, tables.machine[0], tables.control[0]

@@ -60,7 +60,7 @@ class FlowTable:
         states.write_machine(self._tables.machine, self._clock.hertz)
 
     def take_over(self) -> int:
-        """Take the tables of a daemon that is gone: give up the slots that it claimed and never published; return how many.
+        """Take the tables of a daemon that is gone; return how many slots it claimed and never published (given up).
 
         What XDP is filling at this moment is published when `wait_for_readers` returns, and stays.
         """
@@ -85,7 +85,7 @@ class FlowTable:
         return int(compiled.count_used(self._tables.tags)) // 2
 
     def sweep(self, slots: int | None = None) -> int:
-        """End what has expired among the next `slots` (default: all), and free what was withdrawn; return how many slots.
+        """End what has expired among the next `slots` (default: all), and free what was withdrawn; return how many.
 
         Blocks for a grace period if there is anything to free.
         """
@@ -110,7 +110,9 @@ class FlowTable:
 
     def end_towards(self, addr: int, port: int, protocol: int) -> int:
         """End the connections of `protocol` to the endpoint (`addr`, `port` as host numbers); return how many."""
-        return int(compiled.withdraw_towards(self._tables, np.uint32(_swap32(addr)), np.uint16(_swap16(port)), protocol))
+        return int(
+            compiled.withdraw_towards(self._tables, np.uint32(_swap32(addr)), np.uint16(_swap16(port)), protocol)
+        )
 
     def connections(self) -> Iterator[Connection]:
         """Yield every connection. They may change while this runs; what is gone by then is left out."""
@@ -147,9 +149,9 @@ def _elapsed(now: int, then: int) -> int:
     return 0 if difference >> 31 else difference
 
 
-def _swap32(value: int) -> int:
+def _swap32(value: int | npt.NDArray[np.void]) -> int:
     return int.from_bytes(int(value).to_bytes(4, "little"), "big")
 
 
-def _swap16(value: int) -> int:
+def _swap16(value: int | npt.NDArray[np.void]) -> int:
     return int.from_bytes(int(value).to_bytes(2, "little"), "big")

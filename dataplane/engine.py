@@ -1,7 +1,7 @@
 """Engines `xdp` and `afxdp`: an XDP program on every interface, an AF_XDP socket and a worker for every queue.
 
-They differ in one compile-time constant: with `xdp` the program forwards the packets of known flows itself, with `afxdp`
-it hands them to userspace.
+They differ in one compile-time constant: with `xdp` the program forwards the packets of known flows itself, with
+`afxdp` it hands them to userspace.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ class Engine:
         assert self._umem is not None
         tables, sockets = self._shared.tables, self._umem.sockets
         tables.workers["heartbeat"] = 0
-        ports = new_ports([(queue.interface.ifindex, sock.queue) for queue, sock in zip(self.queues, sockets, strict=True)])
+        ports = new_ports(
+            [(queue.interface.ifindex, sock.queue) for queue, sock in zip(self.queues, sockets, strict=True)]
+        )
         for number, sock in enumerate(sockets):
             node = Node(tables, self._hops, self._seed, np.zeros(1, wire.PACKET))
             pool = self._umem.new_pool()

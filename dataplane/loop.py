@@ -77,19 +77,19 @@ def new_scratch(fd: int, ports: int) -> Scratch:
 
 
 @inlined
-def jiffies(clock):  # type: ignore[no-untyped-def]
+def jiffies(clock):
     """Return the lower 32 bits of the jiffies; `clock` is the words of xdp.clock."""
     passed = coarse_ns() - load_acquire(clock, BASE_NS)
     return np.uint32(load_acquire(clock, BASE_JIFFIES) + passed * clock[HERTZ] // 1_000_000_000)
 
 
 @inlined
-def _count(counters, reason):  # type: ignore[no-untyped-def]
+def _count(counters, reason):
     counters.packets[reason] += np.uint64(1)
 
 
 @inlined
-def _port_of(ports, ifindex, own):  # type: ignore[no-untyped-def]
+def _port_of(ports, ifindex, own):
     """Return the port to transmit on towards an interface: the loop's own if it is that interface's, else the first."""
     if ports[own].ifindex == ifindex:
         return own
@@ -100,7 +100,7 @@ def _port_of(ports, ifindex, own):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters):  # type: ignore[no-untyped-def]
+def _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters):
     """Put a frame among the outgoing ones, or give its chunk back, counted."""
     port = _port_of(ports, ifindex, own) if reason == _FORWARDED or reason == _ADMITTED else -1
     if port >= 0:
@@ -119,7 +119,7 @@ def _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters):  
 
 
 @inlined
-def _hold(pool, scratch, descriptor, now, counters):  # type: ignore[no-untyped-def]
+def _hold(pool, scratch, descriptor, now, counters):
     """Keep a frame until its next hop is known, if there is room."""
     place = scratch.held_count[0]
     if place == len(scratch.held):
@@ -133,7 +133,7 @@ def _hold(pool, scratch, descriptor, now, counters):  # type: ignore[no-untyped-
 
 
 @inlined
-def _retry_held(node, frames, ports, own, pool, scratch, now, counters):  # type: ignore[no-untyped-def]
+def _retry_held(node, frames, ports, own, pool, scratch, now, counters):
     """Try the held frames again if a next hop has changed since, and drop those that have waited for a second."""
     epoch = node.tables.control[0].next_hop_epoch
     changed = epoch != scratch.held_epoch[0]
@@ -157,7 +157,7 @@ def _retry_held(node, frames, ports, own, pool, scratch, now, counters):  # type
 
 
 @inlined
-def _transmit(ports, queue, pool, scratch, counters):  # type: ignore[no-untyped-def]
+def _transmit(ports, queue, pool, scratch, counters):
     """Send what is outgoing on every port; what finds no room is dropped, counted."""
     for port in range(len(ports)):
         count = scratch.counts[port]
@@ -174,8 +174,8 @@ def _transmit(ports, queue, pool, scratch, counters):  # type: ignore[no-untyped
 
 
 @compiled
-def run(node, number, ports, own, queue, pool, scratch, clock, stop):  # type: ignore[no-untyped-def]
-    """Serve `queue`, which is row `own` of `ports`, as worker `number` until `stop[0]` is not zero; return the turns."""
+def run(node, number, ports, own, queue, pool, scratch, clock, stop):
+    """Serve `queue`, row `own` of `ports`, as worker `number` until `stop[0]` is not zero; return its turns."""
     tables = node.tables
     counters = tables.worker_counters[number]
     frames = queue.frames
@@ -213,4 +213,3 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):  # type: i
     rings.return_all(pool)
     store_release(tables.heartbeats, number, 0)
     return turns
-

@@ -23,10 +23,10 @@ from dataplane.netdev import Interface, NetDev
 from dataplane.nexthops import NextHops
 from dataplane.settings import Settings
 from dataplane.watch import changes
-from lb import manifests, maglev
+from lb import maglev, manifests
 from lb.model import NodeView, ServicePort, Snapshot, resolve
-from lb.table import ServiceTable
 from lb.table import ServicePort as Row
+from lb.table import ServiceTable
 from xdp import kernel, maps
 from xdp.clock import JiffyClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
@@ -101,7 +101,9 @@ class Node:
             self.flows.create()
         else:
             abandoned = self.flows.take_over()
-            log.info("took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else "")
+            log.info(
+                "took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else ""
+            )
         self.next_hops = NextHops(tables, self.netdev, settings.interfaces)
         self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
         self.services.adopt()
@@ -126,8 +128,9 @@ class Node:
             state = kernel.xdp_state(interface.ifindex)
             if state is not None and not self.settings.link_pin(interface.name).exists():
                 raise AttachError(
-                    f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; remove it "
-                    f"(`ip link set {interface.name} xdp off`, or stop the program that owns it) or give another interface"
+                    f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; "
+                    f"remove it (`ip link set {interface.name} xdp off`, or stop the program that owns it) "
+                    "or give another interface"
                 )
 
     def _remove_if_unused(self) -> None:

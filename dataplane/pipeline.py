@@ -1,7 +1,7 @@
 """One frame from start to verdict, in userspace: parse - flow - service - admit - rewrite.
 
-The same stages in the same order, with the same words, as xdp/bpf/lb.c and the picture in docs/architecture.md. What XDP
-punts comes here; with the engines that have no XDP program to forward, everything does.
+The same stages in the same order, with the same words, as xdp/bpf/lb.c and the picture in docs/architecture.md. What
+XDP punts comes here; with the engines that have no XDP program to forward, everything does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Node(Bundle):
 
 
 @inlined
-def _refusal_of(tables, row, ttl, length):  # type: ignore[no-untyped-def]
+def _refusal_of(tables, row, ttl, length):
     """Return why a frame cannot go to next hop `row`, or FORWARDED."""
     if ttl <= 1:
         return Reason.TTL_EXPIRED
@@ -61,7 +61,7 @@ def _refusal_of(tables, row, ttl, length):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _send(node, frames, start, length, slot, event, now):  # type: ignore[no-untyped-def]
+def _send(node, frames, start, length, slot, event, now):
     """Rewrite: send a packet along its flow. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
     flow = tables.flows[slot]
@@ -75,7 +75,7 @@ def _send(node, frames, start, length, slot, event, now):  # type: ignore[no-unt
 
 
 @inlined
-def _admit(node, frames, start, length, service, event, now):  # type: ignore[no-untyped-def]
+def _admit(node, frames, start, length, service, event, now):
     """Admit: choose an endpoint for a new connection, insert both directions, send. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
     addrs, ports, protocol = packet.addrs, packet.ports, packet.protocol
@@ -117,7 +117,7 @@ def _admit(node, frames, start, length, service, event, now):  # type: ignore[no
 
 
 @inlined
-def _translate_error(node, frames, start, length):  # type: ignore[no-untyped-def]
+def _translate_error(node, frames, start, length):
     """Send an ICMP error along the flow whose packet it quotes. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
     slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
@@ -133,11 +133,11 @@ def _translate_error(node, frames, start, length):  # type: ignore[no-untyped-de
 
 
 @compiled
-def handle(node, frames, start, length, now):  # type: ignore[no-untyped-def]
+def handle(node, frames, start, length, now):
     """Take a frame, `frames[start : start + length]`, to its verdict; return (reason, egress ifindex or NOWHERE).
 
-    FORWARDED and ADMITTED: the frame was rewritten where it lies and is to be transmitted. Any other reason: it is as it
-    was, and what is to happen is the reason's verdict. NO_NEXT_HOP may be tried again: nothing was stored.
+    FORWARDED and ADMITTED: the frame was rewritten where it lies and is to be transmitted. Any other reason: it is as
+    it was, and what is to happen is the reason's verdict. NO_NEXT_HOP may be tried again: nothing was stored.
     """
     tables, packet = node.tables, node.packet[0]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 DEFAULT_NAME = "node"
 DEFAULT_RUN_FOLDER = "/run/turnout"
@@ -37,7 +37,7 @@ class Settings:
     files: tuple[str, ...]
     interfaces: tuple[str, ...]
     engine: str = "auto"
-    xdp_mode: str = "auto"
+    xdp_mode: Literal["auto", "native", "generic"] = "auto"
     capacity: int = 1_000_000  # connections
     announce: str = "none"
     on_exit: str | None = None  # None: keep after SIGTERM, detach after Ctrl-C

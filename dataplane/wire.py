@@ -1,7 +1,8 @@
 """The only userspace code that sees bytes: parse, rewrite, and the translation of ICMP errors.
 
-`parse` and `rewrite` are the compiled twins of xdp/bpf/parse.h and rewrite.h: the same guards in the same order. A frame
-is `frames[start : start + length]` of one u8 array; addresses, ports and checksums are numbers as they lie in memory.
+`parse` and `rewrite` are the compiled twins of xdp/bpf/parse.h and rewrite.h: the same guards in the same order. A
+frame is `frames[start : start + length]` of one u8 array; addresses, ports and checksums are numbers as they lie in
+memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 
 from xdp.jit import compiled, inlined
 from xdp.schema import Protocol, Reason
-from xdp.unaligned import load16, load32, load64, store16, store32, store64
+from xdp.unaligned import load16, load32, load64, store16, store32
 
 ETHERNET_BYTES = 14
 IPV4_BYTES = 20
@@ -20,7 +21,15 @@ ICMP_BYTES = 8
 
 # What `parse` finds; the twin of struct packet. `l4` is the offset of the transport header from the frame's start.
 PACKET = np.dtype(
-    [("addrs", "u8"), ("ports", "u4"), ("l4", "u4"), ("protocol", "u1"), ("ttl", "u1"), ("tcp_flags", "u1"), ("pad", "u1")],
+    [
+        ("addrs", "u8"),
+        ("ports", "u4"),
+        ("l4", "u4"),
+        ("protocol", "u1"),
+        ("ttl", "u1"),
+        ("tcp_flags", "u1"),
+        ("pad", "u1"),
+    ],
     align=True,
 )
 
@@ -36,24 +45,24 @@ _TCP_CHECK, _UDP_CHECK, _ICMP_CHECK = 16, 6, 2
 
 
 @inlined
-def _be16(frames, offset):  # type: ignore[no-untyped-def]
+def _be16(frames, offset):
     return np.int64(frames[offset]) << 8 | np.int64(frames[offset + 1])
 
 
 @inlined
-def _fold(total):  # type: ignore[no-untyped-def]
+def _fold(total):
     total = (total & 0xFFFF) + (total >> 16)
     return (total & 0xFFFF) + (total >> 16)
 
 
 @inlined
-def checksum_add(check, delta):  # type: ignore[no-untyped-def]
+def checksum_add(check, delta):
     """Return the checksum after the covered words grew by `delta` (RFC 1624 equation 3). A wrong one stays wrong."""
     return np.uint16(~_fold((np.int64(~np.uint16(check)) & 0xFFFF) + np.int64(delta)))
 
 
 @inlined
-def _parse_quote(frames, start, length, packet):  # type: ignore[no-untyped-def]
+def _parse_quote(frames, start, length, packet):
     icmp = np.int64(packet.l4)
     ip = icmp + ICMP_BYTES
     if ip + IPV4_BYTES > length:
@@ -81,8 +90,8 @@ def _parse_quote(frames, start, length, packet):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def parse(frames, start, length, packet):  # type: ignore[no-untyped-def]
-    """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason that says what it is.
+def parse(frames, start, length, packet):
+    """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason it ends for.
 
     Of a fragment, the addresses only; of an ICMP error, what it quotes, turned round. Every length is checked before
     the bytes behind it are read.
@@ -133,7 +142,7 @@ def parse(frames, start, length, packet):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _write_macs(frames, start, next_hops, row):  # type: ignore[no-untyped-def]
+def _write_macs(frames, start, next_hops, row):
     """Change the Ethernet addresses of a frame to those of a next hop."""
     words = next_hops[row]
     for i in range(6):
@@ -142,7 +151,7 @@ def _write_macs(frames, start, next_hops, row):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def rewrite(frames, start, l4, flow, next_hops, row):  # type: ignore[no-untyped-def]
+def rewrite(frames, start, l4, flow, next_hops, row):
     """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
     ip = start + ETHERNET_BYTES
     ports = start + np.int64(l4)
@@ -157,19 +166,19 @@ def rewrite(frames, start, l4, flow, next_hops, row):  # type: ignore[no-untyped
         check = load16(frames, ports + _UDP_CHECK)
         if check:  # none stays none, and a sum of zero is sent as 0xffff (RFC 768)
             check = checksum_add(check, flow.l4_delta)
-            store16(frames, ports + _UDP_CHECK, check if check else np.uint16(0xFFFF))
+            store16(frames, ports + _UDP_CHECK, check or np.uint16(0xFFFF))
     else:
         store16(frames, ports + _TCP_CHECK, checksum_add(load16(frames, ports + _TCP_CHECK), flow.l4_delta))
 
 
 @inlined
-def _grown(check, old, new):  # type: ignore[no-untyped-def]
+def _grown(check, old, new):
     """Return a checksum after one covered 16-bit word became another (RFC 1624 equation 3)."""
     return checksum_add(check, _fold((np.int64(~np.uint16(old)) & 0xFFFF) + np.int64(np.uint16(new))))
 
 
 @inlined
-def _replace16(frames, offset, value, check_offset):  # type: ignore[no-untyped-def]
+def _replace16(frames, offset, value, check_offset):
     """Store a 16-bit word and update the checksum that covers it."""
     old = load16(frames, offset)
     store16(frames, check_offset, _grown(load16(frames, check_offset), old, value))
@@ -177,7 +186,7 @@ def _replace16(frames, offset, value, check_offset):  # type: ignore[no-untyped-
 
 
 @compiled
-def translate_error(frames, start, length, l4, flow, next_hops, row):  # type: ignore[no-untyped-def]
+def translate_error(frames, start, length, l4, flow, next_hops, row):
     """Change an ICMP error about a packet that we translated into one about the packet as it was before.
 
     `flow` is the record of the direction in which the error travels: its destination changes as that of the flow's own
@@ -190,7 +199,7 @@ def translate_error(frames, start, length, l4, flow, next_hops, row):  # type: i
     quoted_l4 = quote + (np.int64(frames[quote]) & 15) * 4
     check = icmp + _ICMP_CHECK
 
-    # The quoted addresses: an address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
+    # An address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
     old_src, old_dst = load32(frames, quote + _SRC), load32(frames, quote + _DST)
     for offset, old, new in ((_SRC, old_src, flow.new_dst_addr), (_DST, old_dst, flow.new_src_addr)):
         if old != new:

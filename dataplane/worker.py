@@ -32,7 +32,7 @@ class Worker:
     def _run(self, *arguments: object) -> None:
         try:
             loop.run(*arguments)
-        except BaseException as error:  # shown by whoever watches the workers: a thread has nobody to raise to
+        except BaseException as error:  # noqa: BLE001  shown by whoever watches the workers: a thread has nobody to raise to
             self._failure = error
 
     def start(self) -> None:

@@ -31,7 +31,7 @@ def frontend_places(hash_key, count, addr, port, protocol):
 
 @compiled
 def find_frontend(tables, addr, port, protocol):
-    """Return the row of the Service port behind (address, port, protocol), or MISS. Port and protocol 0: is it a VIP?"""
+    """Return the row of the Service port behind (address, port, protocol), or MISS. Port and protocol 0: of a VIP."""
     keys = tables.frontend_keys
     wanted = frontend_key(addr, port, protocol)
     first, second = frontend_places(tables.control[0].hash_key, len(keys), addr, port, protocol)
@@ -48,7 +48,7 @@ def find_frontend(tables, addr, port, protocol):
 def select(tables, row, addrs, ports, protocol, seed, attempt):
     """Return the row of the endpoint that Maglev chooses for a five-tuple, or MISS if the Service port has none.
 
-    `seed` (u64) is equal on every node that shares the VIP. `attempt` counts from 0: each further one asks the next slot.
+    `seed` (u64) is equal on every node that shares the VIP. `attempt` counts from 0: each asks the next slot.
     """
     service = tables.services[row]
     if service.slots == 0:

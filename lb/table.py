@@ -2,8 +2,8 @@
 
 Packets read these tables while they change, so:
 
-* a row of `services` with its Maglev slots is immutable while a frontend holds its number. A changed Service port gets a
-  new row, written aside; then its number is stored in each frontend. A packet sees the old row or the new one;
+* a row of `services` with its Maglev slots is immutable while a frontend holds its number. A changed Service port gets
+  a new row, written aside; then its number is stored in each frontend. A packet sees the old row or the new one;
 * everything that can fail (room for rows, slots, endpoints, frontends) happens before the first visible store;
 * what is no longer held is reused only after `release`, which the caller makes after a grace period.
 
@@ -93,7 +93,7 @@ class _Free:
 class ServiceTable:
     """The rows of frontends, services, Maglev slots and endpoints, with one writer.
 
-    `hop_of` gives the next hop's row for an endpoint's address. `seed` is Maglev's: equal on every node that shares a VIP.
+    `hop_of` gives the next hop's row for an endpoint's address. `seed` is Maglev's, equal on nodes that share a VIP.
     """
 
     def __init__(self, tables: Tables, seed: int, hop_of: Callable[[IPv4Address], int]) -> None:

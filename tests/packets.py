@@ -106,9 +106,7 @@ def udp_unsummed(source: Address = CLIENT, destination: Address = DNS_VIP) -> by
     return bytes(packet)
 
 
-def udp_with_checksum(
-    check: int, source: Address = CLIENT, destination: Address = DNS_VIP
-) -> bytes:
+def udp_with_checksum(check: int, source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
     """Return a UDP packet whose right checksum is `check`, by choice of its payload."""
     packet = udp_packet(source, destination, b"\0\0")
     have = struct.unpack("!H", bytes(packet)[-4:-2])[0]
@@ -194,3 +192,59 @@ def rewritten(frame: bytes, source: Address, destination: Address, macs: bytes) 
     if is_unsummed:
         layer.chksum = 0
     return macs + bytes(packet)[12:]
+
+
+def _named() -> dict[str, bytes]:
+    tcp_options = {"options": options(12)}
+    frames = {
+        "syn": syn(),
+        "syn-ack": syn_ack(),
+        "ack": ack(),
+        "data": data(),
+        "data-odd": data(payload=b"odd"),
+        "data-full": data(payload=bytes(range(256)) * 5 + bytes(180)),
+        "fin": fin(),
+        "rst": rst(),
+        "null": tcp_with(""),
+        "xmas": tcp_with("FPU"),
+        "syn-fin": tcp_with("SF"),
+        "syn-rst": tcp_with("SR"),
+        "syn-with-options": syn(**tcp_options),
+        "syn-with-all-options": syn(options=options(40)),
+        "syn-ttl-1": syn(ttl=1),
+        "syn-ttl-255": syn(ttl=255),
+        "syn-wrong-checksum": with_wrong_checksum(syn()),
+        "syn-padded": syn() + bytes(6),
+        "syn-to-a-stranger": syn(destination=STRANGER),
+        "udp": udp(),
+        "udp-odd": udp(payload=b"odd"),
+        "udp-empty": udp(payload=b""),
+        "udp-unsummed": udp_unsummed(),
+        "udp-checksum-ffff": udp_with_checksum(0xFFFF),
+        "udp-checksum-0001": udp_with_checksum(0x0001),
+        "udp-checksum-fffe": udp_with_checksum(0xFFFE),
+        "udp-wrong-checksum": with_wrong_checksum(udp()),
+        "udp-with-options": udp(**tcp_options),
+        "udp-ecn": udp(tos=0x2E << 2 | 3),
+        "first-fragment": first_fragment(),
+        "later-fragment": later_fragment(),
+        "fragment-to-a-stranger": later_fragment(destination=STRANGER),
+        "arp": arp(),
+        "ipv6": ipv6(),
+        "vlan": vlan(),
+        "sctp": sctp(),
+        "echo": echo_request(),
+        "error-about-a-reply": icmp_error(syn_ack(), "host-unreachable"),
+        "error-about-udp": icmp_error(udp(source=ENDPOINT, destination=CLIENT)),
+        "error-about-unsummed-udp": icmp_error(udp_unsummed(ENDPOINT, CLIENT)),
+        "error-with-eight-bytes": icmp_error(syn_ack(), quoted=28),
+        "error-with-seven-bytes": icmp_error(syn_ack(), quoted=27),
+        "error-about-options": icmp_error(syn_ack(**tcp_options)),
+        "error-about-a-fragment": icmp_error(later_fragment(ENDPOINT, CLIENT)),
+        "error-about-an-error": icmp_error(echo_request()),
+        **{f"error-{kind}": icmp_error(data(), kind) for kind in ICMP_ERRORS},
+    }
+    return frames
+
+
+NAMED = _named()

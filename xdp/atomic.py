@@ -22,10 +22,10 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index_type
 
 
 @intrinsic
-def load_acquire(typing_context, array, index):  # type: ignore[no-untyped-def]
+def load_acquire(typing_context, array, index):
     """Return `array[index]`; no later access moves before it."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], signature.args[1], args[1])
         return builder.load_atomic(pointer, "acquire", array.dtype.bitwidth // 8)
 
@@ -33,10 +33,10 @@ def load_acquire(typing_context, array, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def store_release(typing_context, array, index, value):  # type: ignore[no-untyped-def]
+def store_release(typing_context, array, index, value):
     """Store `value` in `array[index]`; no earlier access moves behind it."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], signature.args[1], args[1])
         word = context.cast(builder, args[2], signature.args[2], array.dtype)
         builder.store_atomic(word, pointer, "release", array.dtype.bitwidth // 8)
@@ -45,10 +45,10 @@ def store_release(typing_context, array, index, value):  # type: ignore[no-untyp
 
 
 @intrinsic
-def compare_and_swap(typing_context, array, index, expected, value):  # type: ignore[no-untyped-def]
+def compare_and_swap(typing_context, array, index, expected, value):
     """Store `value` in `array[index]` if that holds `expected`; return whether it did. A full barrier."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], signature.args[1], args[1])
         old = context.cast(builder, args[2], signature.args[2], array.dtype)
         new = context.cast(builder, args[3], signature.args[3], array.dtype)
@@ -59,10 +59,10 @@ def compare_and_swap(typing_context, array, index, expected, value):  # type: ig
 
 
 @intrinsic
-def fetch_add(typing_context, array, index, value):  # type: ignore[no-untyped-def]
+def fetch_add(typing_context, array, index, value):
     """Add `value` to `array[index]` and return what was there before. A full barrier."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], signature.args[1], args[1])
         addend = context.cast(builder, args[2], signature.args[2], array.dtype)
         return builder.atomic_rmw("add", pointer, addend, "seq_cst")
@@ -71,20 +71,20 @@ def fetch_add(typing_context, array, index, value):  # type: ignore[no-untyped-d
 
 
 @intrinsic
-def fence(typing_context):  # type: ignore[no-untyped-def]
+def fence(typing_context):
     """Let no access move across this point, and finish the stores before it."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         builder.fence("seq_cst")
 
     return types.void(), generate
 
 
 @intrinsic
-def prefetch(typing_context, array, index):  # type: ignore[no-untyped-def]
+def prefetch(typing_context, array, index):
     """Ask for the cache line of `array[index]` (any element type), to be read soon."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointer = _pointer(context, builder, signature.args[0], args[0], signature.args[1], args[1])
         byte_pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
         i32 = ir.IntType(32)

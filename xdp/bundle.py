@@ -1,8 +1,9 @@
 """Many arrays as one argument of compiled code.
 
-numba passes a tuple of arrays by value: twenty arrays are some hundred and fifty words at every call, and every function
-that hands them on is compiled with all of them. A `Bundle` is one pointer, to a table of addresses and shapes; what a
-function does not touch costs it nothing. In compiled code its fields read as in Python: `tables.flows[slot].state`.
+numba passes a tuple of arrays by value: twenty arrays are some hundred and fifty words at every call, and every
+function that hands them on is compiled with all of them. A `Bundle` is one pointer, to a table of addresses and shapes;
+what a function does not touch costs it nothing. In compiled code its fields read as in Python:
+`tables.flows[slot].state`.
 
 Fields may be arrays (of one or two dimensions), other bundles, or u64 numbers. They are fixed once made, borrowed by
 compiled code, and live as long as the bundle.
@@ -34,7 +35,7 @@ _WORDS = 8  # per field: data, then shape and strides of up to two dimensions; o
 _SHAPE, _STRIDES = 1, 3
 
 
-class BundleType(types.Type):  # type: ignore[misc]
+class BundleType(types.Type):
     """The numba type of a class of bundles: which fields of which types it has, in which order."""
 
     def __init__(self, name: str, members: tuple[tuple[str, Any], ...]) -> None:
@@ -76,12 +77,12 @@ class Bundle:
 
 
 @register_model(BundleType)
-class _BundleModel(models.PrimitiveModel):  # type: ignore[misc]
+class _BundleModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.IntType(64).as_pointer())
+        super().__init__(manager, kind, ir.IntType(64).as_pointer())  # type: ignore[no-untyped-call]
 
 
-@unbox(BundleType)
+@unbox(BundleType)  # type: ignore[untyped-decorator]
 def _unbox(kind: Any, value: Any, c: Any) -> Any:
     address = c.pyapi.object_getattr_string(value, "address")
     word = c.pyapi.long_as_ulonglong(address)
@@ -91,15 +92,15 @@ def _unbox(kind: Any, value: Any, c: Any) -> Any:
 
 
 @infer_getattr
-class _BundleAttributes(AttributeTemplate):  # type: ignore[misc]
+class _BundleAttributes(AttributeTemplate):
     key = BundleType
 
-    def generic_resolve(self, kind: BundleType, name: str) -> Any:
+    def generic_resolve(self, kind: BundleType, name: str) -> Any:  # type: ignore[override]
         """Return the type of a field, None if there is no such."""
         return dict(kind.members).get(name)
 
 
-@lower_getattr_generic(BundleType)
+@lower_getattr_generic(BundleType)  # type: ignore[untyped-decorator]
 def _get_field(context: Any, builder: Any, kind: BundleType, pointer: Any, name: str) -> Any:
     position, field = kind.find(name)
 
@@ -123,10 +124,10 @@ def _get_field(context: Any, builder: Any, kind: BundleType, pointer: Any, name:
 
 
 @intrinsic
-def bundle_at(typing_context, like, address):  # type: ignore[no-untyped-def]
+def bundle_at(typing_context, like, address):
     """Return the bundle at `address` (u64), one of the same class and types as `like`: for arrays of bundles."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         word = context.cast(builder, args[1], signature.args[1], types.uint64)
         return builder.inttoptr(word, ir.IntType(64).as_pointer())
 

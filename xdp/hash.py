@@ -1,7 +1,7 @@
 """Where a five-tuple may lie in the flow table: the compiled twin of bpf/hash.h.
 
-A five-tuple is two numbers and a protocol, as they lie in memory: `addrs` (u64: source in the lower half, destination in
-the upper) and `ports` (u32: source in the lower half), every field in network byte order.
+A five-tuple is two numbers and a protocol, as they lie in memory: `addrs` (u64: source in the lower half, destination
+in the upper) and `ports` (u32: source in the lower half), every field in network byte order.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def lowest_hit(hits):
 
 
 @intrinsic
-def trailing_zeros(typing_context, word):  # type: ignore[no-untyped-def]
+def trailing_zeros(typing_context, word):
     """Return the number of the lowest bit that is set; `word` is not zero."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(types.uint64), generate

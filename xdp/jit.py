@@ -65,6 +65,8 @@ import numba  # noqa: E402  after its cache folder is named ...
 numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR", "")  # type: ignore[attr-defined]
 
 
+_njit: Any = numba.njit  # its stubs do not know every option
+
 # Without numba's runtime nothing can be allocated, and arrays are not reference-counted: two atomic additions for each
 # array that a function is given.
 _RUNTIME = False
@@ -72,10 +74,10 @@ _RUNTIME = False
 
 def compiled(function: _F) -> _F:
     """Compile `function` at its first call: no GIL, no allocation, arrays and numbers only; cached if possible."""
-    return numba.njit(function, nogil=True, cache=_HAS_CACHE, error_model="numpy", _nrt=_RUNTIME)  # type: ignore[no-any-return]
+    return _njit(function, nogil=True, cache=_HAS_CACHE, error_model="numpy", _nrt=_RUNTIME)  # type: ignore[no-any-return]
 
 
 def inlined(function: _F) -> _F:
     """Compile a small `function` into each of its callers."""
     options = {"nogil": True, "cache": _HAS_CACHE, "error_model": "numpy", "forceinline": True, "_nrt": _RUNTIME}
-    return numba.njit(function, **options)  # type: ignore[no-any-return]
+    return _njit(function, **options)  # type: ignore[no-any-return]

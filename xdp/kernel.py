@@ -298,7 +298,8 @@ def open_pinned(path: Path) -> int:
 
 def kind_of(fd: int) -> str:
     """Return what a descriptor of bpf(2) is: "map", "prog" or "link"."""
-    return os.readlink(f"/proc/self/fd/{fd}").removeprefix("anon_inode:").replace("_", "-").removeprefix("bpf-")
+    name = str(Path(f"/proc/self/fd/{fd}").readlink())
+    return name.removeprefix("anon_inode:").replace("_", "-").removeprefix("bpf-")
 
 
 def pinned_maps(folder: Path) -> dict[str, MapInfo]:

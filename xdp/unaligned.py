@@ -20,8 +20,8 @@ def _pointer(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -
 
 def _loader(kind: Any) -> Any:
     @intrinsic
-    def load(typing_context, bytes_, offset):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def load(typing_context, bytes_, offset):
+        def generate(context, builder, signature, args):
             return builder.load(_pointer(context, builder, signature, args, kind), align=1)
 
         return kind(bytes_, offset), generate
@@ -31,8 +31,8 @@ def _loader(kind: Any) -> Any:
 
 def _storer(kind: Any) -> Any:
     @intrinsic
-    def store(typing_context, bytes_, offset, value):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def store(typing_context, bytes_, offset, value):
+        def generate(context, builder, signature, args):
             word = context.cast(builder, args[2], signature.args[2], kind)
             builder.store(word, _pointer(context, builder, signature, args, kind), align=1)
 

@@ -97,7 +97,7 @@ def test_live_frames_are_really_sent(world: World):
 
 
 def test_the_verifier_says_why():
-    with pytest.raises(kernel.KernelError, match="program silent: refused by the verifier\n(.|\n)*R0 !read_ok"):
+    with pytest.raises(kernel.KernelError, match=r"program silent: refused by the verifier\n(.|\n)*R0 !read_ok"):
         kernel.prog_load("silent", struct.pack("=BBhi", 0x95, 0, 0, 0))
 
 

@@ -404,7 +404,13 @@ def test_afterwards_the_table_takes_its_capacity_again(arena: Arena):
 
 def test_a_slot_that_a_reply_led_to_is_not_reused_without_grace(arena: Arena):
     """The loser of a race has published its reply: a reader may be on the way from there to the original."""
-    addrs, ports, new_addrs, new_ports, protocol = (np.uint64(1), np.uint32(2), np.uint64(3), np.uint32(4), np.uint8(_UDP))
+    addrs, ports, new_addrs, new_ports, protocol = (
+        np.uint64(1),
+        np.uint32(2),
+        np.uint64(3),
+        np.uint32(4),
+        np.uint8(_UDP),
+    )
     state, hop, now = np.uint8(_UDP_UNREPLIED), np.uint32(1), np.uint32(arena.clock.now())
     assert flows.insert(arena.tables, addrs, ports, new_addrs, new_ports, protocol, state, hop, hop, now) >= 0
     taken = flows.insert(arena.tables, addrs, ports, np.uint64(5), new_ports, protocol, state, hop, hop, now)
