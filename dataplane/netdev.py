@@ -10,13 +10,15 @@ network namespace in which the object was made.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Self
 
@@ -44,6 +46,7 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
+_SIOCETHTOOL, _GET_CHANNELS = 0x8946, 0x3C
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 OUR_PROTOCOL = 84  # marks the neighbour entries that we asked for, so that a successor knows them
@@ -103,7 +106,7 @@ class Interface:
     mac: bytes  # empty where the link has no Ethernet address
     mtu: int
     is_up: bool
-    rx_queues: int = 1
+    rx_queues: int = 1  # in use; there may be room for more
     tx_queues: int = 1
     kind: str = ""  # "veth", "vlan", ...; empty for hardware
     peer_ifindex: int = 0  # the other end, or the lower device; 0: none, or not told
@@ -387,7 +390,20 @@ class NetDev:
 
     def interfaces(self) -> list[Interface]:
         """Return every interface."""
-        return [_interface(link) for link in _links(self._requests.dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)))]
+        links = _links(self._requests.dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)))
+        return [self._with_real_queues(_interface(link)) for link in links]
+
+    def _with_real_queues(self, interface: Interface) -> Interface:
+        """Return `interface` with the queues that are in use: a veth has room for one per CPU, and uses one."""
+        # struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined
+        channels = array.array("I", [_GET_CHANNELS, *[0] * 8])
+        request = struct.pack("=16sQ16x", os.fsencode(interface.name), channels.buffer_info()[0])
+        try:
+            fcntl.ioctl(self._events, _SIOCETHTOOL, request)
+        except OSError:  # the driver has no such notion, or the interface has gone
+            return interface
+        rx, tx, combined = channels[5], channels[6], channels[8]
+        return replace(interface, rx_queues=rx + combined or 1, tx_queues=tx + combined or 1)
 
     def interface(self, name: str) -> Interface:
         """Return the interface `name`; UsageError if there is none."""

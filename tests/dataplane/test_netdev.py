@@ -131,6 +131,12 @@ def test_an_interface_is_described(netdev: NetDev) -> None:
 
 
 @pytest.mark.root
+def test_queues_are_those_in_use_not_those_there_is_room_for(netdev: NetDev) -> None:
+    v1 = netdev.interface("v1")  # made without a number: room for one per CPU
+    assert (v1.rx_queues, v1.tx_queues) == (1, 1)
+
+
+@pytest.mark.root
 def test_an_unknown_interface_is_a_usage_error_that_names_the_others(netdev: NetDev) -> None:
     with pytest.raises(UsageError, match=r"^interface eht0: does not exist; the interfaces here are lo, v1, v0$"):
         netdev.interface("eht0")
