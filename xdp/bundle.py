@@ -67,7 +67,7 @@ class Bundle:
                 row[_SHAPE : _SHAPE + value.ndim] = value.shape
                 row[_STRIDES : _STRIDES + value.ndim] = value.strides
             else:
-                row[0] = value
+                row[0] = value & 0xFFFF_FFFF_FFFF_FFFF  # a descriptor may be -1
             members.append((name, numba.typeof(value)))
         object.__setattr__(self, "_words", words)
         object.__setattr__(self, "address", words.ctypes.data)
