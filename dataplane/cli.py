@@ -184,6 +184,11 @@ def _operate(settings: Settings) -> None:
     logs.configure(settings.log_format, debug=_is_debug())
     from dataplane.node import Node  # numba: a third of a second
 
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)  # until the node handles it: what is half started is taken back
+
     async def operate() -> None:
         await Node(settings).run()
 

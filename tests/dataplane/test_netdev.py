@@ -131,9 +131,10 @@ def test_an_interface_is_described(netdev: NetDev) -> None:
 
 
 @pytest.mark.root
-def test_queues_are_those_in_use_not_those_there_is_room_for(netdev: NetDev) -> None:
-    v1 = netdev.interface("v1")  # made without a number: room for one per CPU
-    assert (v1.rx_queues, v1.tx_queues) == (1, 1)
+def test_queues_are_those_in_use_not_those_there_is_room_for(lab: Lab, netdev: NetDev) -> None:
+    lab.ip("link add v2 type veth peer name v3")  # without a number there is room for one per CPU
+    v2 = netdev.interface("v2")
+    assert (v2.rx_queues, v2.tx_queues) == (1, 1)
 
 
 @pytest.mark.root
