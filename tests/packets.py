@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP, ICMPerror, IPerror, IPOption_Router_Alert, TCPerror, UDPerror
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
@@ -196,7 +195,7 @@ def rewritten(frame: bytes, source: Address, destination: Address, macs: bytes) 
 
 def _named() -> dict[str, bytes]:
     tcp_options = {"options": options(12)}
-    frames = {
+    return {
         "syn": syn(),
         "syn-ack": syn_ack(),
         "ack": ack(),
@@ -244,7 +243,6 @@ def _named() -> dict[str, bytes]:
         "error-about-an-error": icmp_error(echo_request()),
         **{f"error-{kind}": icmp_error(data(), kind) for kind in ICMP_ERRORS},
     }
-    return frames
 
 
 NAMED = _named()

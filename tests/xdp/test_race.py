@@ -1,7 +1,7 @@
 """Everybody at once on one mapped flow table: compiled writers, XDP, the sweep. Nothing may be torn, doubled or lost.
 
-What a record must hold follows from the number of its key, so that any mix-up shows: in a frame that XDP forwards, and in
-every record that a writer finds.
+What a record must hold follows from the number of its key, so that any mix-up shows: in a frame that XDP forwards, and
+in every record that a writer finds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xdp import kernel, loader, maps
 from xdp.atomic import fence, fetch_add, load_acquire, store_release
 from xdp.clock import JiffyClock
 from xdp.jit import compiled, inlined
-from xdp.schema import Direction, HopState, Protocol, Reason, State, Tag
+from xdp.schema import Direction, HopState, Protocol, State, Tag
 from xdp.tables import Capacity, Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
@@ -39,7 +39,7 @@ WRITERS = 3
 TURN = 64  # operations between two quiescent states
 OPERATIONS = 12_000_000
 LOOPBACK = 1
-XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
+XDP_PASS, XDP_REDIRECT = 2, 4
 
 VIP = 0x0A60_0001
 VIP_PORT = 80
@@ -143,7 +143,7 @@ def _random(seed):
 def write(tables, number, keys, hot, operations, expired_jiffies, seed, clock, counts, held):
     """Be worker `number`: find random keys, check what is found, insert what is missing, withdraw now and then.
 
-    What was found or inserted is checked again when the turn ends (`held`: slots and keys): until then nobody reuses it.
+    What was found or inserted is checked again when the turn ends (`held`: slots and keys): until then none is reused.
     """
     store_release(tables.heartbeats, number, _ONE)
     while counts[OPS] < operations:
@@ -295,7 +295,7 @@ def watch(program: int, watched: list[Watched], stop: threading.Event, seed: int
             one = watched[index]
             verdict, out, _ = kernel.prog_test_run(program, one.frame, out_size=128)
             seen.runs += 1
-            if verdict == XDP_TX:
+            if verdict == XDP_REDIRECT:
                 seen.forwarded += 1
                 seen.wrong += out != one.expected
             else:
@@ -381,7 +381,7 @@ def test_writers_xdp_and_the_sweep_share_one_table(arena: Arena, capsys: pytest.
     total = counts.sum(axis=0)
     runs, forwarded = sum(one.runs for one in seen), sum(one.forwarded for one in seen)
     with capsys.disabled():
-        print(
+        print(  # noqa: T201  how much was tried is the point
             f"\n{WRITERS} writers: {total[OPS]:,} operations ({total[FOUND]:,} found and compared, {total[INSERTED]:,} "
             f"inserted, {total[WITHDRAWN]:,} withdrawn, {total[TAKEN]:,} lost a race, {total[FULL]:,} found no room); "
             f"XDP: {runs:,} frames, {forwarded:,} forwarded; sweep: {len(freed):,} passes, {sum(freed):,} slots freed"

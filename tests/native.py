@@ -1,0 +1,137 @@
+"""The pure headers of xdp/bpf, built for this machine by gcc: what BPF runs, called from tests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cffi
+import numpy as np
+
+from xdp import schema
+
+BPF = schema.HEADER.parent
+HEADERS = ("schema.h", "hash.h", "checksum.h", "parse.h", "rewrite.h")
+_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fno-strict-aliasing")
+
+_TYPES = """
+typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
+typedef uint16_t __be16; typedef uint32_t __be32;
+"""
+
+# What the headers declare inside, for a parser that reads declarations only.
+_DECLARATIONS = """
+struct tuple { uint64_t addrs; uint32_t ports; uint32_t protocol; };
+struct packet { struct tuple tuple; uint32_t l4; uint8_t ttl; uint8_t tcp_flags; };
+uint64_t native_hash(const struct tuple *tuple, uint64_t key0, uint64_t key1);
+uint32_t native_first_bucket(uint64_t hash, uint32_t buckets);
+uint32_t native_second_bucket(uint64_t hash, uint32_t buckets);
+uint64_t native_tag(uint64_t hash);
+uint64_t native_lanes_equal(uint64_t word, uint64_t tag);
+uint16_t native_checksum_add(uint16_t check, uint16_t delta);
+int native_parse(void *data, uint32_t length, struct packet *packet);
+int native_rewrite(void *data, uint32_t length, uint32_t l4, const void *flow, const void *hop);
+"""
+
+_WRAPPERS = """
+__u64 native_hash(const struct tuple *tuple, __u64 key0, __u64 key1) { return hash_tuple(tuple, key0, key1); }
+__u32 native_first_bucket(__u64 hash, __u32 buckets) { return first_bucket(hash, buckets); }
+__u32 native_second_bucket(__u64 hash, __u32 buckets) { return second_bucket(hash, buckets); }
+__u64 native_tag(__u64 hash) { return tag_of(hash); }
+__u64 native_lanes_equal(__u64 word, __u64 tag) { return lanes_equal(word, tag); }
+__u16 native_checksum_add(__u16 check, __u16 delta) { return checksum_add(check, delta); }
+int native_parse(void *data, __u32 length, struct packet *packet)
+{
+	*packet = (struct packet){ 0 };
+	return parse(data, data + length, packet);
+}
+int native_rewrite(void *data, __u32 length, __u32 l4, const void *flow, const void *hop)
+{
+	return rewrite(data, data + length, l4, flow, hop);
+}
+"""
+
+
+def structs() -> dict[str, np.dtype[Any]]:
+    """Return every struct of schema.h as Python sees it, by its name in C."""
+    return {name.lower(): kind for name, kind in vars(schema).items() if name.isupper() and isinstance(kind, np.dtype)}
+
+
+def layout_asserts() -> str:
+    """Return C that compiles only if sizes and offsets are what Python believes."""
+    lines = []
+    for name, kind in structs().items():
+        lines.append(f'_Static_assert(sizeof(struct {name}) == {kind.itemsize}, "sizeof {name}");')
+        for field, (_, offset, *_) in (kind.fields or {}).items():
+            where = f"__builtin_offsetof(struct {name}, {field})"
+            lines.append(f'_Static_assert({where} == {offset}, "{name}.{field}");')
+    return "\n".join(lines) + "\n"
+
+
+def _source() -> str:
+    includes = "".join(f'#include "{header}"\n' for header in HEADERS)
+    return f"#include <stdint.h>\n{_TYPES}{includes}{layout_asserts()}{_WRAPPERS}"
+
+
+def build() -> Path:
+    """Return the shared library of these very headers, compiled if it has not been yet."""
+    source = _source()
+    content = source + "".join((BPF / header).read_text() for header in HEADERS) + " ".join(_FLAGS)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turnout"
+    base.mkdir(parents=True, exist_ok=True)
+    library = base / f"native-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=base) as folder:
+            made = Path(folder) / "native.so"
+            command = ["gcc", *_FLAGS, f"-I{BPF}", "-x", "c", "-", "-o", str(made)]
+            done = subprocess.run(command, input=source, text=True, capture_output=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"the headers of {BPF} do not compile:\n{done.stderr}")
+            made.rename(library)
+    return library
+
+
+class Native:
+    """The functions of the headers. Frames are writable buffers."""
+
+    def __init__(self) -> None:
+        self.ffi = cffi.FFI()
+        self.ffi.cdef(_DECLARATIONS)
+        self.library = self.ffi.dlopen(str(build()))
+
+    def tuple(self, addrs: int, ports: int, protocol: int) -> Any:
+        """Return a struct tuple."""
+        return self.ffi.new("struct tuple *", {"addrs": addrs, "ports": ports, "protocol": protocol})
+
+    def parse(self, frame: Any, length: int) -> tuple[int, tuple[int, ...]]:
+        """Return (reason, (addrs, ports, protocol, l4, ttl, tcp_flags)) of the first `length` bytes of `frame`."""
+        packet = self.ffi.new("struct packet *")
+        reason = self.library.native_parse(self.ffi.from_buffer(frame), length, packet)
+        key = packet.tuple
+        return reason, (key.addrs, key.ports, key.protocol, packet.l4, packet.ttl, packet.tcp_flags)
+
+    def rewrite(self, frame: Any, l4: int, flow: bytes, hop: bytes) -> int:
+        """Change `frame`; return 0, or -1 if it is too short."""
+        data, flow_data, hop_data = (self.ffi.from_buffer(buffer) for buffer in (frame, flow, hop))
+        return int(self.library.native_rewrite(data, len(frame), l4, flow_data, hop_data))
+
+
+@contextmanager
+def at_the_edge(length: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Give `length` bytes of memory, directly before a page that nobody may touch: reading on ends the process."""
+    ffi = cffi.FFI()
+    ffi.cdef("void *mmap(void *, size_t, int, int, int, long); int munmap(void *, size_t);"
+             "int mprotect(void *, size_t, int);")  # fmt: skip
+    libc, page = ffi.dlopen(None), 4096
+    size = -(-max(length, 1) // page) * page + page
+    read_write, private_anonymous = 3, 0x22
+    memory = libc.mmap(ffi.NULL, size, read_write, private_anonymous, -1, 0)
+    libc.mprotect(memory + (size - page), page, 0)
+    yield np.frombuffer(ffi.buffer(memory, size - page), np.uint8)[size - page - length :]
+    libc.munmap(memory, size)
