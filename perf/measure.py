@@ -45,7 +45,8 @@ class Trial:
     received: int
     arrived: int
     seconds: float
-    steal: float
+    steal: float  # share of the machine's time that the hypervisor took
+    waited: float = 0.0  # share of the trial in which the generator waited for its CPU
 
     @property
     def rate_pps(self) -> float:
@@ -106,6 +107,14 @@ def cpu_times() -> tuple[int, int]:
     return fields[7], sum(fields)
 
 
+def waited_s() -> float:
+    """Return the seconds that this thread has been waiting for a CPU that something else had; 0 if nobody counts."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def check(subject: Subject, bed: Testbed) -> None:
     """Send a few frames slowly: Error unless all arrive, translated as they should be, with right checksums."""
     if not wait_until(lambda: _comes_through(bed), _FIRST_PACKET_S, 0.05):
@@ -131,17 +140,19 @@ def _comes_through(bed: Testbed) -> bool:
 def measure(case: Case, bed: Testbed, seconds: float, most_new: int) -> Trial:
     """Run one trial on a bed that is warm. With new flows, at most `most_new` frames: tables are finite."""
     stolen, ticks = cpu_times()
+    waited = waited_s()
     received, arrived = bed.received(), bed.sink.packets()
     if case.in_step:
         frames = most_new if bed.flows == 0 else 1 << 40
         sent = bed.generator.send_in_step(bed.sink, frames=frames, seconds=seconds)
     else:
         sent = bed.generator.send_for(seconds)
+    waited = (waited_s() - waited) / sent.seconds
     arrived = bed.sink.settled() - arrived
     received = bed.received() - received
     stolen_now, ticks_now = cpu_times()
     steal = (stolen_now - stolen) / max(1, ticks_now - ticks)
-    return Trial(sent.frames, received, arrived, sent.seconds, steal)
+    return Trial(sent.frames, received, arrived, sent.seconds, steal, waited)
 
 
 def quiet(timeout_s: float = 20.0, busy: float = 0.10) -> bool:

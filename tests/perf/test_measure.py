@@ -101,6 +101,14 @@ def test_the_table_says_what_the_numbers_mean():
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
+def test_a_generator_that_had_to_wait_makes_numbers_that_nobody_quotes():
+    given = {**GIVEN, "machine_was_quiet": True}
+    calm, hindered = trial(3e6), Trial(1000, 1000, 1000, 1.0, 0.0, waited=0.3)
+    assert report.is_undisturbed(report.rows(CASE, 1, {"bare-xdp": [calm]}, given, 64))
+    assert not report.is_undisturbed(report.rows(CASE, 1, {"bare-xdp": [hindered]}, given, 64))
+    assert report.is_undisturbed(report.rows(CASE, 1, {"iptables": [hindered]}, given, 64))
+
+
 def test_json_text_and_picture_are_written(tmp_path):
     report.write(tmp_path, made_rows(), [CASE])
     assert [row["subject"] for row in json.loads((tmp_path / "results.json").read_text())] == [
