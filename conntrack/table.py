@@ -95,12 +95,12 @@ class FlowTable:
         self._position = stop % total
         _, noted = compiled.sweep(self._tables, start, stop, np.uint32(self._clock.now()), self._withdrawn)
         if noted:
-            self._grace()
+            self.wait_for_grace()
             compiled.release(self._tables.tags, self._withdrawn, noted)
         return int(noted)
 
-    def _grace(self) -> None:
-        """Return when nobody can be looking at a record that was withdrawn before the call."""
+    def wait_for_grace(self) -> None:
+        """Return when nobody can be looking at a record or a row any more that was taken away before the call."""
         workers = self._tables.workers
         turns = workers["turn"].copy()
         self._wait_for_readers()

@@ -16,11 +16,14 @@ Rows, too, are written here, because XDP reads them meanwhile.
 
 from __future__ import annotations
 
+import os
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from dataplane.libc import write
 from xdp import schema
 from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
 from xdp.bundle import Bundle
@@ -56,12 +59,15 @@ class Hops(Bundle):
     requests: npt.NDArray[np.uint64]  # 2 x REQUESTS of them: 1 << 32 | address, 0: empty
     lost_requests: npt.NDArray[np.uint64]  # [0]: those that found no place on the board
     rows: npt.NDArray[np.uint64]  # next_hops as words
+    one: npt.NDArray[np.uint64]  # [0]: 1, which is what a ring of the bell writes
+    doorbell: int  # an eventfd: readable when there is a request
 
 
 def new_hops(next_hops: npt.NDArray[np.void], routes: int) -> Hops:
     """Return an empty index over the shared table, with room for that many routes."""
     hosts = 1 << (2 * len(next_hops) - 1).bit_length()
-    return Hops(
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    hops = Hops(
         generation=np.zeros(1, np.uint64),
         starts=np.zeros((2, LENGTHS + 1), np.uint32),
         networks=np.zeros((2, routes), np.uint32),
@@ -70,7 +76,11 @@ def new_hops(next_hops: npt.NDArray[np.void], routes: int) -> Hops:
         requests=np.zeros(2 * REQUESTS, np.uint64),
         lost_requests=np.zeros(1, np.uint64),
         rows=next_hops.view(np.uint64),
+        one=np.ones(1, np.uint64),
+        doorbell=doorbell,
     )
+    weakref.finalize(hops, os.close, doorbell)
+    return hops
 
 
 @compiled
@@ -183,7 +193,10 @@ def request(hops, address, half):
     first = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(40))
     for step in range(_PLACES):
         place = half + ((first + step) & (REQUESTS - 1))
-        if compare_and_swap(hops.requests, place, np.uint64(0), word) or load_acquire(hops.requests, place) == word:
+        if compare_and_swap(hops.requests, place, np.uint64(0), word):
+            write(hops.doorbell, hops.one.ctypes.data, 8)
+            return
+        if load_acquire(hops.requests, place) == word:
             return
     fetch_add(hops.lost_requests, 0, np.uint64(1))
 

@@ -30,6 +30,8 @@ sched_yield = types.ExternalFunction("sched_yield", _int())
 poll = types.ExternalFunction("poll", _int(_address, types.uint64, _int))
 # ssize_t sendto(int fd, const void *buf, size_t len, int flags, const struct sockaddr *to, socklen_t to_len)
 sendto = types.ExternalFunction("sendto", types.int64(_int, _address, types.uint64, _int, _address, types.uint32))
+# ssize_t write(int fd, const void *buf, size_t len)
+write = types.ExternalFunction("write", types.int64(_int, _address, types.uint64))
 # ssize_t recvfrom(int fd, void *buf, size_t len, int flags, struct sockaddr *from, socklen_t *from_len)
 recvfrom = types.ExternalFunction("recvfrom", types.int64(_int, _address, types.uint64, _int, _address, _address))
 

@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ Prefix = tuple[int, int]  # (network in host order, prefix length)
 
 NOBODY = 0  # the row that leads nowhere
 ROUTES = 131_072  # that `lookup` can tell apart
-DRAIN_S = 0.02  # how often requests of compiled code are looked at
+TICK_S = 0.25  # how often what is due is looked for; requests of compiled code ring a bell
 RECHECK_S = 60.0  # a client's entry, which no packet through the kernel refreshes
 RETRY_S = 5.0  # a neighbour that does not answer, doubling ...
 LONGEST_RETRY_S = 320.0  # ... up to here
@@ -199,12 +200,18 @@ class NextHops:
         """Follow the kernel and serve requests until cancelled."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._netdev.fileno(), self.turn)
+        loop.add_reader(self.hops.doorbell, self._answer_the_door)
         try:
             while True:
                 self.turn()
-                await asyncio.sleep(DRAIN_S)
+                await asyncio.sleep(TICK_S)
         finally:
+            loop.remove_reader(self.hops.doorbell)
             loop.remove_reader(self._netdev.fileno())
+
+    def _answer_the_door(self) -> None:
+        os.eventfd_read(self.hops.doorbell)
+        self.turn()
 
     def turn(self) -> None:
         """Do what is to be done now: events, requests of compiled code, neighbours that need another look."""

@@ -35,9 +35,9 @@ from xdp.schema import Protocol, Reason, WhenStalled
 from xdp.tables import Capacity
 
 _SWEEP_PASS_S = 4.0  # one look at every record; the shortest timeout is 10 s
-_SWEEP_SLICES = 16
-_CALIBRATE_S = 1.0
-_READ_LOSSES_S = 1.0
+_SWEEP_SLOTS = 1 << 20  # at a time: 20 ms when all are in use
+_CALIBRATE_S = 5.0  # two clocks that drift by 500 ppm at worst: half a jiffy
+_READ_LOSSES_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -199,11 +199,13 @@ class Node:
         log.debug("applied %s", change)
 
     async def _sweep(self) -> None:
-        slots = -(-len(self.shared.tables.flows) // _SWEEP_SLICES)
+        slices = -(-len(self.shared.tables.flows) // _SWEEP_SLOTS)
         while True:
-            await asyncio.to_thread(self.flows.sweep, slots)
-            self.services.release()  # no sooner than a slice after the change: every packet of that time has gone
-            await asyncio.sleep(_SWEEP_PASS_S / _SWEEP_SLICES)
+            await asyncio.to_thread(self.flows.sweep, _SWEEP_SLOTS)
+            if parted := self.services.take_parted():
+                await asyncio.to_thread(self.flows.wait_for_grace)
+                self.services.release(parted)
+            await asyncio.sleep(_SWEEP_PASS_S / slices)
 
     def read_losses(self) -> None:
         """Add what the AF_XDP sockets have lost since the last call to the counters, which outlive the sockets."""

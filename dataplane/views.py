@@ -36,6 +36,7 @@ def _by_verdict(totals: dict[Reason, int]) -> Counter[Verdict]:
 
 def packets(node: Node) -> dict[str, dict[str, int]]:
     """Return the accounts: xdp.received = forwarded + passed + dropped + punted; userspace's likewise."""
+    node.read_losses()
     xdp, user = _totals(node.shared.tables.xdp_counters), _totals(node.shared.tables.worker_counters)
     x, u = _by_verdict(xdp), _by_verdict(user)
     return {

@@ -15,6 +15,7 @@ from pathlib import Path
 
 DEBOUNCE_MS = 80  # a writer that truncates and then writes is given this long to be done
 _LOOK_ANYWAY_MS = 1000
+_STEP_MS = 100  # how often the watching thread looks: each look wakes it
 _LOOK_SHARE = 100  # looking without a cause takes at most a hundredth of the time
 _UNREST_S = 2.0  # a file that never rests is reported nevertheless
 
@@ -102,7 +103,7 @@ async def _stirrings(paths: Sequence[str]) -> AsyncIterator[bool]:
                 *watched,
                 watch_filter=None,
                 debounce=DEBOUNCE_MS,
-                step=10,
+                step=_STEP_MS,
                 stop_event=stop,
                 rust_timeout=_LOOK_ANYWAY_MS,
                 yield_on_timeout=True,

@@ -56,6 +56,17 @@ class Change(NamedTuple):
     gone: frozenset[Address]
 
 
+class Parted(NamedTuple):
+    """Rows of `services` (with their slots) and of `endpoints` that a packet may still be looking at."""
+
+    rows: list[int]
+    endpoints: list[int]
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.rows or self.endpoints)
+
+
 class _Free:
     """Free ranges of a table, merged when they touch; the lowest that fits is taken."""
 
@@ -110,8 +121,7 @@ class ServiceTable:
         self._free_slots = _Free("Maglev slots", len(tables.maglev))
         self._free_endpoints = _Free("endpoints", len(tables.endpoints))
         self._free_rows.take(1)  # row 0 is what VIP entries hold: no endpoints
-        self._parted_rows: list[int] = []
-        self._parted_endpoints: list[int] = []
+        self._parted = Parted([], [])
 
     @property
     def vips(self) -> set[IPv4Address]:
@@ -272,21 +282,25 @@ class ServiceTable:
                 self._endpoint_users[address] -= 1
                 if not self._endpoint_users[address]:
                     del self._endpoint_users[address]
-                    self._parted_endpoints.append(self._endpoint_row.pop(address))
+                    self._parted.endpoints.append(self._endpoint_row.pop(address))
                     gone.add(address)
-            self._parted_rows.append(number)
+            self._parted.rows.append(number)
         return frozenset(gone)
 
-    def release(self) -> None:
-        """Make reusable what `apply` parted with. The caller has seen a grace period since."""
-        for number in self._parted_rows:
+    def take_parted(self) -> Parted:
+        """Return what `apply` has parted with since the last call: to be given to `release` after a grace period."""
+        parted, self._parted = self._parted, Parted([], [])
+        return parted
+
+    def release(self, parted: Parted) -> None:
+        """Make reusable what was parted with. The caller has seen a grace period since it took it."""
+        for number in parted.rows:
             service = self._tables.services[number]
             if service["slots"]:
                 self._free_slots.give(int(service["first_slot"]), int(service["slots"]))
             self._free_rows.give(number, 1)
-        for row in self._parted_endpoints:
+        for row in parted.endpoints:
             self._free_endpoints.give(row, 1)
-        self._parted_rows, self._parted_endpoints = [], []
 
 
 class _Staged(NamedTuple):
