@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -43,6 +44,7 @@ class Result:
     answers: dict[str, int] = field(default_factory=dict)  # by server
     failures: dict[str, int] = field(default_factory=dict)  # by cause: refused, reset, timeout, closed, garbled ...
     moved: int = 0  # flows that were answered by more than one server
+    flows_by_server: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -59,14 +61,14 @@ class Result:
 # In the parent: start the programs inside a host's namespace.
 
 
-def serve_http(host: Host, name: str, listen: str = "0.0.0.0:8080") -> subprocess.Popen[str]:
-    """Start an HTTP server in `host` that answers with `name`; it listens when this returns."""
-    return _serve(host, "http-server", name, listen)
+def serve_http(host: Host, name: str, listen: str = "0.0.0.0:8080", **options: Any) -> subprocess.Popen[str]:
+    """Start an HTTP server in `host` that answers with `name`; it listens when this returns. `options`: of Popen."""
+    return _serve(host, "http-server", name, listen, options)
 
 
-def serve_udp(host: Host, name: str, listen: str = "0.0.0.0:8080") -> subprocess.Popen[str]:
+def serve_udp(host: Host, name: str, listen: str = "0.0.0.0:8080", **options: Any) -> subprocess.Popen[str]:
     """Start a UDP server in `host` that answers every datagram with `name`; it listens when this returns."""
-    return _serve(host, "udp-server", name, listen)
+    return _serve(host, "udp-server", name, listen, options)
 
 
 def load_http(host: Host, target: str, *, timeout_s: float = 60.0, **options: float) -> Result:
@@ -107,8 +109,8 @@ def _command(kind: str, **options: Any) -> list[str]:
     return [sys.executable, "-I", str(Path(__file__).resolve()), kind, *given]
 
 
-def _serve(host: Host, kind: str, name: str, listen: str) -> subprocess.Popen[str]:
-    process = host.popen(_command(kind, name=name, listen=listen), stdout=subprocess.PIPE, text=True)
+def _serve(host: Host, kind: str, name: str, listen: str, options: Mapping[str, Any]) -> subprocess.Popen[str]:
+    process = host.popen(_command(kind, name=name, listen=listen), stdout=subprocess.PIPE, text=True, **options)
     if process.stdout is None or process.stdout.readline().strip() != _READY:
         from xdp.errors import Error  # the program itself runs isolated and needs nothing of ours
 
@@ -175,6 +177,7 @@ class _Tally:
     def __init__(self, seconds: float) -> None:
         self.answers: collections.Counter[str] = collections.Counter()
         self.failures: collections.Counter[str] = collections.Counter()
+        self.flows_by_server: collections.Counter[str] = collections.Counter()
         self.flows = self.moved = 0
         self._start = time.monotonic()
         self._end = self._start + seconds if seconds else float("inf")
@@ -190,10 +193,12 @@ class _Tally:
     def finish_flow(self, servers: set[str]) -> None:
         self.flows += 1
         self.moved += len(servers) > 1
+        self.flows_by_server.update(servers)
 
     def result(self) -> Result:
-        seconds = time.monotonic() - self._start
-        return Result(self.flows, dict(self.answers), dict(self.failures), self.moved, round(seconds, 4))
+        seconds = round(time.monotonic() - self._start, 4)
+        by_server = dict(self.flows_by_server)
+        return Result(self.flows, dict(self.answers), dict(self.failures), self.moved, by_server, seconds)
 
 
 def _cause(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from perf.traffic import PINS, Generator, Sink, Stream, Task, load_program, mac_word
-from perf.world import World, wait_until
+from perf.world import Host, World, wait_until
 from xdp import kernel
 from xdp.errors import Error, MissingFeatureError
 
@@ -37,10 +37,12 @@ _FEWEST_WARM = 4096  # packets that warm a bed up, however few its flows
 
 @dataclass(frozen=True)
 class Service:
-    """A UDP Service of the testbed: its VIP and the addresses of its endpoints."""
+    """A Service: its VIP, the addresses of its endpoints, its protocol (udp, tcp) and port; endpoints have one port."""
 
     vip: IPv4Address
     endpoints: tuple[IPv4Address, ...]
+    protocol: str = "udp"
+    port: int = SERVICE_PORT
 
 
 class Cpus:
@@ -200,10 +202,7 @@ class Iptables:
     def running(self, bed: Testbed) -> Iterator[None]:
         """Load the rules; frames become packets as a NIC's driver would make them (GRO on), checksums seen as right."""
         node = bed.world.node
-        for interface in (bed.inside, bed.outside):
-            node.run(["ethtool", "-K", interface.name, "gro", "on"])
-        node.sysctl("net/netfilter/nf_conntrack_checksum", 0)
-        node.run(["iptables-nft-restore"], text_in=kube_proxy_rules(bed.services))
+        load_kube_proxy_rules(node, bed.services)
         try:
             yield
         finally:
@@ -255,16 +254,28 @@ class Turnout:
         raise (MissingFeatureError if daemon.poll() in (1, 77) else Error)(message)
 
 
+def load_kube_proxy_rules(node: Host, services: Sequence[Service]) -> None:
+    """Make `node` what kube-proxy makes of it. Packets come in as from a NIC's driver: GRO on, checksums verified."""
+    for interface in node.interfaces:
+        node.run(["ethtool", "-K", interface.name, "gro", "on"])
+    node.sysctl("net/netfilter/nf_conntrack_checksum", 0)
+    node.run(["iptables-nft-restore"], text_in=kube_proxy_rules(services))
+
+
 def kube_proxy_rules(services: Sequence[Service]) -> str:
-    """Return what kube-proxy gives to iptables-restore for UDP Services without a cluster CIDR, as text.
+    """Return what kube-proxy gives to iptables-restore for Services without a cluster CIDR, as text.
 
     Chains, comments, marks and their order are those of kube-proxy 1.36; names are numbers instead of hashes.
     """
     chains, rules = [], []
     for number, service in enumerate(services):
-        name, of = f"KUBE-SVC-{number:016X}", f"shop/service-{number}:udp"
+        protocol = service.protocol
+        name, of = f"KUBE-SVC-{number:016X}", f"shop/service-{number}:{protocol}"
         chains.append(f":{name} - [0:0]")
-        portal = f'-d {service.vip}/32 -p udp -m comment --comment "{of} cluster IP" -m udp --dport {SERVICE_PORT}'
+        portal = (
+            f'-d {service.vip}/32 -p {protocol} -m comment --comment "{of} cluster IP" '
+            f"-m {protocol} --dport {service.port}"
+        )
         rules.append(f"-A KUBE-SERVICES {portal} -j {name}")
         for index, endpoint in enumerate(service.endpoints):
             left = len(service.endpoints) - index
@@ -273,7 +284,8 @@ def kube_proxy_rules(services: Sequence[Service]) -> str:
             chains.append(f":{separate} - [0:0]")
             rules.append(f'-A {name} -m comment --comment "{of} -> {target}"{one_of} -j {separate}')
             rules.append(f'-A {separate} -s {endpoint}/32 -m comment --comment "{of}" -j KUBE-MARK-MASQ')
-            rules.append(f'-A {separate} -p udp -m comment --comment "{of}" -m udp -j DNAT --to-destination {target}')
+            match = f'-p {protocol} -m comment --comment "{of}" -m {protocol}'
+            rules.append(f"-A {separate} {match} -j DNAT --to-destination {target}")
     return "\n".join([*_NAT_BEFORE, *chains, *_NAT_ALWAYS, *rules, "COMMIT", *_FILTER, "COMMIT", ""])
 
 

@@ -361,6 +361,13 @@ class World:
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
 
+    def switch(self, network: str) -> Host:
+        """Return the switch of `network`; its port `node` leads to the node. UsageError: it has none."""
+        for one in self.networks:
+            if one.name == network and one.has_switch:
+                return Host(f"switch-{network}", self._switch(one), (), self._note_process)
+        raise UsageError(f"network {network} has no switch: it needs several hosts")
+
     def __enter__(self) -> Self:
         self.clean_leftovers(self.prefix)
         try:
@@ -460,18 +467,17 @@ class World:
         return [self._veth(node_end.name, node_end.mac, host_end.name, host_end.mac, self._namespace(host))]
 
     def _build_switch(self, network: NetworkPlan) -> None:
-        switch = self._switch(network)
+        switch = self.switch(network.name)
         ports = {f"port{number}": host for number, host in enumerate(network.hosts)}
         lines = ["link add br0 type bridge", "link set br0 up"]
         for port, host in ports.items():
             end = network.hosts[host]
             lines.append(self._veth(port, None, end.name, end.mac, self._namespace(host)))
         lines += [f"link set {port} master br0 up" for port in ("node", *ports)]
-        _ip_batch(lines, switch)
-        inside = Host("switch", switch, (), self._note_process)
-        inside.run(["ethtool", "-K", "node", "tx", "off", "gro", "on"])
+        _ip_batch(lines, switch.namespace)
+        switch.run(["ethtool", "-K", "node", "tx", "off", "gro", "on"])
         for port in ports:
-            inside.run(["ethtool", "-K", port, "tx", "off"])
+            switch.run(["ethtool", "-K", port, "tx", "off"])
 
     def _addressing(self, name: str) -> list[str]:
         """Return the lines that give a host its addresses, routes and, on request, neighbours."""
