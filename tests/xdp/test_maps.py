@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,9 @@ class TestPinned:
     def test_new_tables_are_all_zero_and_shaped_like_those_in_memory(self, folder: Path):
         with maps.create(folder, SMALL) as shared:
             assert shared.is_new
-            for name, plain in Tables.in_memory(SMALL)._asdict().items():
-                table = getattr(shared.tables, name)
+            in_memory = Tables.in_memory(SMALL)
+            for field in fields(Tables):
+                table, plain = getattr(shared.tables, field.name), getattr(in_memory, field.name)
                 assert (table.shape, table.dtype.names) == (plain.shape, plain.dtype.names)
                 assert table.flags.c_contiguous == plain.flags.c_contiguous
                 assert table.flags.writeable
@@ -62,19 +64,21 @@ class TestPinned:
             assert reader.capacity == SMALL
             assert not reader.is_new
             last = len(writer.tables.maglev) - 1
-            writer.tables.maglev[last]["endpoint"] = 7
+            writer.tables.maglev[last] = 7
             writer.tables.flows[5]["packets"] = 11
             writer.tables.tags[3] = 13
-            assert reader.tables.maglev[last]["endpoint"] == 7
+            assert reader.tables.maglev[last] == 7
             assert reader.tables.flows[5]["packets"] == 11
             assert reader.tables.tags[3] == 13
 
     def test_the_kernel_reads_the_same_bytes(self, folder: Path):
         with maps.create(folder, SMALL) as shared:
-            shared.tables.maglev[99]["endpoint"] = 7
+            shared.tables.maglev[99] = 7
             shared.tables.next_hops[3]["mtu"] = 1500
-            seen = kernel.map_lookup(shared.descriptors["maglev"], struct.pack("=I", 99), schema.MAGLEV_SLOT.itemsize)
-            assert np.frombuffer(seen or b"", schema.MAGLEV_SLOT)["endpoint"] == [7]
+            seen = kernel.map_lookup(
+                shared.descriptors["maglev"], struct.pack("=I", 99 // 16), schema.MAGLEV_LINE.itemsize
+            )
+            assert np.frombuffer(seen or b"", schema.MAGLEV_LINE)["endpoint"][0][99 % 16] == 7
             seen = kernel.map_lookup(shared.descriptors["next_hops"], struct.pack("=I", 3), schema.NEXT_HOP.itemsize)
             assert np.frombuffer(seen or b"", schema.NEXT_HOP)["mtu"] == [1500]
 
