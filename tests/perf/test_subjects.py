@@ -81,6 +81,17 @@ def test_connection_tracking_gets_its_limits_back():
 
 
 @pytest.mark.root
+def test_limits_that_a_killed_run_left_raised_are_put_back():
+    path = Path("/proc/sys/net/netfilter/nf_conntrack_max")
+    before = int(path.read_text())
+    killed = raised_conntrack(3 * before)
+    killed.__enter__()
+    with raised_conntrack(2 * before):
+        pass
+    assert int(path.read_text()) == before
+
+
+@pytest.mark.root
 @pytest.mark.bpf
 @pytest.mark.parametrize("subject", [BareRedirect(), BareAfXdp(), Iptables()], ids=lambda subject: subject.name)
 def test_a_subject_leads_every_packet_through(bed, subject):
