@@ -172,6 +172,10 @@ def run(config: str | None, **flags: Any) -> None:
     if not settings.interfaces:
         raise click.UsageError("no interfaces; give them with -i IFACE", click.get_current_context())
     _need_interfaces(settings.interfaces)
+    if settings.metrics is not None:
+        from dataplane import metrics
+
+        metrics.check(settings.metrics)
     _operate(settings)
 
 

@@ -161,6 +161,11 @@ def serve(address: tuple[str, int], answer: Answer) -> Iterator[int]:
             thread.join()
 
 
+def check(address: tuple[str, int]) -> None:
+    """Raise what `serve` would raise for this address, before anything else is done."""
+    _listening(address).server_close()
+
+
 def _listening(address: tuple[str, int]) -> WSGIServer:
     host, port = address
     kind = _Server6 if ":" in host else _Server

@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dataplane.metrics import serve
+from dataplane.metrics import check, serve
 from xdp.errors import Error, UsageError
 
 STATUS = {
@@ -98,7 +98,10 @@ def test_a_port_that_is_taken_is_named():
         port = taken.getsockname()[1]
         with pytest.raises(Error, match=rf"--metrics 127.0.0.1:{port}: the port is taken; see") as caught:
             entered(("127.0.0.1", port))
-    assert caught.value.exit_code == 1
+        assert caught.value.exit_code == 1
+        with pytest.raises(Error, match="the port is taken"):
+            check(("127.0.0.1", port))
+    check(("127.0.0.1", port))
 
 
 def test_an_address_that_is_not_ours_is_wrong_usage():

@@ -1,0 +1,328 @@
+"""Bad input is told in a line that names the thing and the cure, with its exit code, and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataplane.control import ask
+from dataplane.settings import Settings
+from perf.world import Host, World, wait_until
+from xdp import kernel, maps
+from xdp.errors import Error, NotRunningError
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = f"tb{os.getpid() % 100_000}"
+TURNOUT = [sys.executable, "-m", "dataplane.cli"]
+SETTINGS = Settings(NAME, (), ())
+START_S = 120.0  # the packet path may have to be compiled
+VIP = "10.96.0.10"
+
+
+def manifest(vip: str = VIP, endpoint: str = "10.77.2.2", port: object = 80, more: str = "") -> str:
+    return f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec:
+  clusterIP: {vip}
+  ports:
+  - port: {port}
+{more}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-1, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+ports: [{{name: "", port: 8080}}]
+endpoints:
+- addresses: [{endpoint}]
+"""
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(NAME, ["client", "web"]) as world:
+        world.owns_folder(SETTINGS.pins)
+        yield world
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    path = tmp_path / "web.yaml"
+    path.write_text(manifest())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(world: World) -> Iterator[None]:
+    """Remove what a test leaves on purpose."""
+    yield
+    done = turnout(world.node, "detach")
+    assert done.returncode == 0, done.stderr
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TURNOUT_NAME": NAME, **more}
+
+
+def turnout(
+    node: Host, *args: object, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command on the node to its end."""
+    command = node.inside([*prefix, *TURNOUT, *map(str, args)])
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=START_S, env=environment(**(env or {})), check=False
+    )
+
+
+def run_args(path: Path, *more: object) -> list[str]:
+    return ["run", "-f", str(path), "-i", "eth0", "eth1", "--capacity", "1000", *map(str, more)]
+
+
+def state(within_s: float = 5.0) -> dict[str, Any]:
+    answer: dict[str, Any] = ask(SETTINGS, "status", timeout_s=within_s)
+    return answer
+
+
+@contextlib.contextmanager
+def daemon(world: World, path: Path, *more: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A node that serves; it is ended with SIGTERM."""
+    log = path.with_suffix(".log")
+    with log.open("wb") as stderr:
+        process = world.node.popen([*TURNOUT, *run_args(path, *more)], stderr=stderr, env=environment())
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"the daemon ended: {log.read_text()}")
+        try:
+            return bool(state())
+        except Error:
+            return False
+
+    try:
+        assert wait_until(answers, START_S, 0.05), log.read_text()
+        yield process
+    finally:
+        world.end(process)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line[:1].isdigit()]  # those with a time are the log's
+    assert (done.returncode, done.stdout, len(lines)) == (code, "", 1), done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+def assert_nothing_was_touched(world: World) -> None:
+    assert not SETTINGS.pins.exists()
+    assert not SETTINGS.socket_path.exists()
+    for name in ("eth0", "eth1"):
+        shown = json.loads(world.node.run(["ip", "-j", "link", "show", name]).stdout)
+        assert "xdp" not in shown[0]
+
+
+# At the start.
+
+ANOTHER = (
+    manifest(endpoint="10.77.2.3")
+    .replace("name: web", "name: other")
+    .replace("service-name: web", "service-name: other")
+)
+BAD_MANIFESTS = {
+    "unparsable": ("kind: [Service\n", "web.yaml:2: is not YAML"),
+    "tabs": ("a:\n\tb: c", "web.yaml:2: "),
+    "twice": (manifest(more="  clusterIP: 10.96.0.11"), "web.yaml:9: Service shop/web: spec.clusterIP: comes twice"),
+    "kind": (manifest().replace("kind: Service", "kind: Servise"), 'web.yaml:3: kind: "Servise" is not a kind'),
+    "field": (manifest(more="  typo: x"), "web.yaml:9: Service shop/web: spec.typo: unknown field"),
+    "port-0": (manifest(port=0), "web.yaml:8: Service shop/web: spec.ports[0].port: 0 is not a port"),
+    "port-70000": (manifest(port=70000), "web.yaml:8: Service shop/web: spec.ports[0].port: 70000 is not a port"),
+    "port-text": (manifest(port="http"), "web.yaml:8: Service shop/web: spec.ports[0].port: "),
+    "loopback": (manifest(endpoint="127.0.0.1"), "endpoints[0].addresses[0]: 127.0.0.1 is "),
+    "one-vip": (manifest() + "---" + ANOTHER, f"{VIP}:80/TCP belongs to Service shop/web already"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
+def test_a_bad_manifest_is_refused(world, web, text, said):
+    web.write_text(text)
+    done = turnout(world.node, "validate", "-f", web)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_node_does_not_start_with_bad_manifests(world, web):
+    web.write_text(manifest(port=70000))
+    done = turnout(world.node, *run_args(web))
+    assert_one_line(done, 4, f"{web}:8: Service shop/web: spec.ports[0].port: 70000 is not a port")
+    assert_nothing_was_touched(world)
+
+
+def test_a_missing_manifest_is_refused(world, tmp_path):
+    done = turnout(world.node, *run_args(tmp_path / "none.yaml"))
+    assert_one_line(done, 4, f"{tmp_path}/none.yaml: no such file or folder; check the path given with -f")
+    assert_nothing_was_touched(world)
+
+
+def test_an_interface_that_does_not_exist_is_refused_with_a_suggestion(world, web):
+    done = turnout(world.node, "run", "-f", web, "-i", "eht0")
+    assert_one_line(done, 2, 'eht0: no such interface in this network namespace; did you mean "eth0"?')
+    assert_nothing_was_touched(world)
+
+
+def test_another_xdp_program_is_left_alone(world, web):
+    with world.node.entered():
+        program = kernel.prog_load("stranger", _PASS)
+        link = kernel.link_create_xdp(program, socket.if_nametoindex("eth1"), "native")
+    try:
+        done = turnout(world.node, *run_args(web))
+        assert_one_line(done, 1, "eth1: another XDP program (native, id ", "ip link set", "xdp off")
+        assert not SETTINGS.pins.exists()
+        assert kernel.link_info(link).ifindex
+    finally:
+        os.close(link)
+        os.close(program)
+    assert_nothing_was_touched(world)
+
+
+# Two instructions: the result is XDP_PASS, and the end.
+_PASS = bytes.fromhex("b700000002000000" + "9500000000000000")
+
+
+def test_metrics_at_an_address_or_port_that_cannot_be_had_keep_it_from_starting(world, web):
+    with world.node.entered(), socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = turnout(world.node, *run_args(web, "--metrics", f"127.0.0.1:{port}"))
+    assert_one_line(done, 1, f"--metrics 127.0.0.1:{port}: the port is taken")
+    assert_nothing_was_touched(world)
+    done = turnout(world.node, *run_args(web, "--metrics", "192.0.2.1:9100"))
+    assert_one_line(done, 2, "--metrics 192.0.2.1:9100: ", "expected an address of this machine")
+    assert_nothing_was_touched(world)
+
+
+def test_without_bcc_engine_xdp_is_a_missing_feature(world, web, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "bcc.py").write_text("raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')\n")
+    path = f"{tmp_path / 'lib'}:{ROOT}"
+    done = turnout(world.node, *run_args(web, "--engine", "xdp"), env={"PYTHONPATH": path})
+    assert_one_line(done, 77, "bcc", "python3-bpfcc")
+    assert_nothing_was_touched(world)
+
+
+def test_without_a_bpffs_engine_xdp_is_a_missing_feature(world, web, tmp_path):
+    no_mounts = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    folder = tmp_path / "run"
+    done = turnout(world.node, *run_args(web, "--engine", "xdp"), prefix=no_mounts, env={"TURNOUT_RUN": str(folder)})
+    assert_one_line(done, 77, str(folder / "bpf"), "bpffs", "root")
+    assert not list((folder / "bpf").iterdir())
+    assert_nothing_was_touched(world)
+
+
+def test_sigterm_during_the_start_leaves_nothing(world, web):
+    process = world.node.popen([*TURNOUT, *run_args(web)], stderr=subprocess.PIPE, env=environment())
+    assert wait_until(lambda: maps.is_complete(SETTINGS.pins) or process.poll() is not None, START_S)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=START_S)
+    assert process.returncode == 0, said
+    assert b"Traceback" not in said
+    if b"serving" not in said:  # else it was quicker than we are, and is to go on forwarding
+        assert_nothing_was_touched(world)
+
+
+# While it runs.
+
+
+def test_a_bad_change_changes_nothing_and_is_told_until_it_is_put_right(world, web):
+    with daemon(world, web):
+        before = ask(SETTINGS, "services")
+        web.write_text(manifest(port=70000))
+        assert wait_until(lambda: state()["state"] == "degraded", 10), state()
+        told = turnout(world.node, "status")
+        assert told.returncode == 5
+        assert f"{web}:8: Service shop/web: spec.ports[0].port: 70000 is not a port" in told.stdout
+        assert "next" in told.stdout
+        assert ask(SETTINGS, "services") == before
+        revision = state()["revision"]
+        assert revision["desired"] > revision["programmed"]
+        web.unlink()
+        assert wait_until(lambda: "no such file" in " ".join(state()["why"]), 10), state()
+        assert ask(SETTINGS, "services") == before
+        web.write_text(manifest(vip="10.96.0.11"))
+        assert wait_until(lambda: ask(SETTINGS, "services")[0]["frontends"] == ["10.96.0.11:80"], 10), state()
+        revision = state()["revision"]
+        assert revision["desired"] == revision["programmed"]
+    assert str(web) in web.with_suffix(".log").read_text()
+
+
+def test_a_second_node_of_the_same_name_is_refused_and_the_first_goes_on(world, web):
+    with daemon(world, web) as first:
+        done = turnout(world.node, *run_args(web))
+        assert_one_line(done, 1, f"node '{NAME}' is running already (pid ", "another --name")
+        done = turnout(world.node, "detach")
+        assert_one_line(done, 1, f"node '{NAME}' is running already (pid ", "stop it first")
+        assert first.poll() is None
+        assert state()["services"] == 1
+
+
+def test_another_capacity_or_layout_than_the_pinned_tables_have_is_refused(world, web):
+    with daemon(world, web):
+        pass
+    pins = sorted(pin.name for pin in SETTINGS.pins.iterdir())
+    done = turnout(world.node, *run_args(web, "--capacity", 2000))
+    assert_one_line(done, 1, "capacity.connections: 1000, now 2000", "give the same --capacity, or `turnout detach`")
+    assert sorted(pin.name for pin in SETTINGS.pins.iterdir()) == pins
+
+    layout = kernel.open_pinned(SETTINGS.pins / maps.LAYOUT_NAME)
+    try:
+        size = kernel.map_info(layout).value_size
+        old = kernel.map_lookup(layout, bytes(4), size) or b""
+        kernel.map_update(layout, bytes(4), old.replace(b'"state"', b'"stats"'))
+    finally:
+        os.close(layout)
+    done = turnout(world.node, *run_args(web))
+    assert_one_line(done, 1, str(SETTINGS.pins), "stats", "`turnout detach` first")
+    assert sorted(pin.name for pin in SETTINGS.pins.iterdir()) == pins
+
+
+def test_after_a_kill_it_is_not_running_and_detach_removes_what_is_left(world, web):
+    with daemon(world, web) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        with pytest.raises(NotRunningError, match="is not running"):
+            state()
+        assert SETTINGS.socket_path.exists()
+    done = turnout(world.node, "detach")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        "removed eth0: the XDP program and its link",
+        "removed eth1: the XDP program and its link",
+        f"removed {SETTINGS.pins}: the tables",
+    ]
+    assert_nothing_was_touched(world)
+
+
+def test_detach_takes_one_interface_or_names_those_there_are(world, web):
+    with daemon(world, web):
+        pass
+    done = turnout(world.node, "detach", "-i", "eth7")
+    assert_one_line(done, 2, "eth7", "only on eth0, eth1")
+    done = turnout(world.node, "detach", "-i", "eth0")
+    assert done.stderr == "removed eth0: the XDP program and its link\n"
+    assert maps.is_complete(SETTINGS.pins)
+    done = turnout(world.node, "detach", "-i", "eth1")
+    assert done.stderr.splitlines()[-1] == f"removed {SETTINGS.pins}: the tables"
+    assert_nothing_was_touched(world)
