@@ -26,9 +26,8 @@ def tracked() -> list[Path]:
     if listed.returncode == 0 and listed.stdout:
         paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        left_out = {".venv", ".git", "results", "build"}
-        paths = [path for path in ROOT.rglob("*") if not left_out & set(path.relative_to(ROOT).parts[:1])]
-        paths = [path for path in paths if "__pycache__" not in path.parts and "_cache" not in path.parts[-2]]
+        left_out = re.compile(r"\.(?!ci/|gitignore)|results/|build/|.*__pycache__")
+        paths = [path for path in ROOT.rglob("*") if not left_out.match(path.relative_to(ROOT).as_posix())]
     return [path for path in paths if path.is_file()]
 
 
