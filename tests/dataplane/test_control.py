@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataplane import control
 from dataplane.control import Lock, ask
@@ -24,6 +26,14 @@ from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError, Usage
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings("edge", (), (), run_folder=tmp_path)
+
+
+_PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.sampled_from(control.COMMANDS))
+
+
+def _nested(children):
+    keys = st.sampled_from(["command", "options", "limit", "client", "x"])
+    return st.one_of(st.lists(children, max_size=3), st.dictionaries(keys, children, max_size=4))
 
 
 def echo(command, options):
@@ -142,6 +152,17 @@ def test_a_request_that_is_none_is_refused(settings, request_line, message):
         assert message in reply["error"]["message"]
         assert reply["error"]["exit_code"] == 2
         assert ask(settings, "status") == ["status", {}]
+
+
+@given(
+    st.one_of(st.binary(max_size=80), st.recursive(_PLAIN, _nested, max_leaves=8).map(lambda v: json.dumps(v).encode()))
+)
+def test_any_bytes_are_a_request_or_wrong_usage(line):
+    try:
+        command, _ = control._parse(line)
+    except UsageError:
+        return
+    assert command in control.COMMANDS
 
 
 def test_clients_that_are_silent_slow_or_gone_do_not_keep_others_waiting(settings):
