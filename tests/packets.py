@@ -233,15 +233,17 @@ def _named() -> dict[str, bytes]:
         "vlan": vlan(),
         "sctp": sctp(),
         "echo": echo_request(),
-        "error-about-a-reply": icmp_error(syn_ack(), "host-unreachable"),
-        "error-about-udp": icmp_error(udp(source=ENDPOINT, destination=CLIENT)),
-        "error-about-unsummed-udp": icmp_error(udp_unsummed(ENDPOINT, CLIENT)),
-        "error-with-eight-bytes": icmp_error(syn_ack(), quoted=28),
-        "error-with-seven-bytes": icmp_error(syn_ack(), quoted=27),
-        "error-about-options": icmp_error(syn_ack(**tcp_options)),
-        "error-about-a-fragment": icmp_error(later_fragment(ENDPOINT, CLIENT)),
+        # As a router on the way to the client complains: about a packet that came from the VIP.
+        "error-about-a-reply": icmp_error(syn_ack(VIP), "host-unreachable"),
+        "error-about-udp": icmp_error(udp(DNS_VIP, CLIENT)),
+        "error-about-unsummed-udp": icmp_error(udp_unsummed(DNS_VIP, CLIENT)),
+        "error-with-eight-bytes": icmp_error(syn_ack(VIP), quoted=28),
+        "error-with-seven-bytes": icmp_error(syn_ack(VIP), quoted=27),
+        "error-about-options": icmp_error(syn_ack(VIP, **tcp_options)),
+        "error-about-a-fragment": icmp_error(later_fragment(DNS_VIP, CLIENT)),
         "error-about-an-error": icmp_error(echo_request()),
-        **{f"error-{kind}": icmp_error(data(), kind) for kind in ICMP_ERRORS},
+        "error-ttl-1": icmp_error(syn_ack(VIP), ttl=1),
+        **{f"error-{kind}": icmp_error(data(VIP, CLIENT), kind) for kind in ICMP_ERRORS},
     }
 
 

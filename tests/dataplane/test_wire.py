@@ -129,7 +129,7 @@ def test_the_five_tuple_lies_as_in_memory():
 def test_an_icmp_error_has_the_five_tuple_of_the_direction_in_which_it_travels():
     frame = np.frombuffer(NAMED["error-about-a-reply"], np.uint8).copy()
     _, (addrs, ports, protocol, *_) = parsed(frame, len(frame))
-    assert (addrs, ports) == key(CLIENT, ENDPOINT)
+    assert (addrs, ports) == key(CLIENT, VIP)
     assert protocol == Protocol.TCP
 
 
