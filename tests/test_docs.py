@@ -95,9 +95,9 @@ def test_what_is_done_is_tested_by_name():
     assert not done - behaviours_under_test()
 
 
-def test_what_is_tested_by_name_is_not_called_missing():
-    missing = {name for name, state in states_of_behaviours().items() if state == "not yet"}
-    assert not missing & behaviours_under_test()
+def test_what_is_missing_has_a_note_of_what_happens_instead():
+    for name, _, state, note in rows((DOCS / "behaviours.md").read_text()):
+        assert note or state == "done", name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
