@@ -8,11 +8,12 @@ enum {
 	TCP_FLAGS = 0x3f,
 };
 
+/* Headers as they lie in the frame. They are not declared packed: clang would then read and write them by the byte. */
 struct ethernet {
 	__u8   dst_mac[6];
 	__u8   src_mac[6];
 	__be16 type;
-} __attribute__((packed));
+};
 
 struct ipv4 {
 	__u8   version_ihl;
@@ -25,13 +26,13 @@ struct ipv4 {
 	__u16  check;
 	__be32 src_addr;
 	__be32 dst_addr;
-} __attribute__((packed));
+};
 
 /* What TCP and UDP have in common, and what they have not. */
 struct ports {
 	__be16 src_port;
 	__be16 dst_port;
-} __attribute__((packed));
+};
 
 struct tcp {
 	struct ports ports;
@@ -42,20 +43,20 @@ struct tcp {
 	__be16 window;
 	__u16  check;
 	__be16 urgent;
-} __attribute__((packed));
+};
 
 struct udp {
 	struct ports ports;
 	__be16 length;
 	__u16  check;
-} __attribute__((packed));
+};
 
 struct icmp {
 	__u8   type;
 	__u8   code;
 	__u16  check;
 	__u32  rest;
-} __attribute__((packed));
+};
 
 enum icmp_type { ICMP_UNREACHABLE = 3, ICMP_QUENCH = 4, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
 

@@ -11,7 +11,8 @@ static inline int rewrite(void *data, void *end, __u32 l4, const struct flow *fl
 
 	if ((void *)(ip + 1) > end || (void *)(ports + 2) > end)
 		return -1;
-	__builtin_memcpy(ethernet, hop->dst_mac, 12);
+	*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
+	*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
 	ip->src_addr = flow->new_src_addr;
 	ip->dst_addr = flow->new_dst_addr;
 	ip->check = checksum_add(ip->check, flow->ip_delta);
