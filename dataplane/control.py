@@ -54,6 +54,18 @@ class Lock:
         self._fd = -1
 
     def __enter__(self) -> Self:
+        while not self._has_lock():
+            pass  # the one before us removed the file between our two steps
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+        self._close()
+
+    def _has_lock(self) -> bool:
+        """Lock the file and return whether it is still the one of that name; make it if there is none."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -63,6 +75,10 @@ class Lock:
             raise Error(f"{self._path}: cannot be made: {error.strerror}; is {self._path.parent} a folder?") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._fd).st_ino == self._path.stat().st_ino:
+                return True
+        except FileNotFoundError:
+            pass
         except OSError:
             pid = os.pread(self._fd, 20, 0).decode(errors="replace").strip()
             self._close()
@@ -70,14 +86,8 @@ class Lock:
                 f"node {self._name!r} is running already (pid {pid or 'unknown'}); "
                 "stop it first, or give this one another --name"
             ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # The file stays: removing it would let a third process lock a new one while a second holds the old one.
-        os.ftruncate(self._fd, 0)
         self._close()
+        return False
 
     def _close(self) -> None:
         os.close(self._fd)

@@ -218,6 +218,25 @@ def test_a_second_node_of_the_same_name_is_refused_and_another_name_is_not(setti
         assert caught.value.exit_code == 1
     with Lock(settings):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_want_a_name_one_has_it_at_a_time(settings):
+    holders, refused = [], []
+
+    def want(number: int) -> None:
+        for _ in range(50):
+            try:
+                with Lock(settings):
+                    holders.append(number)
+                    assert holders == [number]
+                    holders.remove(number)
+            except Error:
+                refused.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(want, range(4)))
+    assert len(refused) < 200
 
 
 def test_the_lock_of_a_killed_node_is_free(settings):
