@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class FlowTable:
         self._wait_for_readers = wait_for_readers
         self._withdrawn = np.zeros(len(tables.flows), np.int64)
         self._position = 0
+        # Threads of the control plane have no turns: while one looks at records, no slot is emptied for reuse.
+        self._looking = threading.Lock()
 
     def create(self) -> None:
         """Prepare new tables: draw the secret of the hash."""
@@ -96,7 +99,8 @@ class FlowTable:
         _, noted = compiled.sweep(self._tables, start, stop, np.uint32(self._clock.now()), self._withdrawn)
         if noted:
             self.wait_for_grace()
-            compiled.release(self._tables.tags, self._withdrawn, noted)
+            with self._looking:
+                compiled.release(self._tables.tags, self._withdrawn, noted)
         return int(noted)
 
     def wait_for_grace(self) -> None:
@@ -110,17 +114,19 @@ class FlowTable:
 
     def end_towards(self, addr: int, port: int, protocol: int) -> int:
         """End the connections of `protocol` to the endpoint (`addr`, `port` as host numbers); return how many."""
-        return int(
-            compiled.withdraw_towards(self._tables, np.uint32(_swap32(addr)), np.uint16(_swap16(port)), protocol)
-        )
+        with self._looking:
+            return int(
+                compiled.withdraw_towards(self._tables, np.uint32(_swap32(addr)), np.uint16(_swap16(port)), protocol)
+            )
 
     def connections(self) -> Iterator[Connection]:
         """Yield every connection. They may change while this runs; what is gone by then is left out."""
         tables = self._tables
         slots = np.zeros(len(tables.flows), np.int64)
-        count = compiled.used_slots(tables.tags, tables.flows, Direction.ORIGINAL, slots)
-        originals = tables.flows[slots[:count]]
-        replies = tables.flows[originals["peer"]]
+        with self._looking:
+            count = compiled.used_slots(tables.tags, tables.flows, Direction.ORIGINAL, slots)
+            originals = tables.flows[slots[:count]]
+            replies = tables.flows[originals["peer"]]
         now = self._clock.now()
         for original, reply in zip(originals, replies, strict=True):
             yield self._connection(original, reply, now)

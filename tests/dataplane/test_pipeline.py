@@ -1,0 +1,372 @@
+"""One frame at a time through the userspace pipeline, over tables in plain memory: whole frames compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conntrack import compiled as flows
+from conntrack.table import FlowTable
+from tests import packets
+from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, VIP, Address
+from tests.reference import Key, Outcome, Reference, Service
+from tests.small_node import (
+    DEAD_VIP,
+    FOREIGN_VIP,
+    HOPS,
+    LOST_VIP,
+    NARROW_VIP,
+    SEED,
+    SERVICES,
+    SMALL,
+    Pipeline,
+    flows_of,
+    service_ports,
+    service_table,
+)
+from xdp.clock import ManualClock
+from xdp.schema import Protocol, Reason, State, Tag, Verdict, verdict_of
+from xdp.tables import Tables
+
+TCP, UDP = Protocol.TCP, Protocol.UDP
+
+
+class NodeUnderTest:
+    """A pipeline over tables in memory, with Services that can change and a clock that stands."""
+
+    def __init__(self, services: dict[tuple[int, int, int], Service] = SERVICES) -> None:
+        self.clock = ManualClock()
+        self.tables = Tables.in_memory(SMALL)
+        self.flows = FlowTable(self.tables, self.clock)
+        self.flows.create()
+        self._pipeline = Pipeline(self.tables)
+        self._services = service_table(self.tables)
+        self.apply(services)
+
+    def apply(self, services: dict[tuple[int, int, int], Service]) -> None:
+        """Change the Services."""
+        self._services.apply(service_ports(services))
+
+    def send(self, frame: bytes) -> Outcome:
+        """Return what becomes of a frame."""
+        return self._pipeline.send(frame, self.clock.now())
+
+    def connect(self, client: Address = CLIENT, vip: Address = VIP) -> Address:
+        """Establish a TCP connection; return its endpoint."""
+        assert self.send(packets.syn(client, vip)).reason == Reason.ADMITTED
+        endpoint = self.endpoint(client, vip)
+        assert self.send(packets.syn_ack(endpoint, client)).reason == Reason.FORWARDED
+        assert self.send(packets.ack(client, vip)).reason == Reason.FORWARDED
+        assert self.state(client, vip) is State.ESTABLISHED
+        return endpoint
+
+    def endpoint(self, client: Address = CLIENT, vip: Address = VIP, protocol: Protocol = TCP) -> Address:
+        """Return the endpoint of a connection."""
+        return flows_of(self.tables)[Key(client, vip, protocol)].after.destination
+
+    def state(self, client: Address = CLIENT, vip: Address = VIP, protocol: Protocol = TCP) -> State:
+        """Return the state of a connection."""
+        return flows_of(self.tables)[Key(client, vip, protocol)].state
+
+
+@pytest.fixture
+def node() -> NodeUnderTest:
+    return NodeUnderTest()
+
+
+def only(*endpoints: Address, vip: Address = VIP, protocol: Protocol = TCP) -> dict[tuple[int, int, int], Service]:
+    """Return a configuration with one Service."""
+    return {(*vip, protocol): Service(endpoints)}
+
+
+def macs_to(address: Address) -> bytes:
+    return HOPS[address[0]].macs
+
+
+def test_t1_a_request_goes_to_an_endpoint_and_its_reply_comes_from_the_vip():
+    node = NodeUnderTest(only(ENDPOINT))
+    there = node.send(packets.syn())
+    assert there == (Reason.ADMITTED, packets.rewritten(packets.syn(), CLIENT, ENDPOINT, macs_to(ENDPOINT)), 3)
+    reply = packets.syn_ack(ENDPOINT, CLIENT)
+    back = node.send(reply)
+    assert back == (Reason.FORWARDED, packets.rewritten(reply, VIP, CLIENT, macs_to(CLIENT)), 2)
+
+
+def test_t1_udp():
+    node = NodeUnderTest(only(ENDPOINT, vip=DNS_VIP, protocol=UDP))
+    assert node.send(packets.udp()).frame == packets.rewritten(packets.udp(), CLIENT, ENDPOINT, macs_to(ENDPOINT))
+    reply = packets.udp(ENDPOINT, CLIENT)
+    assert node.send(reply).frame == packets.rewritten(reply, DNS_VIP, CLIENT, macs_to(CLIENT))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMED if name.startswith(("data", "syn-with-op", "syn-with-all", "syn-ttl-255"))]
+)
+def test_payload_and_options_stay_as_they_are(name: str):
+    node = NodeUnderTest(only(ENDPOINT))
+    assert node.send(NAMED[name]).frame == packets.rewritten(NAMED[name], CLIENT, ENDPOINT, macs_to(ENDPOINT))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name.startswith("udp") and "wrong" not in name])
+def test_n7_n8_datagrams(name: str):
+    node = NodeUnderTest(only(ENDPOINT, vip=DNS_VIP, protocol=UDP))
+    assert node.send(NAMED[name]).frame == packets.rewritten(NAMED[name], CLIENT, ENDPOINT, macs_to(ENDPOINT))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "arp",
+        "ipv6",
+        "vlan",
+        "sctp",
+        "echo",
+        "syn-to-a-stranger",
+        "fragment-to-a-stranger",
+        "syn-ack",
+        "error-about-an-error",
+    ],
+)
+def test_t11_what_is_not_ours_stays_as_it_is(name: str, node: NodeUnderTest):
+    reason, frame, ifindex = node.send(NAMED[name])
+    assert verdict_of(reason) is Verdict.PASS
+    assert (frame, ifindex) == (NAMED[name], 0)
+    assert not node.tables.tags.any()
+
+
+def test_t12_a_ttl_that_ends_here_is_the_kernel_s_to_answer(node: NodeUnderTest):
+    endpoint = node.connect()
+    for frame in (packets.syn(OTHER_CLIENT, ttl=1), packets.ack(ttl=1), packets.ack(endpoint, CLIENT, ttl=1)):
+        assert node.send(frame) == (Reason.TTL_EXPIRED, frame, 0)
+    assert len(flows_of(node.tables)) == 2
+
+
+def test_c1_the_first_packet_decides_whatever_happens_to_the_service(node: NodeUnderTest):
+    endpoint = node.connect()
+    before = node.send(packets.data())
+    for services in (only(OTHER_ENDPOINT if endpoint == ENDPOINT else ENDPOINT), only(), {}):
+        node.apply(services)
+        assert node.send(packets.data()) == before
+        reply = packets.data(endpoint, CLIENT)
+        assert node.send(reply).frame == packets.rewritten(reply, VIP, CLIENT, macs_to(CLIENT))
+
+
+def test_c1_new_connections_follow_the_service(node: NodeUnderTest):
+    node.connect()
+    node.apply(only(OTHER_ENDPOINT))
+    assert node.connect(OTHER_CLIENT) == OTHER_ENDPOINT
+    node.apply(only())
+    assert node.send(packets.syn((CLIENT[0], 7))).reason == Reason.NO_ENDPOINT
+    node.apply({})
+    assert node.send(packets.syn((CLIENT[0], 7))).reason == Reason.NOT_OURS
+
+
+def test_c2_a_connection_closes_and_a_syn_begins_another_one(node: NodeUnderTest):
+    endpoint = node.connect()
+    node.send(packets.fin())
+    assert node.state() is State.FIN_ORIGINAL
+    node.send(packets.fin(endpoint, CLIENT))
+    assert node.state() is State.TIME_WAIT
+    other = OTHER_ENDPOINT if endpoint == ENDPOINT else ENDPOINT
+    node.apply(only(other))
+    assert node.send(packets.ack()).reason == Reason.FORWARDED, "the last ACK still follows the old one"
+    assert node.send(packets.syn()).reason == Reason.ADMITTED
+    assert (node.endpoint(), node.state()) == (other, State.SYN_SENT)
+    assert len(flows_of(node.tables)) == 2
+
+
+def test_c2_a_syn_on_an_open_connection_follows_it(node: NodeUnderTest):
+    endpoint = node.connect()
+    node.apply(only(OTHER_ENDPOINT if endpoint == ENDPOINT else ENDPOINT))
+    assert node.send(packets.syn()).reason == Reason.FORWARDED
+    assert (node.endpoint(), node.state()) == (endpoint, State.ESTABLISHED)
+
+
+def test_c2_a_syn_of_the_endpoint_begins_nothing(node: NodeUnderTest):
+    endpoint = node.connect()
+    node.send(packets.rst())
+    assert node.send(packets.syn(endpoint, CLIENT)).reason == Reason.FORWARDED
+
+
+def test_c3_a_blind_rst_does_no_harm(node: NodeUnderTest):
+    endpoint = node.connect()
+    assert node.send(packets.rst()).reason == Reason.FORWARDED
+    assert node.state() is State.CLOSING
+    assert node.send(packets.data(endpoint, CLIENT)).reason == Reason.FORWARDED
+    assert node.state() is State.ESTABLISHED
+    node.clock.advance(7999)
+    assert node.send(packets.data()).reason == Reason.FORWARDED
+
+
+def test_c5_an_expired_connection_is_none(node: NodeUnderTest):
+    endpoint = node.connect()
+    node.clock.advance(8001)
+    other = OTHER_ENDPOINT if endpoint == ENDPOINT else ENDPOINT
+    node.apply(only(other))
+    reply = packets.data(endpoint, CLIENT)
+    assert node.send(reply) == (Reason.NOT_OURS, reply, 0)
+    assert node.send(packets.data()).reason == Reason.ADMITTED
+    assert node.endpoint() == other
+
+
+def test_c11_a_packet_in_mid_stream_is_adopted_where_maglev_says():
+    first, second = NodeUnderTest(), NodeUnderTest()
+    for port in range(50):
+        client = (CLIENT[0], 1000 + port)
+        endpoint = first.connect(client)
+        assert second.send(packets.data(client)).reason == Reason.ADMITTED
+        assert (second.endpoint(client), second.state(client)) == (endpoint, State.ADOPTED)
+
+
+def test_c11_an_adopted_connection_is_established_by_a_reply(node: NodeUnderTest):
+    node.send(packets.data())
+    node.send(packets.ack(node.endpoint(), CLIENT))
+    assert node.state() is State.ESTABLISHED
+
+
+@pytest.mark.parametrize("name", ["null", "xmas", "syn-fin", "syn-rst"])
+def test_c13_flags_that_no_stack_sends_create_no_state(name: str, node: NodeUnderTest):
+    assert node.send(NAMED[name]) == (Reason.BAD_FLAGS, NAMED[name], 0)
+    assert not node.tables.tags.any()
+
+
+@pytest.mark.parametrize("name", ["null", "xmas", "syn-fin"])
+def test_c4_on_a_connection_they_are_forwarded(name: str, node: NodeUnderTest):
+    node.connect()
+    assert node.send(NAMED[name]).reason == Reason.FORWARDED
+    assert node.state() is State.ESTABLISHED
+
+
+def test_a_rst_without_a_connection_creates_none(node: NodeUnderTest):
+    assert node.send(packets.rst()) == (Reason.STRAY_RST, packets.rst(), 0)
+    assert not node.tables.tags.any()
+
+
+@pytest.mark.parametrize(
+    ("vip", "reason"),
+    [(DEAD_VIP, Reason.NO_ENDPOINT), (LOST_VIP, Reason.NO_NEXT_HOP), (FOREIGN_VIP, Reason.NOT_FORWARDABLE)],
+)
+def test_what_cannot_be_reached_leaves_no_state(vip: Address, reason: Reason, node: NodeUnderTest):
+    frame = packets.syn(destination=vip)
+    assert node.send(frame) == (reason, frame, 0)
+    assert not node.tables.tags.any()
+
+
+def test_a_client_to_whom_no_way_is_known_waits(node: NodeUnderTest):
+    frame = packets.syn(packets.STRANGER)
+    assert node.send(frame) == (Reason.NO_NEXT_HOP, frame, 0)
+    assert not node.tables.tags.any()
+
+
+def test_a_frame_larger_than_the_mtu_of_its_next_hop_is_dropped(node: NodeUnderTest):
+    fits, too_big = (packets.data(destination=NARROW_VIP, payload=bytes(size)) for size in (60, 61))
+    assert node.send(too_big) == (Reason.TOO_BIG, too_big, 0)
+    assert node.send(fits).reason == Reason.ADMITTED
+    assert node.send(too_big) == (Reason.TOO_BIG, too_big, 0)
+
+
+def test_fragments_to_a_vip_are_not_tracked_yet(node: NodeUnderTest):
+    for name in ("first-fragment", "later-fragment"):
+        assert node.send(NAMED[name]) == (Reason.FRAGMENT, NAMED[name], 0)
+
+
+@pytest.mark.parametrize("kind", packets.ICMP_ERRORS)
+def test_n1_n2_an_error_on_the_way_to_the_client_reaches_the_endpoint(kind: str):
+    node = NodeUnderTest(only(ENDPOINT))
+    node.connect()
+    sent = packets.data(ENDPOINT, CLIENT)
+    seen = node.send(sent).frame
+    error = node.send(packets.icmp_error(seen, kind))
+    expected = packets.icmp_error(sent, kind, ttl=59)
+    assert error.reason == Reason.FORWARDED
+    assert error.frame[:12] == macs_to(ENDPOINT)
+    # The quote is as the endpoint sent it, but for the TTL that we counted down: and its header checksum.
+    quote = slice(42, 42 + 20)
+    assert error.frame[12:42][:24] == expected[12:42][:24]
+    assert error.frame[quote][12:] == expected[quote][12:]
+    assert error.frame[62:] == expected[62:]
+    assert_right_sums(error.frame)
+    assert node.state() is State.ESTABLISHED
+
+
+@pytest.mark.parametrize("kind", packets.ICMP_ERRORS)
+def test_n1_an_error_on_the_way_to_the_endpoint_reaches_the_client_as_about_the_vip(kind: str):
+    node = NodeUnderTest(only(ENDPOINT))
+    node.connect()
+    seen = node.send(packets.data()).frame
+    outcome = node.send(packets.icmp_error(seen, kind))
+    assert (outcome.reason, outcome.ifindex) == (Reason.FORWARDED, 2)
+    quoted = outcome.frame[42:]
+    assert quoted[12:20] == packets.data()[26:34], "from the client to the VIP"
+    assert quoted[20:] == packets.data()[34:], "ports and checksum as it sent them"
+    from_vip = VIP[0].to_bytes(4, "big") + CLIENT[0].to_bytes(4, "big")
+    assert outcome.frame[26:34] == from_vip, "where a connection's source changes, its errors' does, too"
+    assert_right_sums(outcome.frame)
+
+
+def assert_right_sums(frame: bytes) -> None:
+    """Check the three checksums of an ICMP error."""
+
+    def total(data: bytes) -> int:
+        value = sum(int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big") for at in range(0, len(data), 2))
+        while value >> 16:
+            value = (value & 0xFFFF) + (value >> 16)
+        return value
+
+    assert total(frame[14:34]) == total(frame[34:]) == total(frame[42:62]) == 0xFFFF
+
+
+def test_an_error_about_nothing_that_we_know_is_dropped(node: NodeUnderTest):
+    assert node.send(NAMED["error-about-a-reply"]) == (Reason.ICMP_UNUSABLE, NAMED["error-about-a-reply"], 0)
+
+
+def test_two_vips_in_front_of_one_endpoint_do_not_mix_one_client_port_up():
+    """The reply could not be told apart: the second connection gets another endpoint, or none."""
+    both = {(*vip, TCP): Service((ENDPOINT, OTHER_ENDPOINT)) for vip in (VIP, OTHER_VIP)}
+    node = NodeUnderTest(both)
+    first = node.connect(CLIENT, VIP)
+    second = node.connect(CLIENT, OTHER_VIP)
+    assert {first, second} == {ENDPOINT, OTHER_ENDPOINT}
+    for endpoint, vip in ((first, VIP), (second, OTHER_VIP)):
+        reply = packets.data(endpoint, CLIENT)
+        assert node.send(reply).frame == packets.rewritten(reply, vip, CLIENT, macs_to(CLIENT))
+
+
+def test_two_vips_in_front_of_a_single_endpoint_clash():
+    node = NodeUnderTest({(*vip, TCP): Service((ENDPOINT,)) for vip in (VIP, OTHER_VIP)})
+    node.connect(CLIENT, VIP)
+    frame = packets.syn(CLIENT, OTHER_VIP)
+    assert node.send(frame) == (Reason.REPLY_CLASH, frame, 0)
+    assert node.connect(OTHER_CLIENT, OTHER_VIP) == ENDPOINT
+
+
+def test_c7_a_full_table_drops_and_makes_room_among_the_unreplied():
+    node = NodeUnderTest(only(ENDPOINT))
+    admitted = [client for client in clients() if node.send(packets.syn(client)).reason == Reason.ADMITTED]
+    refused = packets.syn((CLIENT[0], 9))
+    reasons = {node.send(packets.syn((CLIENT[0], port))).reason for port in range(1, 200)}
+    assert Reason.TABLE_FULL in reasons
+    assert np.count_nonzero(node.tables.tags.view(np.uint16) == Tag.WITHDRAWN) > 0
+    node.flows.sweep()
+    assert node.send(refused).reason in (Reason.ADMITTED, Reason.FORWARDED)
+    assert len(admitted) > 0.84 / 0.8 * SMALL.connections * 0.9
+
+
+def clients() -> list[Address]:
+    return [(CLIENT[0], 10_000 + port) for port in range(SMALL.connections * 2)]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_reference_model_agrees(name: str, node: NodeUnderTest):
+    model = Reference(SERVICES, HOPS, SEED, node.clock.hertz)
+    for frame in (NAMED["syn"], NAMED["udp"], NAMED[name], NAMED["fin"], NAMED[name]):
+        assert node.send(frame) == model.userspace(frame, node.clock.now())
+
+
+def test_scratch_space_and_the_bytes_around_a_frame_are_left_alone(node: NodeUnderTest):
+    pipeline = Pipeline(node.tables)
+    pipeline._memory[:] = 0xA5
+    pipeline.send(packets.syn(), node.clock.now())
+    assert (pipeline._memory[:100] == 0xA5).all()
+    assert (pipeline._memory[100 + len(packets.syn()) :] == 0xA5).all()
+    assert flows.count_used(node.tables.tags) == 2
