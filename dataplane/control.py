@@ -51,9 +51,11 @@ class Lock:
     def __init__(self, settings: Settings) -> None:
         self._name = settings.name
         self._path = settings.lock_path
+        self._socket_path = str(settings.socket_path)
         self._fd = -1
 
     def __enter__(self) -> Self:
+        _check_length(self._socket_path)  # now, and not when programs are attached already
         while not self._has_lock():
             pass  # the one before us removed the file between our two steps
         os.ftruncate(self._fd, 0)
@@ -202,10 +204,14 @@ async def _send(writer: asyncio.StreamWriter, reply: bytes) -> None:
             await writer.drain()
 
 
-def _listen(path: str) -> socket.socket:
-    """Return a listening socket at `path`, readable and writable by its owner; what a dead daemon left is removed."""
+def _check_length(path: str) -> None:
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise ConfigError(f"{path}: too long for a socket ({_LONGEST_PATH} bytes at most); give a shorter --name")
+
+
+def _listen(path: str) -> socket.socket:
+    """Return a listening socket at `path`, readable and writable by its owner; what a dead daemon left is removed."""
+    _check_length(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     mask = os.umask(0o177)
     try:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -56,6 +58,7 @@ class Node:
         self.redirects: RedirectErrors | None = None
         self.uncounted = ""  # why redirects that fail are not counted
         self._cache: manifests.Cache = {}
+        self._stdin: bytes | None = None
         self._stopping = asyncio.Event()
         self._signal = signal.SIGTERM
         self._lost_seen = 0
@@ -68,6 +71,8 @@ class Node:
         """Start, serve until a signal, stop. Error: what kept it from starting."""
         settings = self.settings
         with contextlib.ExitStack() as stack:
+            if settings.engine == "raw":
+                raise MissingFeatureError("--engine raw: not in this version; use xdp, afxdp or auto")
             stack.enter_context(Lock(settings))
             first = self._load()
             self._start(stack, first)
@@ -81,7 +86,9 @@ class Node:
     def _load(self) -> Snapshot:
         settings = self.settings
         self.desired += 1
-        found = manifests.load(settings.files, cache=self._cache)
+        if "-" in settings.files and self._stdin is None:
+            self._stdin = sys.stdin.buffer.read()  # there is no reading it again at a SIGHUP
+        found = manifests.load(settings.files, io.BytesIO(self._stdin or b""), cache=self._cache)
         view = NodeView(settings.node_name, settings.zone)
         return resolve(found.services, found.slices, view, settings.allow_external_ips)
 
@@ -115,12 +122,17 @@ class Node:
         except MissingFeatureError as error:
             self.uncounted = str(error)
         self.engine.start(interfaces)
+        if self.settings.announce != "none":
+            log.warning("not honoured yet: --announce %s: route the VIPs to this node", self.settings.announce)
         for note in first.not_honoured:
             log.warning("not honoured yet: %s", note)
+        if self.uncounted:
+            log.warning("%s", self.uncounted)
         self._announce_start()
 
     def _capacity(self) -> Capacity:
-        return Capacity(connections=self.settings.capacity, cpus=os.cpu_count() or 1)
+        # XDP counts in the row of its CPU: there must be one for each that may come online.
+        return Capacity(connections=self.settings.capacity, cpus=os.sysconf("SC_NPROCESSORS_CONF"))
 
     def _refuse_foreign_programs(self, interfaces: list[Interface]) -> None:
         """Refuse an interface that has somebody else's XDP program, before anything is changed."""

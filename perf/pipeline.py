@@ -1,0 +1,118 @@
+"""What the userspace pipeline costs per packet, sockets left out: `python -m perf.pipeline [--flows N..]`.
+
+Frames of 60 bytes in plain memory are taken through `dataplane.pipeline.handle`, tables in plain memory too: first every
+flow's first packet (parse, frontend, Maglev, insertion of both directions, rewrite), then packets of known flows, in an
+order that is no neighbourhood in the table. A frame is restored before it is handled, which is part of the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+import numpy as np
+
+from conntrack.table import FlowTable
+from dataplane import hops_compiled, pipeline, wire
+from lb import maglev
+from lb.table import ServicePort, ServiceTable
+from xdp.clock import ManualClock
+from xdp.jit import compiled
+from xdp.schema import HopState, Protocol, Reason
+from xdp.tables import Capacity, Tables
+from xdp.unaligned import load64, store32, store64
+
+_FRAME_BYTES = 60
+_STRIDE = 7919
+_VIP, _VIP_PORT = IPv4Address("10.96.0.1"), 80
+_ENDPOINTS = tuple((IPv4Address("10.2.0.2") + number, 8080) for number in range(3))
+_CLIENTS = int(IPv4Address("10.1.0.0"))
+
+
+class Cost(NamedTuple):
+    """Nanoseconds of CPU time per packet: of first packets, and the median of packets of known flows."""
+
+    flows: int
+    new_ns: float
+    known_ns: float
+
+
+@compiled
+def _swapped(number):
+    return (number & 0xFF) << 24 | (number & 0xFF00) << 8 | (number >> 8) & 0xFF00 | (number >> 24) & 0xFF
+
+
+@compiled
+def _send(node, frames, template, flows, packets, first, expected, now):
+    """Handle `packets` packets from flow `first` on; return how many did not end for the `expected` reason."""
+    strange = 0
+    flow = first
+    for _ in range(packets):
+        for word in range(7):
+            store64(frames, word * 8, load64(template, word * 8))
+        store32(frames, 26, np.uint32(_swapped(_CLIENTS + flow // 32768)))
+        port = 1024 + flow % 32768
+        store32(frames, 34, np.uint32(0x50000000 | (port & 0xFF) << 8 | port >> 8))
+        reason, _ = pipeline.handle(node, frames, 0, _FRAME_BYTES, now)
+        strange += reason != expected
+        flow += _STRIDE
+        if flow >= flows:
+            flow %= flows
+    return strange
+
+
+def _node(flows: int) -> pipeline.Node:
+    tables = Tables.in_memory(Capacity(max(flows, 1000), 64, 64, 65536, 64, 64, 1))
+    for column in (tables.tags, tables.flows.view(np.uint8)):
+        column[:] = 1  # touch every page now: the first touch is the kernel's cost
+        column[:] = 0
+    FlowTable(tables, ManualClock()).create()
+    hop = tables.next_hops[1]
+    hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
+    services = ServiceTable(tables, maglev.DEFAULT_SEED, lambda _: 1)
+    services.apply([ServicePort(((_VIP, _VIP_PORT, int(Protocol.UDP)),), _ENDPOINTS)])
+    hops = hops_compiled.new_hops(tables.next_hops, 16)
+    starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
+    starts[-1] = 1  # one route, the default, through next hop 1
+    hops_compiled.publish_routes(hops, starts, np.zeros(1, np.uint32), np.ones(1, np.uint32))
+    return pipeline.Node(tables, hops, np.uint64(maglev.DEFAULT_SEED), np.zeros(1, wire.PACKET))
+
+
+def _template() -> np.ndarray:
+    header = bytes(12) + b"\x08\x00" + bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0x12, 0x34]) + bytes(4) + _VIP.packed
+    udp = bytes(4) + (26).to_bytes(2, "big") + b"\x43\x21"
+    return np.frombuffer((header + udp).ljust(64, b"\0"), np.uint8).copy()
+
+
+def measure(flows: int, packets: int = 2_000_000, trials: int = 5) -> Cost:
+    """Return the cost with so many flows in the table."""
+    node, frames, template = _node(flows), np.zeros(2048, np.uint8), _template()
+    now = np.uint32(0)
+    _send(_node(1000), frames, template, 1000, 1, 0, int(Reason.ADMITTED), now)  # compile
+    began = time.thread_time_ns()
+    strange = _send(node, frames, template, flows, flows, 0, int(Reason.ADMITTED), now)
+    new_ns = (time.thread_time_ns() - began) / flows
+    known = []
+    for _ in range(trials):
+        began = time.thread_time_ns()
+        strange += _send(node, frames, template, flows, packets, 0, int(Reason.FORWARDED), now)
+        known.append((time.thread_time_ns() - began) / packets)
+    if strange:
+        raise AssertionError(f"{strange} packets were not handled as expected: this measures something else")
+    return Cost(flows, new_ns, float(np.median(known)))
+
+
+def main() -> None:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(prog="python -m perf.pipeline", description="cost of the pipeline in memory")
+    parser.add_argument("--flows", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
+    print(f"{'flows':>9}  {'first packet ns':>15}  {'known flow ns':>13}")
+    for flows in parser.parse_args().flows:
+        cost = measure(flows)
+        print(f"{flows:>9,}  {cost.new_ns:>15.0f}  {cost.known_ns:>13.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
