@@ -1,7 +1,7 @@
 """What the XDP program costs per packet, driver left out: `python -m perf.cost [--flows N..] [--trials N]`.
 
-A front program makes the frame the next flow's again and tail-calls the program (perf/bpf/restore.c), because running one
-repeatedly (BPF_PROG_TEST_RUN) would feed it the packet that it has just rewritten. Net cost = that of the front with
+A front program makes the frame the next flow's again and tail-calls the program (perf/bpf/restore.c), because running
+one repeatedly (BPF_PROG_TEST_RUN) would feed it the packet that it has just rewritten. Net cost = that of the front with
 turnout's program, less that of the front with a bare program that exchanges MAC addresses; the trials of the two are
 interleaved. Flows are visited in an order that is no neighbourhood in the table.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Cost(NamedTuple):
 
 
 @jit
-def _fill(tables, flows, protocol, state, now):
+def _fill(tables: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
     """Insert flow 0 to `flows` as perf/bpf/restore.c sends them; return how many found room."""
     for flow in range(flows):
         client = np.uint32(_CLIENTS + flow // 32768)
