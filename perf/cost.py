@@ -1,7 +1,7 @@
 """What the XDP program costs per packet, driver left out: `python -m perf.cost [--flows N..] [--trials N]`.
 
-A front program makes the frame the next flow's again and tail-calls the program (perf/bpf/restore.c), because running
-one repeatedly (BPF_PROG_TEST_RUN) would feed it the packet that it has just rewritten. Net cost = that of the front with
+A front program makes the frame the next flow's again and tail-calls the program (perf/bpf/restore.c): running one
+repeatedly (BPF_PROG_TEST_RUN) would feed it the packet that it has just rewritten. Net cost = that of the front with
 turnout's program, less that of the front with a bare program that exchanges MAC addresses; the trials of the two are
 interleaved. Flows are visited in an order that is no neighbourhood in the table.
 """
