@@ -1,0 +1,579 @@
+"""A whole node behind one interface: the same scenario, whatever moves the packets.
+
+    client (10.77.1.2) ---- eth0 +------+ eth2 ---- other (10.77.3.2)
+                                 | node |
+                                 +--+---+ eth1 ---- web-1, web-2, web-3, near (10.77.2.2 to .5)
+
+`node.send(frame, "client")` puts a frame on the wire at a host and returns what came of it: the frames that left the
+node, each with the host that it is addressed to, those that were given to the kernel, and the reasons counted.
+
+`MemoryNode` is the real packet path over tables in plain memory, on a network given as data and a clock that stands
+still: no root. `DaemonNode` is `turnout run` in a world of namespaces. There the hosts are silent: they see every
+frame and answer none, so that nothing is on the wires but what a test sends. The node's kernel does not forward, so
+that a frame it was given goes no further.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from conntrack.table import FlowTable
+from dataplane import netdev, wire
+from dataplane.control import ask
+from dataplane.netdev import Changes, Neighbour, NeighbourKey, NeighbourState, Route
+from dataplane.nexthops import NextHops
+from dataplane.node import Node
+from dataplane.pipeline import Node as PacketPath
+from dataplane.pipeline import handle
+from dataplane.settings import Settings
+from lb import maglev
+from lb.table import ServiceTable
+from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
+from tests.packets import Address, address
+from xdp.clock import ManualClock
+from xdp.errors import Error
+from xdp.schema import Reason, Verdict, verdict_of
+from xdp.tables import Capacity, Tables
+
+ROOT = Path(__file__).parents[1]
+TURNOUT = [sys.executable, "-m", "dataplane.cli"]
+HOSTS = {
+    "client": "clients",
+    "web-1": "servers",
+    "web-2": "servers",
+    "web-3": "servers",
+    "near": "servers",
+    "other": "others",
+}
+CONNECTIONS = 20_000
+START_S = 180.0  # the first start of a version compiles the packet path
+_PATIENCE_S = 5.0  # a held frame is dropped after one second
+_FIRST_PORT = 20_000
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Service port, written as text: `Service("web", "10.96.0.1:80", ("10.77.2.2:8080",))`."""
+
+    name: str
+    frontend: str
+    endpoints: tuple[str, ...] = ()
+    protocol: str = "TCP"
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def with_endpoints(self, *endpoints: str) -> Service:
+        """Return the same Service with other endpoints."""
+        return replace(self, endpoints=endpoints)
+
+    @property
+    def at(self) -> Address:
+        """The frontend as numbers."""
+        return address(self.frontend)
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the Kubernetes objects: the Service, and a slice for every port number of its endpoints."""
+        vip, port = self.frontend.split(":")
+        slices: dict[str, list[str]] = {}
+        for endpoint in self.endpoints:
+            host, number = endpoint.split(":")
+            slices.setdefault(number, []).append(host)
+        metadata = {"namespace": "shop", "name": self.name, "annotations": dict(self.annotations)}
+        ports = [{"name": "main", "port": int(port), "protocol": self.protocol}]
+        return [
+            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"clusterIP": vip, "ports": ports}},
+            *(
+                {
+                    "apiVersion": "discovery.k8s.io/v1",
+                    "kind": "EndpointSlice",
+                    "metadata": {
+                        "namespace": "shop",
+                        "name": f"{self.name}-{number}",
+                        "labels": {"kubernetes.io/service-name": self.name},
+                    },
+                    "addressType": "IPv4",
+                    "ports": [{"name": "main", "port": int(number), "protocol": self.protocol}],
+                    "endpoints": [{"addresses": [host]} for host in hosts],
+                }
+                for number, hosts in slices.items()
+            ),
+        ]
+
+    def shown(self) -> tuple[str, str, str, frozenset[str]]:
+        """Return what `get services` is to say: name, protocol, frontend, endpoints."""
+        return self.name, self.protocol, self.frontend, frozenset(self.endpoints)
+
+
+def write_manifests(path: Path, services: Iterable[Service]) -> None:
+    """Replace the manifest file at once, as careful editors and controllers do."""
+    items = [one for service in services for one in service.objects()]
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    beside.replace(path)
+
+
+class Sent(NamedTuple):
+    """What came of frames that were sent."""
+
+    left: list[tuple[str, bytes]]  # (host that it is addressed to, frame)
+    passed: list[bytes]  # to the kernel
+    reasons: Counter[Reason]  # without those of punts, which are not the end of a packet
+
+    @property
+    def only(self) -> tuple[str, bytes]:
+        """The one frame that left, and to whom; nothing else happened."""
+        assert (len(self.left), self.passed) == (1, []), self
+        return self.left[0]
+
+    @property
+    def reason(self) -> Reason:
+        """The one reason that was counted."""
+        assert self.reasons.total() == 1, self
+        return next(iter(self.reasons))
+
+
+class ScenarioNode(ABC):
+    """What scenarios may ask of a node. Frames are bytes; addresses are those of tests/packets.py."""
+
+    engine: str
+
+    def __init__(self) -> None:
+        self.networks = plan(HOSTS)
+        self.sent = 0  # frames that hosts have put on the wires
+        self._ports = itertools.count(_FIRST_PORT)
+
+    # The places.
+
+    def network_of(self, host: str) -> NetworkPlan:
+        """Return the network that a host is on."""
+        return next(network for network in self.networks if host in network.hosts)
+
+    def end_of(self, host: str) -> Interface:
+        """Return a host's interface."""
+        return self.network_of(host).hosts[host]
+
+    def at(self, host: str, port: int) -> Address:
+        """Return a place on a host."""
+        return int(self.end_of(host).address.ip), port
+
+    def endpoint(self, host: str, port: int = 8080) -> str:
+        """Return a place on a host, as manifests write it."""
+        return f"{self.end_of(host).ip}:{port}"
+
+    def client(self, host: str = "client") -> Address:
+        """Return a place on a host that no connection has begun from yet."""
+        return self.at(host, next(self._ports))
+
+    def host_of(self, place: Address) -> str:
+        """Return the host that has an address."""
+        return next(host for host in HOSTS if int(self.end_of(host).address.ip) == place[0])
+
+    def macs(self, host: str) -> bytes:
+        """Return how a frame from the node to a host begins: destination and source address."""
+        return _mac(self.end_of(host)) + _mac(self.network_of(host).node_interface)
+
+    def on_the_wire(self, frame: bytes, host: str) -> bytes:
+        """Return a frame as a host sends it to the node: with its and the node's MAC addresses."""
+        return _mac(self.network_of(host).node_interface) + _mac(self.end_of(host)) + frame[12:]
+
+    # What every engine does.
+
+    @abstractmethod
+    def apply(self, *services: Service) -> None:
+        """Make these the Services, and no others; return when they are."""
+
+    @abstractmethod
+    def send(self, frame: bytes, host: str = "client") -> Sent:
+        """Send a frame from a host to the node; return what came of it, when it has come."""
+
+    @abstractmethod
+    def answer(self, command: str, **options: Any) -> Any:
+        """Return what the control socket answers."""
+
+    def flows(self, **filters: Any) -> list[dict[str, Any]]:
+        """Return the connections."""
+        return self.answer("flows", **filters)  # type: ignore[no-any-return]
+
+    def flow(self, client: Address) -> dict[str, Any]:
+        """Return the one connection of a client's address and port."""
+        (found,) = self.flows(client=text_of(client))
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Return the status."""
+        return self.answer("status")  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def check_accounts(self) -> None:
+        """Assert that every frame sent so far has been counted once by everybody who saw it (DESIGN's sums)."""
+
+
+def text_of(place: Address) -> str:
+    """Return an address and port as `10.0.0.1:80`."""
+    return f"{IPv4Address(place[0])}:{place[1]}"
+
+
+def _mac(end: Interface) -> bytes:
+    return bytes.fromhex(end.mac.replace(":", ""))
+
+
+# In memory.
+
+
+class _PaperNetwork:
+    """What dataplane.netdev would tell about the node's network, from its plan. All neighbours are known for ever."""
+
+    def __init__(self, networks: list[NetworkPlan]) -> None:
+        self._networks = dict(enumerate(networks, 1))
+
+    def fileno(self) -> int:
+        return -1
+
+    def interfaces(self) -> list[netdev.Interface]:
+        ends = {number: network.node_interface for number, network in self._networks.items()}
+        return [netdev.Interface(end.name, number, _mac(end), 1500, is_up=True) for number, end in ends.items()]
+
+    def routes(self) -> list[Route]:
+        subnets = {number: network.node_interface.address.network for number, network in self._networks.items()}
+        return [Route(int(net.network_address), net.prefixlen, ifindex=number) for number, net in subnets.items()]
+
+    def neighbours(self) -> list[Neighbour]:
+        return [
+            Neighbour(number, int(end.address.ip), _mac(end), NeighbourState.PERMANENT)
+            for number, network in self._networks.items()
+            for end in network.hosts.values()
+        ]
+
+    def changes(self) -> Changes:
+        return Changes()
+
+    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]:  # noqa: ARG002
+        return {}
+
+    def let_go(self, keys: Iterable[NeighbourKey]) -> None:
+        pass
+
+
+class MemoryNode(ScenarioNode):
+    """The packet path over plain memory: a frame in, a frame out, at a time of the test's choice."""
+
+    engine = "memory"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._file = folder / "services.json"
+        self.clock = ManualClock()
+        rows = {"frontends": 256, "services": 256, "maglev_slots": 1 << 17, "endpoints": 1024, "next_hops": 256}
+        tables = Tables.in_memory(Capacity(connections=CONNECTIONS, **rows))
+        names = tuple(network.node_interface.name for network in self.networks)
+        self._node = node = Node(Settings("memory", (str(self._file),), names, capacity=CONNECTIONS))
+        node.netdev = _PaperNetwork(self.networks)  # type: ignore[assignment]
+        node.shared = SimpleNamespace(tables=tables)  # type: ignore[assignment]
+        node.flows = FlowTable(tables, self.clock)
+        node.flows.create()
+        node.next_hops = NextHops(tables, node.netdev, names)
+        node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
+        node.engine = SimpleNamespace(name="memory", offloads=False, attachments={}, queues=[], stalled=list)  # type: ignore[assignment]
+        self._tables = tables
+        self._path = PacketPath(tables, node.next_hops.hops, np.uint64(maglev.DEFAULT_SEED), np.zeros(1, wire.PACKET))
+        self._frames = np.zeros(4096, np.uint8)
+
+    def apply(self, *services: Service) -> None:
+        write_manifests(self._file, services)
+        self._node.reload()
+        assert self._node.rejected is None, self._node.rejected
+        self._node.services.release()  # nobody else is looking
+
+    def send(self, frame: bytes, host: str = "client") -> Sent:
+        given = self.on_the_wire(frame, host)
+        self._frames[: len(given)] = np.frombuffer(given, np.uint8)
+        code, egress = handle(self._path, self._frames, 0, len(given), np.uint32(self.clock.now()))
+        reason = Reason(int(code))
+        self._tables.worker_counters[0]["packets"][reason] += 1
+        self.sent += 1
+        became = self._frames[: len(given)].tobytes()
+        if verdict_of(reason) is Verdict.FORWARD:
+            return Sent([(self._addressee(int(egress), became), became)], [], Counter([reason]))
+        assert became == given, "only what is forwarded may be changed"
+        return Sent([], [given] if verdict_of(reason) is Verdict.PASS else [], Counter([reason]))
+
+    def _addressee(self, ifindex: int, frame: bytes) -> str:
+        network = self.networks[ifindex - 1]
+        return next(host for host, end in network.hosts.items() if _mac(end) == frame[:6])
+
+    def answer(self, command: str, **options: Any) -> Any:
+        return self._node.answer(command, options)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.advance(seconds)
+
+    def sweep(self) -> None:
+        """End what has expired."""
+        self._node.flows.sweep()
+
+    def check_accounts(self) -> None:
+        assert sum(self.status()["reasons"].values()) == self.sent
+
+
+# On the wire.
+
+_ETH_P_ALL = 3
+_SOL_PACKET, _PACKET_AUXDATA = 263, 8  # linux/if_packet.h
+_AUXDATA = struct.Struct("=IIIHHHH")  # status, length, captured, MAC offset, network offset, VLAN tag, VLAN type
+_VLAN_VALID = 1 << 4
+
+
+class Wire:
+    """An interface as a packet socket sees it: sends frames, and collects what arrives."""
+
+    def __init__(self, host: Host, interface: str) -> None:
+        with host.entered():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._socket.setblocking(False)
+        self._socket.bind((interface, _ETH_P_ALL))
+
+    def send(self, frame: bytes) -> None:
+        self._socket.send(frame)
+
+    def received(self) -> list[bytes]:
+        """Return the frames that have arrived since the last call and were addressed to this interface, or to all."""
+        frames = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, ancillary, _, (_, _, kind, *_) = self._socket.recvmsg(1 << 16, 256)
+                if kind in (socket.PACKET_HOST, socket.PACKET_BROADCAST, socket.PACKET_MULTICAST):
+                    frames.append(_with_tag(data, ancillary))
+        return frames
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _with_tag(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    """Return a frame with the VLAN tag that the kernel took out for the socket's sake."""
+    for level, kind, value in ancillary:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, _, _, _, _, tag, tag_type = _AUXDATA.unpack_from(value)
+            if status & _VLAN_VALID:
+                return data[:12] + struct.pack("!HH", tag_type, tag) + data[12:]
+    return data
+
+
+_ENGINE_FLAGS = {
+    "xdp": ["--engine", "xdp", "--xdp-mode", "native"],
+    "xdp-generic": ["--engine", "xdp", "--xdp-mode", "generic"],
+    "afxdp": ["--engine", "afxdp"],
+}
+
+
+class Daemon:
+    """`turnout run` in the node of a world. A context manager: leaving it ends the daemon and removes what it made."""
+
+    def __init__(self, world: World, engine: str, *, capacity: int = CONNECTIONS, on_exit: str | None = None) -> None:
+        self.world = world
+        self.engine = engine
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{world.prefix}-"))
+        world.owns_folder(self.folder)
+        self.file = self.folder / "services.json"
+        self.log = self.folder / "log"
+        names = tuple(interface.name for interface in world.node.interfaces)
+        self.settings = Settings(f"{world.prefix}-{engine}", (str(self.file),), names, capacity=capacity)
+        self._flags = [*_ENGINE_FLAGS[engine], *(["--on-exit", on_exit] if on_exit else [])]
+        self.process: subprocess.Popen[Any] | None = None
+
+    def __enter__(self) -> Self:
+        write_manifests(self.file, ())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.world.end(self.process)
+        self.turnout("detach", check=False)
+        self.settings.lock_path.unlink(missing_ok=True)
+
+    def turnout(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the command line for this node."""
+        command = [*TURNOUT, *arguments, "--name", self.settings.name]
+        return self._in_folder(command, check)
+
+    def _in_folder(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.world.node.inside(command), capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        )
+        assert not check or done.returncode == 0, (command, done.returncode, done.stderr)
+        return done
+
+    def start(self) -> None:
+        """Start it; return when it serves."""
+        interfaces = [word for name in self.settings.interfaces for word in ("-i", name)]
+        command = [*TURNOUT, "run", "--name", self.settings.name, "-f", str(self.file), *interfaces, *self._flags]
+        command += ["--capacity", str(self.settings.capacity)]
+        with self.log.open("a") as stream:
+            self.process = self.world.node.popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+        self.wait_for(lambda: self.process.poll() is not None or self.is_answering(), START_S)  # type: ignore[union-attr]
+        assert self.process.poll() is None, self.said()
+
+    def is_answering(self) -> bool:
+        """Whether the control socket answers: the daemon serves."""
+        try:
+            ask(self.settings, "interfaces", timeout_s=5)
+        except Error:
+            return False
+        return True
+
+    def said(self) -> str:
+        """Return what it wrote on stderr."""
+        return self.log.read_text()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        """Wait for its end; return its exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout_s)
+
+    def ask(self, command: str, **options: Any) -> Any:
+        """Return what the control socket answers."""
+        return ask(self.settings, command, options, timeout_s=30)
+
+    def apply(self, *services: Service) -> None:
+        """Change the manifest file; return when the daemon has applied it, as the watch over files has told it."""
+        write_manifests(self.file, services)
+        self.wait_for_services(*services)
+
+    def wait_for_services(self, *services: Service) -> None:
+        """Return when these are the Services."""
+        wanted = {service.shown() for service in services}
+        self.wait_for(lambda: self._services() == wanted)
+
+    def _services(self) -> set[tuple[str, str, str, frozenset[str]]]:
+        return {
+            (
+                shown["name"],
+                shown["protocol"],
+                shown["frontends"][0],
+                frozenset(endpoint["address"] for endpoint in shown["endpoints"]),
+            )
+            for shown in self.ask("services")
+        }
+
+    def wait_for(self, condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+        """Wait until something is true; if it does not become so, fail with what the daemon said."""
+        assert wait_until(condition, timeout_s), f"not within {timeout_s} s; the daemon said:\n{self.said()}"
+
+
+class DaemonNode(ScenarioNode):
+    """A daemon between silent hosts."""
+
+    def __init__(self, world: World, daemon: Daemon) -> None:
+        super().__init__()
+        self.engine = daemon.engine
+        self.daemon = daemon
+        for host in HOSTS:  # a host without address answers nothing
+            world[host].run(["ip", "address", "flush", "dev", "eth0"])
+        world.node.sysctl("net/ipv4/ip_forward", 0)
+        self._hosts = {host: Wire(world[host], "eth0") for host in HOSTS}
+        self._inside = [Wire(world.node, interface.name) for interface in world.node.interfaces]
+        self._not_ours = self._packets()["xdp"]["received"]
+
+    def close(self) -> None:
+        for one in (*self._hosts.values(), *self._inside):
+            one.close()
+
+    def apply(self, *services: Service) -> None:
+        self.daemon.apply(*services)
+
+    def answer(self, command: str, **options: Any) -> Any:
+        return self.daemon.ask(command, **options)
+
+    def _packets(self) -> dict[str, dict[str, int]]:
+        return self.status()["packets"]  # type: ignore[no-any-return]
+
+    def send(self, frame: bytes, host: str = "client") -> Sent:
+        assert not any(self._collect()), "frames that nobody has sent"
+        before = self.status()
+        self._hosts[host].send(self.on_the_wire(frame, host))
+        self.sent += 1
+        after = self._settled(before)
+        grown = {name: count - before["reasons"].get(name, 0) for name, count in after["reasons"].items()}
+        reasons = Counter({Reason[name]: count for name, count in grown.items() if count})
+        ends = Counter({reason: count for reason, count in reasons.items() if verdict_of(reason) is not Verdict.PUNT})
+        left, passed = self._collect_all(
+            sum(count for reason, count in ends.items() if verdict_of(reason) is Verdict.FORWARD),
+            sum(count for reason, count in ends.items() if verdict_of(reason) is Verdict.PASS),
+        )
+        return Sent(left, passed, ends)
+
+    def _settled(self, before: dict[str, Any]) -> dict[str, Any]:
+        """Return the status when every frame has met its end."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            status = self.status()
+            xdp, user = status["packets"]["xdp"], status["packets"]["userspace"]
+            is_seen = xdp["received"] > before["packets"]["xdp"]["received"]
+            if is_seen and user["received"] >= xdp["punted"] - user["punt_lost"]:
+                return status
+            assert time.monotonic() < deadline, (before["packets"], status["packets"], self.daemon.said())
+
+    def _collect(self) -> tuple[list[tuple[str, bytes]], list[bytes]]:
+        left = [(host, frame) for host, wire_end in self._hosts.items() for frame in wire_end.received()]
+        return left, [frame for inside in self._inside for frame in inside.received()]
+
+    def _collect_all(self, left: int, passed: int) -> tuple[list[tuple[str, bytes]], list[bytes]]:
+        """Return what has left and what was passed, when there are so many of them."""
+        found: tuple[list[tuple[str, bytes]], list[bytes]] = ([], [])
+
+        def is_complete() -> bool:
+            for all_of_them, more in zip(found, self._collect(), strict=True):
+                all_of_them.extend(more)  # type: ignore[arg-type]
+            return len(found[0]) >= left and len(found[1]) >= passed
+
+        wait_until(is_complete, _PATIENCE_S, 0.0005)
+        return found
+
+    def check_accounts(self) -> None:
+        packets = self._packets()
+        xdp, user = packets["xdp"], packets["userspace"]
+        assert xdp["received"] == self.sent + self._not_ours
+        assert xdp["received"] == xdp["forwarded"] + xdp["passed"] + xdp["dropped"] + xdp["punted"]
+        assert user["received"] == user["forwarded"] + user["dropped"]
+        assert user["received"] == xdp["punted"] - user["punt_lost"]
+        assert xdp["redirect_failed"] == 0
+
+
+@contextlib.contextmanager
+def whole_node(engine: str, folder: Path, prefix: str) -> Iterator[ScenarioNode]:
+    """Make a node with an engine; it is gone afterwards. `prefix` names the world's namespaces."""
+    if engine == "memory":
+        yield MemoryNode(folder)
+        return
+    with World(prefix, HOSTS, static_neighbours=True) as world, Daemon(world, engine) as daemon:
+        daemon.start()
+        node = DaemonNode(world, daemon)
+        try:
+            yield node
+        finally:
+            node.close()
