@@ -18,6 +18,7 @@ BOTH = (ORIGINAL, REPLY)
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 _OPEN = (S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.ESTABLISHED)
+_UNREPLIED = (S.SYN_SENT, S.ADOPTED)
 _TCP = (*_OPEN, S.FIN_ORIGINAL, S.FIN_REPLY, S.TIME_WAIT, S.CLOSING)
 
 # (state, direction, event) -> next state. What is not listed stays as it is.
@@ -29,13 +30,15 @@ TRANSITIONS: dict[tuple[State, Direction, Event], State] = {
     (S.SYN_RECEIVED, ORIGINAL, E.DATA): S.ESTABLISHED,
     (S.ADOPTED, REPLY, E.ACK): S.ESTABLISHED,
     (S.ADOPTED, REPLY, E.DATA): S.ESTABLISHED,
-    # A FIN from one side keeps the other.
-    **{(s, ORIGINAL, E.FIN): S.FIN_ORIGINAL for s in _OPEN},
+    # A FIN from one side keeps the other. What only the client has said anything on stays unreplied, whatever it says:
+    # a flood of SYN and FIN, or SYN, RST and ACK, must not make connections that last (C6).
+    **{(s, ORIGINAL, E.FIN): S.FIN_ORIGINAL for s in _OPEN if s not in _UNREPLIED},
     **{(s, REPLY, E.FIN): S.FIN_REPLY for s in _OPEN},
     (S.FIN_ORIGINAL, REPLY, E.FIN): S.TIME_WAIT,
     (S.FIN_REPLY, ORIGINAL, E.FIN): S.TIME_WAIT,
     # A RST shortens a flow's life and never ends it, so a blind one does no harm: data revives the flow (C3).
-    **{(s, way, E.RST): S.CLOSING for s in _TCP if s != S.TIME_WAIT for way in BOTH},
+    **{(s, ORIGINAL, E.RST): S.CLOSING for s in _TCP if s != S.TIME_WAIT and s not in _UNREPLIED},
+    **{(s, REPLY, E.RST): S.CLOSING for s in _TCP if s != S.TIME_WAIT},
     **{(S.CLOSING, way, event): S.ESTABLISHED for way in BOTH for event in (E.ACK, E.DATA)},
     (S.UDP_UNREPLIED, REPLY, E.DATA): S.UDP_REPLIED,
 }
