@@ -1,8 +1,8 @@
 """What the userspace pipeline costs per packet, sockets left out: `python -m perf.pipeline [--flows N..]`.
 
 Frames of 60 bytes in plain memory are taken through `dataplane.pipeline.handle`, tables in plain memory too. First
-every flow's first packet: parse, frontend, Maglev, insertion of both directions, rewrite. Then packets of known flows, in
-an order that is no neighbourhood in the table. A frame is restored before it is handled, which is part of the figure.
+every flow's first packet: parse, frontend, Maglev, insertion of both directions, rewrite. Then packets of known flows,
+in an order that is no neighbourhood in the table. A frame is restored before it is handled: part of the figure.
 """
 
 from __future__ import annotations
