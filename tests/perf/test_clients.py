@@ -24,6 +24,7 @@ def world():
 def test_every_request_is_answered_by_name(world):
     result = clients.load_http(world["client"], f"{world['web-2'].ip}:8080", connections=20, requests=5)
     assert (result.answers, result.failures, result.flows, result.moved) == ({"web-2": 100}, {}, 20, 0)
+    assert result.flows_by_server == {"web-2": 20}
 
 
 def test_a_large_body_arrives_whole(world):

@@ -36,6 +36,12 @@ def test_every_service_has_its_chain_and_every_endpoint_its_share():
     assert rules.count("COMMIT") == 2
 
 
+def test_rules_speak_of_the_service_s_protocol_and_port():
+    rules = kube_proxy_rules([Service(IPv4Address("10.96.0.9"), (IPv4Address("10.77.2.2"),), "tcp", 443)])
+    assert '-d 10.96.0.9/32 -p tcp -m comment --comment "shop/service-0:tcp cluster IP" -m tcp --dport 443' in rules
+    assert "-m tcp -j DNAT --to-destination 10.77.2.2:8080" in rules
+
+
 def test_manifests_and_rules_speak_of_the_same_services():
     items = manifests(SERVICES)["items"]
     assert [item["spec"]["clusterIP"] for item in items if item["kind"] == "Service"] == [

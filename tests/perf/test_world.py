@@ -242,3 +242,11 @@ def test_ctrl_c_leaves_nothing():
         process.send_signal(signal.SIGINT)
         process.wait(10)
     assert (namespaces(prefix), records(prefix), start_time(child)) == ([], [], None)
+
+
+@pytest.mark.root
+def test_a_switch_is_between_the_node_and_its_hosts(world):
+    ports = world.switch("servers").run(["ip", "-o", "link", "show", "master", "br0"]).stdout
+    assert {line.split()[1].partition("@")[0] for line in ports.splitlines()} == {"node", "port0", "port1"}
+    with pytest.raises(UsageError, match="clients has no switch"):
+        world.switch("clients")
