@@ -37,7 +37,9 @@ import numpy as np
 
 from conntrack.table import FlowTable
 from dataplane import netdev, wire
+from dataplane.afxdp import Statistics
 from dataplane.control import ask
+from dataplane.engine import NOTHING
 from dataplane.netdev import Changes, Neighbour, NeighbourKey, NeighbourState, Route
 from dataplane.nexthops import NextHops
 from dataplane.node import Node
@@ -271,6 +273,23 @@ class _PaperNetwork:
         pass
 
 
+class _NoEngine:
+    """What a node asks its engine, when the test itself moves the frames."""
+
+    name = "memory"
+    offloads = False
+    queues: tuple[()] = ()
+
+    def __init__(self) -> None:
+        self.attachments: dict[str, Any] = {}
+
+    def stalled(self) -> list[str]:
+        return []
+
+    def statistics(self) -> Statistics:
+        return NOTHING
+
+
 class MemoryNode(ScenarioNode):
     """The packet path over plain memory: a frame in, a frame out, at a time of the test's choice."""
 
@@ -290,7 +309,7 @@ class MemoryNode(ScenarioNode):
         node.flows.create()
         node.next_hops = NextHops(tables, node.netdev, names)
         node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
-        node.engine = SimpleNamespace(name="memory", offloads=False, attachments={}, queues=[], stalled=list)  # type: ignore[assignment]
+        node.engine = _NoEngine()  # type: ignore[assignment]
         self._tables = tables
         self._path = PacketPath(tables, node.next_hops.hops, np.uint64(maglev.DEFAULT_SEED), np.zeros(1, wire.PACKET))
         self._frames = np.zeros(4096, np.uint8)
@@ -299,7 +318,7 @@ class MemoryNode(ScenarioNode):
         write_manifests(self._file, services)
         self._node.reload()
         assert self._node.rejected is None, self._node.rejected
-        self._node.services.release()  # nobody else is looking
+        self._node.services.release(self._node.services.take_parted())  # nobody else is looking
 
     def send(self, frame: bytes, host: str = "client") -> Sent:
         given = self.on_the_wire(frame, host)

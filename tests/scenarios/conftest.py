@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node import ScenarioNode, whole_node
+from perf.world import World
+from tests.node import Daemon, ScenarioNode, whole_node
+from tests.scenarios.site import HOSTS, Site
 
 ENGINES = {
     "memory": (),
@@ -50,3 +52,13 @@ def node(whole: ScenarioNode) -> Iterator[ScenarioNode]:
     """The node; after the scenario its accounts must add up."""
     yield whole
     whole.check_accounts()
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Real clients and servers around a daemon, by default of engine xdp."""
+    engine = getattr(request, "param", "xdp")
+    with World(f"tc{os.getpid() % 100_000}", HOSTS) as world, Daemon(world, engine) as daemon:
+        made = Site(world, daemon)
+        daemon.start()
+        yield made

@@ -1,0 +1,123 @@
+"""A node between real clients and servers, with a daemon that comes and goes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from perf import clients
+from perf.world import Host, World
+from tests.node import Daemon, Service
+from xdp import maps
+from xdp.maps import SharedMaps
+from xdp.schema import Reason
+
+HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
+SERVERS = ("web-1", "web-2", "web-3")
+WEB_PORT, DNS_PORT = 8080, 5353
+
+
+class Site:
+    """Hosts that serve HTTP and UDP by name, and the node's daemon in front of them."""
+
+    def __init__(self, world: World, daemon: Daemon) -> None:
+        self.world = world
+        self.daemon = daemon
+        self.web = Service("web", "10.96.0.1:80", self.places(WEB_PORT, *SERVERS))
+        self.dns = Service("dns", "10.96.0.10:53", self.places(DNS_PORT, *SERVERS), "UDP")
+        for name in SERVERS:
+            clients.serve_http(world[name], name, f"0.0.0.0:{WEB_PORT}")
+            clients.serve_udp(world[name], name, f"0.0.0.0:{DNS_PORT}")
+
+    @property
+    def client(self) -> Host:
+        """The host that clients run on."""
+        return self.world["client"]
+
+    def places(self, port: int, *hosts: str) -> tuple[str, ...]:
+        """Return a port of hosts, as manifests write it."""
+        return tuple(f"{self.world[host].ip}:{port}" for host in hosts)
+
+    def serve(self) -> None:
+        """Have the daemon running, with the two Services, and well."""
+        process = self.daemon.process
+        if process is None or process.poll() is not None:
+            self.daemon.start()
+        self.daemon.apply(self.web, self.dns)
+        self.wait_until_ok()
+
+    def wait_until_ok(self) -> None:
+        """Return when the status is ok."""
+        self.daemon.wait_for(lambda: self.daemon.ask("status")["state"] == "ok")
+
+    def retransmitted(self) -> int:
+        """Return how many TCP segments were sent again so far, by all hosts: each stands for one that was lost."""
+        return sum(_tcp_counters(host)["RetransSegs"] for name, host in self.world.hosts.items() if name != "node")
+
+    def load(self, kind: str, service: Service, **options: float) -> clients.Load:
+        """Return a load of flows that are all open from the beginning and ask without end, answer by answer."""
+        given = {"flows": 20, "concurrent": 20, "requests": 1_000_000, "interval": 0.005, "timeout": 5, **options}
+        return clients.Load(self.client, kind, service.frontend, **given)
+
+    @contextlib.contextmanager
+    def asking(self, port: int = 0) -> Iterator[Asking]:
+        """Make a UDP client with a socket of its own: a flow."""
+        with self.client.entered():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            sock.bind(("", port))
+            yield Asking(sock, self.dns.frontend)
+
+    def tables(self) -> SharedMaps:
+        """Return the shared tables, to be looked at: also when the daemon does not answer."""
+        return maps.open_tables(self.daemon.settings.pins, read_only=True)
+
+    def counted(self, reason: Reason) -> int:
+        """Return how often XDP has counted a reason, read from the table."""
+        with self.tables() as shared:
+            return int(shared.tables.xdp_counters["packets"][:, reason].sum())
+
+    def endpoints_of_flows(self) -> dict[tuple[str, str], str]:
+        """Return {(client, frontend): endpoint} of every connection."""
+        return {(flow["client"], flow["frontend"]): flow["endpoint"] for flow in self.daemon.ask("flows")}
+
+    def has_programs(self) -> list[str]:
+        """Return the interfaces of the node that have an XDP program."""
+        links = json.loads(self.world.node.run(["ip", "-j", "link"]).stdout)
+        return [link["ifname"] for link in links if "xdp" in link]
+
+
+class Asking:
+    """One UDP flow of a client."""
+
+    def __init__(self, sock: socket.socket, frontend: str) -> None:
+        host, port = frontend.split(":")
+        self._socket = sock
+        self._to = (host, int(port))
+        self._number = 0
+
+    @property
+    def port(self) -> int:
+        """The client's port."""
+        return int(self._socket.getsockname()[1])
+
+    def __call__(self, timeout_s: float = 1.0) -> str | None:
+        """Send a datagram; return the name of the server that answers, None if none does."""
+        self._number += 1
+        asked = str(self._number).encode()
+        self._socket.settimeout(timeout_s)
+        self._socket.sendto(asked, self._to)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                name, _, echoed = self._socket.recv(2048).partition(b" ")
+                if echoed == asked:
+                    return name.decode()
+        return None
+
+
+def _tcp_counters(host: Host) -> dict[str, Any]:
+    lines = [line.split()[1:] for line in host.run(["cat", "/proc/net/snmp"]).stdout.splitlines() if line[:4] == "Tcp:"]
+    return dict(zip(lines[0], map(int, lines[1]), strict=True))

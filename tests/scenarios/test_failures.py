@@ -1,0 +1,250 @@
+"""What clients notice when something fails. DESIGN: known flows are never affected."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from perf import clients
+from perf.world import wait_until
+from tests.node import Service, write_manifests
+from tests.scenarios.site import DNS_PORT, WEB_PORT, Site
+from xdp.schema import Reason
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+
+@pytest.fixture(autouse=True)
+def _services(site: Site):
+    site.serve()
+
+
+@contextlib.contextmanager
+def undisturbed(site: Site) -> Iterator[None]:
+    """Keep HTTP connections and UDP flows asking meanwhile; none may lose a packet, fail or move."""
+    before = site.retransmitted()
+    known = len(site.daemon.ask("flows"))
+    with site.load("http-load", site.web) as http, site.load("udp-load", site.dns) as udp:
+        site.daemon.wait_for(lambda: len(replied(site)) >= known + 40)
+        yield
+    for load in (http, udp):
+        result = load.result
+        assert (result.flows, result.failures, result.moved) == (20, {}, 0)
+        assert result.answered > 200
+    assert site.retransmitted() == before
+
+
+def replied(site: Site) -> list[str]:
+    """Return the clients of connections that have been answered."""
+    return [flow["client"] for flow in site.daemon.ask("flows") if flow["packets"]["reply"]]
+
+
+def packets_forwarded(site: Site) -> int:
+    return site.counted(Reason.FORWARDED)
+
+
+def wait_for_packets(site: Site, count: int) -> None:
+    """Return when XDP has forwarded `count` more packets."""
+    goal = packets_forwarded(site) + count
+    assert wait_until(lambda: packets_forwarded(site) >= goal, 30, 0.05)
+
+
+# The daemon.
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_a_restart_loses_and_moves_nothing(site, number):
+    with undisturbed(site):
+        before = site.endpoints_of_flows()
+        site.daemon.signal(number)
+        code = site.daemon.wait()
+        assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+        wait_for_packets(site, 2000)  # with nobody there
+        site.daemon.start()
+        wait_for_packets(site, 1000)
+        after = site.endpoints_of_flows()
+        assert {key: after.get(key) for key in before} == before
+    assert "took over" in site.daemon.said()
+    with site.asking() as ask:
+        assert ask() is not None  # and new ones begin
+
+
+def test_a_restart_with_other_services_moves_nothing_that_is_known(site):
+    with undisturbed(site):
+        site.daemon.signal(signal.SIGKILL)
+        site.daemon.wait()
+        write_manifests(site.daemon.file, [site.web.with_endpoints(*site.places(WEB_PORT, "web-1")), site.dns])
+        site.daemon.start()
+        wait_for_packets(site, 1000)
+        result = clients.load_http(site.client, site.web.frontend, connections=10)
+        assert result.answers == {"web-1": 10}
+
+
+@contextlib.contextmanager
+def standing_still(site: Site) -> Iterator[None]:
+    """Stop the daemon where it is; it goes on afterwards."""
+    site.daemon.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        site.daemon.signal(signal.SIGCONT)
+
+
+def ask_until(site: Site, condition: Callable[[], bool]) -> None:
+    """Begin new UDP flows, without waiting for answers, until a condition holds."""
+
+    def attempt() -> bool:
+        with site.asking() as ask:
+            ask(0.005)
+        return condition()
+
+    assert wait_until(attempt, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"), [("drop", Reason.STALLED_DROPPED), ("pass", Reason.STALLED_PASSED)], ids=["drop", "pass"]
+)
+def test_while_the_daemon_stands_still_known_flows_go_on_and_new_ones_meet_what_the_service_says(site, word, reason):
+    other = {Reason.STALLED_DROPPED: Reason.STALLED_PASSED, Reason.STALLED_PASSED: Reason.STALLED_DROPPED}[reason]
+    site.daemon.apply(site.web, replace(site.dns, annotations={"turnout.dev/when-stalled": word}))
+    # The Services look the same from outside: the change is applied when a revision later says so.
+    site.daemon.wait_for(lambda: site.daemon.ask("status")["revision"]["desired"] > 1)
+    with undisturbed(site):
+        counted, others = site.counted(reason), site.counted(other)
+        with standing_still(site):
+            stopped = time.monotonic()
+            ask_until(site, lambda: site.counted(reason) > counted)
+            assert time.monotonic() - stopped < 1  # 50 ms and a bit; the machine may be busy
+            wait_for_packets(site, 2000)
+            ask_until(site, lambda: site.counted(reason) > counted + 3)
+            assert site.counted(other) == others
+        with site.asking() as ask:
+            site.daemon.wait_for(lambda: ask(0.2) is not None)
+
+
+# Manifests.
+
+
+def test_a_bad_manifest_changes_nothing_and_is_told_until_it_is_put_right(site):
+    with undisturbed(site):
+        site.daemon.file.write_text("kind: [")
+        site.daemon.wait_for(lambda: site.daemon.ask("status")["state"] == "degraded")
+        told = site.daemon.turnout("status", check=False)
+        assert told.returncode == 5
+        assert str(site.daemon.file) in told.stdout
+        with site.asking() as ask:
+            assert ask() is not None
+        wait_for_packets(site, 500)
+        write_manifests(site.daemon.file, [site.web, site.dns])
+        site.wait_until_ok()
+        assert site.daemon.turnout("status").returncode == 0
+
+
+def test_changes_of_services_move_no_connection(site):
+    with undisturbed(site):
+        for hosts in (("web-1",), ("web-2", "web-3"), ("web-3",), ("web-1", "web-2", "web-3")):
+            web = site.web.with_endpoints(*site.places(WEB_PORT, *hosts))
+            more = Service(f"more-{len(hosts)}", "10.96.0.77:80", web.endpoints)
+            site.daemon.apply(web, site.dns, more)
+            wait_for_packets(site, 300)
+
+
+# The network.
+
+
+def mac_of(site: Site, destination: str) -> str:
+    """Return the MAC address of a next hop."""
+    hops = {hop["destination"]: hop for hop in site.daemon.ask("nexthops")}
+    return str(hops[destination]["mac"])
+
+
+def test_the_new_mac_of_an_endpoint_is_followed(site):
+    host = site.world["web-1"]
+    site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1")))
+    host.sysctl("net/ipv4/conf/eth0/arp_notify", 1)  # announce it, as a failover does
+    with site.asking() as ask:
+        assert ask() == "web-1"
+        try:
+            host.run(["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"])
+            site.daemon.wait_for(lambda: mac_of(site, host.ip) == "02:00:00:00:be:ef")
+            assert ask() == "web-1"
+        finally:
+            host.run(["ip", "link", "set", "eth0", "address", host.mac])
+        site.daemon.wait_for(lambda: mac_of(site, host.ip) == host.mac)
+        assert ask() == "web-1"
+
+
+def test_the_new_gateway_of_an_endpoint_is_followed(site):
+    network, address = "10.88.0.0/24", "10.88.0.1"
+    node = site.world.node
+    for name in ("web-1", "web-2"):
+        site.world[name].run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+    node.run(["ip", "route", "replace", network, "via", site.world["web-1"].ip])
+    try:
+        site.daemon.apply(site.web, site.dns.with_endpoints(f"{address}:{DNS_PORT}"))
+        site.wait_until_ok()
+        with site.asking() as ask:
+            assert ask() == "web-1"
+            node.run(["ip", "route", "replace", network, "via", site.world["web-2"].ip])
+            site.daemon.wait_for(lambda: ask(0.2) == "web-2")
+    finally:
+        node.run(["ip", "route", "delete", network])
+        for name in ("web-1", "web-2"):
+            site.world[name].run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
+
+
+@pytest.mark.parametrize("interface", ["eth0", "eth1"])
+def test_an_interface_that_goes_down_and_comes_up_serves_again(site, interface):
+    node = site.world.node
+    with site.asking() as ask:
+        name = ask()
+        assert name is not None
+        try:
+            node.run(["ip", "link", "set", interface, "down"])
+            site.daemon.wait_for(lambda: site.daemon.ask("status")["state"] == "degraded")
+            told = site.daemon.turnout("status", check=False)
+            assert (told.returncode, f"{interface}: the interface is down" in told.stdout) == (5, True)
+            assert ask(0.1) is None
+        finally:
+            node.run(["ip", "link", "set", interface, "up"])
+        site.wait_until_ok()
+        site.daemon.wait_for(lambda: ask(0.2) == name)
+    with site.asking() as ask:
+        site.daemon.wait_for(lambda: ask(0.2) is not None)
+    result = clients.load_http(site.client, site.web.frontend, connections=10)
+    assert (result.answered, result.failures) == (10, {})
+
+
+# The end.
+
+
+def left_behind(site: Site) -> list[str]:
+    """Return what is left of the node, in words."""
+    settings = site.daemon.settings
+    paths = (settings.pins, settings.socket_path)
+    return [*site.has_programs(), *(str(path) for path in paths if path.exists())]
+
+
+def test_a_stopped_node_forwards_what_it_knows_until_detach_removes_everything(site):
+    with site.asking() as ask:
+        name = ask()
+        assert name is not None
+        site.daemon.signal(signal.SIGTERM)
+        assert site.daemon.wait() == 0
+        assert site.has_programs() == ["eth0", "eth1"]
+        assert ask() == name
+        assert "turnout detach" in site.daemon.said()
+    site.daemon.turnout("detach")
+    assert left_behind(site) == []
+    assert site.daemon.turnout("detach").returncode == 0  # there is nothing to do, and nothing wrong with that
+
+
+def test_ctrl_c_removes_everything(site):
+    site.daemon.signal(signal.SIGINT)
+    assert site.daemon.wait() == 0
+    assert left_behind(site) == []
