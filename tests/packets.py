@@ -241,6 +241,7 @@ def _named() -> dict[str, bytes]:
         "error-with-seven-bytes": icmp_error(syn_ack(VIP), quoted=27),
         "error-about-options": icmp_error(syn_ack(VIP, **tcp_options)),
         "error-about-a-fragment": icmp_error(later_fragment(DNS_VIP, CLIENT)),
+        "error-about-a-first-fragment": icmp_error(first_fragment(DNS_VIP, CLIENT)),
         "error-about-an-error": icmp_error(echo_request()),
         "error-ttl-1": icmp_error(syn_ack(VIP), ttl=1),
         **{f"error-{kind}": icmp_error(data(VIP, CLIENT), kind) for kind in ICMP_ERRORS},
