@@ -244,8 +244,10 @@ def arena() -> Iterator[Arena]:
     folder = Path(f"/run/turnout/bpf/test-race-{os.getpid()}")
     kernel.mount_bpffs(folder.parent)
     with maps.create(folder, CAPACITY) as shared:
-        program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": 1})
-        maps.remove(folder)
+        try:
+            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": 1})
+        finally:
+            maps.remove(folder)
         clock = JiffyClock()
         table = FlowTable(shared.tables, clock, kernel.membarrier_global)
         table.create()
