@@ -93,7 +93,7 @@ def _run(names: Names, keep: bool, seconds: float, console: Console) -> int:
     began = time.monotonic()
     with ExitStack() as kept, Display(console) as display, ExitStack() as both:
         if scene.clean(names):
-            display.say("an earlier demo was not removed in order; it is now")
+            display.say("the world of an earlier demo was still there; it is removed")
         scene.refuse_others(names)
         kept.callback(scene.forget, names)
         try:

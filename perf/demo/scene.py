@@ -29,7 +29,7 @@ from perf.subjects import CLIENTS, Service, load_kube_proxy_rules
 from perf.traffic import PINS
 from perf.world import Host, World
 from xdp import kernel
-from xdp.errors import Error, MissingFeatureError, NotRunningError, TimedOutError
+from xdp.errors import Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
 
 MANIFEST = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
 ENDPOINTS = {"web-1": "servers", "web-2": "servers", "web-3": "servers"}
@@ -82,8 +82,11 @@ class Names:
 
 
 def clean(names: Names) -> bool:
-    """Remove what an earlier demo left behind; return whether there was any. UsageError: it still runs."""
-    found = [World.clean_leftovers(prefix) for prefix in names.worlds]
+    """Remove what an earlier demo left behind; return whether there was any. Error: it still runs."""
+    try:
+        found = [World.clean_leftovers(prefix) for prefix in names.worlds]
+    except UsageError as error:
+        raise Error(f"this demo is running already ({error.args[0].partition(':')[0]}); try another --name") from None
     if any(found):
         forget(names)
     return any(found)
