@@ -147,6 +147,8 @@ class NextHops:
         self._is_stale = False  # interfaces or routes have changed since they were read
         self._next_load_s = 0.0
         self._adopt()
+        # First of all: packets use a predecessor's rows, which must not look unresolved even for a moment.
+        self._mirror.set_neighbours(netdev.neighbours())
         self._load(self._clock())
         self._load_neighbours()
         self._flush(self._clock())

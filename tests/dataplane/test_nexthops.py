@@ -326,6 +326,14 @@ def test_a_successor_takes_over_rows_and_gives_back_what_nobody_wants() -> None:
     assert world.returned == {managed.key}
 
 
+def test_rows_that_a_successor_takes_over_never_look_unresolved() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY, neighbour("10.0.0.7")])
+    world.node().row_for(ip("10.0.0.7"))
+    before = world.tables.control[0]["next_hop_epoch"].copy()
+    world.node().row_for(ip("10.0.0.7"))
+    assert world.tables.control[0]["next_hop_epoch"] == before  # not written: nothing has changed
+
+
 def test_describe_tells_where_each_row_leads() -> None:
     world = World([LAN, DEFAULT, route("172.16.0.0/12", 4)], [GATEWAY])
     node = world.node()
