@@ -308,20 +308,33 @@ def _oldest_in(tables, bucket, rank, now, victim, age):
     return victim, age
 
 
-@compiled
-def drop_early(tables, addrs, ports, protocol, now):
-    """Withdraw the oldest unreplied, else closing, connection of the two buckets that a five-tuple found full.
-
-    Return whether there was one. Its slot is free for the next packet after a grace period; established connections are
-    never touched (C6, C7).
-    """
-    _, first, second = _place_of(tables, addrs, ports, protocol)
+@inlined
+def _drop_oldest(tables, place, now):
+    """Withdraw the oldest unreplied, else closing, connection in the buckets of `place`, unless a slot is free soon."""
+    tags = tables.tags
+    _, first, second = place
+    if _hits_in(tags, first, _EMPTY) | _hits_in(tags, second, _EMPTY):
+        return False
+    if _hits_in(tags, first, _WITHDRAWN) | _hits_in(tags, second, _WITHDRAWN):
+        return False
     for rank in range(1, 3):
         victim, age = _oldest_in(tables, first, rank, now, MISS, -1)
         victim, age = _oldest_in(tables, second, rank, now, victim, age)
         if victim != MISS and withdraw(tables, victim):
             return True
     return False
+
+
+@compiled
+def drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now):
+    """Make room for a connection that `insert` found none for, among those that may go first; return whether one went.
+
+    Where its original or its reply finds both buckets full, the oldest unreplied connection is withdrawn, else the
+    oldest that is closing. Its slot is free after a grace period. Established ones are never touched (C6, C7).
+    """
+    done = _drop_oldest(tables, _place_of(tables, addrs, ports, protocol), now)
+    done |= _drop_oldest(tables, _place_of(tables, turned_addrs(new_addrs), turned_ports(new_ports), protocol), now)
+    return done
 
 
 @compiled

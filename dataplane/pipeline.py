@@ -103,7 +103,7 @@ def _admit(node, frames, start, length, service, event, now):
             tables, addrs, ports, new_addrs, new_ports, protocol, state, endpoint.next_hop, np.uint32(hop_back), now
         )
         if slot == flows.FULL:
-            flows.drop_early(tables, addrs, ports, protocol, now)
+            flows.drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now)
             return Reason.TABLE_FULL, nowhere
         if slot != flows.TAKEN:
             reason, egress = _send(node, frames, start, length, slot, event, now)

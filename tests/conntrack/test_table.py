@@ -8,7 +8,8 @@ import pytest
 from conntrack import compiled, states
 from conntrack.compiled import FULL, MISS, TAKEN
 from conntrack.table import FlowTable
-from tests.conntrack.flows import TCP, Flows, key
+from tests.conntrack.flows import TCP, Flows, key, turned_addrs, turned_ports
+from tests.reference import first_bucket, hash_of, second_bucket
 from xdp.schema import Direction, Event, Protocol, State, Tag
 
 HALVES = 2
@@ -253,18 +254,29 @@ def test_the_first_insertion_fails_at_a_load_of_more_than_84_percent():
 
 
 def full(state: State) -> tuple[Flows, int]:
-    """Return a table of two buckets that are full, and the number of a connection that finds no room."""
+    """Return a table of two buckets, every slot taken, and the number of a connection that looks for room in both."""
     flows = Flows(1)
     number = 0
-    while flows.insert(number, state) != FULL:
-        number += 1
+    while not tags(flows).all():
+        flows.insert(number, state)
         flows.clock.advance(0.1)
+        number += 1
+    while len(buckets_of(flows, number)) < 2 or len(buckets_of(flows, number, is_reply=True)) < 2:
+        number += 1
     return flows, number
 
 
+def buckets_of(flows: Flows, number: int, *, is_reply: bool = False) -> set[int]:
+    addrs, ports, new_addrs, new_ports = key(number)
+    if is_reply:
+        addrs, ports = turned_addrs(new_addrs), turned_ports(new_ports)
+    secret = (int(word) for word in flows.tables.control[0]["hash_key"])
+    hashed = hash_of(int(addrs), int(ports), int(TCP), *secret)
+    return {first_bucket(hashed, 2), second_bucket(hashed, 2)}
+
+
 def drop_early(flows: Flows, number: int) -> bool:
-    addrs, ports, _, _ = key(number)
-    return bool(compiled.drop_early(flows.tables, addrs, ports, TCP, np.uint32(flows.clock.now())))
+    return bool(compiled.drop_early(flows.tables, *key(number), TCP, np.uint32(flows.clock.now())))
 
 
 def test_c7_the_oldest_unreplied_connection_makes_room():
@@ -273,6 +285,7 @@ def test_c7_the_oldest_unreplied_connection_makes_room():
     assert flows.find(0) == MISS
     assert flows.find(1) != MISS
     assert flows.insert(number) == FULL, "not before a grace period"
+    assert not drop_early(flows, number), "one is enough"
     flows.table.sweep()
     assert flows.insert(number) >= 0
 
@@ -284,6 +297,8 @@ def test_c7_unreplied_before_closing():
     assert drop_early(flows, number)
     assert flows.find(3) == MISS
     assert flows.find(0) != MISS
+    flows.table.sweep()
+    assert flows.insert(number, State.CLOSING) >= 0
     assert drop_early(flows, number)
     assert flows.find(0) == MISS
 
