@@ -35,7 +35,7 @@ _PROGRAM = Path(kernel.__file__).parent / "bpf" / "lb.c"
 _CHUNKS_PER_QUEUE = 8192
 _COMPILE_S = 300.0  # of the packet loop on a slow machine; a second or two is usual, milliseconds with a warm cache
 _PATIENCE_S = 2.0
-_BEAT_S = 2.0
+_COMPLAIN_AFTER_S = 2.0  # XDP minds a stall after 50 ms; a person, one that lasts
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ class Engine:
         self._seed = np.uint64(seed)
         self._umem: Umem | None = None
         self._workers: list[Worker] = []
-        self._lost = 0
         self.queues: list[Queue] = []
         self.attachments: dict[str, Attachment] = {}
 
@@ -172,12 +171,20 @@ class Engine:
         """Return what is wrong with the workers, in words."""
         now = self._clock.now()
         beats = self._shared.tables.heartbeats
-        ages = [(now - int(beats[number])) & 0xFFFFFFFF for number in range(len(self.queues))]
-        return [
-            f"worker of {queue.interface.name} queue {queue.index}: no heartbeat for {age / self._clock.hertz:.0f} s"
-            for queue, age in zip(self.queues, ages, strict=True)
-            if _BEAT_S * self._clock.hertz < age < 1 << 31  # a beat may be a tick ahead of now
-        ]
+        found = []
+        for worker, queue in zip(self._workers, self.queues, strict=True):
+            place = f"worker of {queue.interface.name} queue {queue.index}"
+            age = (now - int(beats[worker.number])) & 0xFFFFFFFF
+            if worker.failure is not None:
+                found.append(f"{place}: ended by {type(worker.failure).__name__}; restart the daemon")
+            elif _COMPLAIN_AFTER_S * self._clock.hertz < age < 1 << 31:  # a beat may be a tick ahead of now
+                found.append(f"{place}: no heartbeat for {age / self._clock.hertz:.0f} s")
+        return found
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether any worker serves."""
+        return any(worker.failure is None for worker in self._workers)
 
     def stop(self) -> None:
         """End workers and sockets. Programs and tables stay."""

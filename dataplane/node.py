@@ -27,8 +27,8 @@ from dataplane.settings import Settings
 from dataplane.watch import changes
 from lb import maglev, manifests
 from lb.model import NodeView, ServicePort, Snapshot, resolve
+from lb.table import Address, Parted, ServiceTable
 from lb.table import ServicePort as Row
-from lb.table import ServiceTable
 from xdp import kernel, maps
 from xdp.clock import JiffyClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
@@ -47,6 +47,15 @@ log = logging.getLogger(__name__)
 class Node:
     """One node: `run` it until a signal ends it, `answer` questions about it meanwhile."""
 
+    # What `_start` makes, in this order.
+    netdev: NetDev
+    shared: maps.SharedMaps
+    clock: JiffyClock
+    flows: FlowTable
+    next_hops: NextHops
+    services: ServiceTable
+    engine: Engine
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.started = time.monotonic()
@@ -54,17 +63,19 @@ class Node:
         self.desired = 0
         self.programmed = 0
         self.rejected: Error | None = None  # the manifests that the files say now, if they cannot be applied
-        self.reloaded = time.time()
+        self.applied_at_s = time.time()
         self.redirects: RedirectErrors | None = None
         self.uncounted = ""  # why redirects that fail are not counted
         self._cache: manifests.Cache = {}
         self._stdin: bytes | None = None
+        self._gone: set[Address] = set()  # endpoints that no Service port has any more
+        self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._signal = signal.SIGTERM
         self._lost_seen = 0
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
-        """Return what `command` of the control socket asks for, as plain data (DESIGN's JSON)."""
+        """Return what `command` of the control socket asks for, as plain data (docs/operations.md)."""
         return views.VIEWS[command](self, **options)
 
     async def run(self) -> None:
@@ -123,9 +134,7 @@ class Node:
             self.uncounted = str(error)
         self.engine.start(interfaces)
         if self.settings.announce != "none":
-            log.warning("not honoured yet: --announce %s: route the VIPs to this node", self.settings.announce)
-        for note in first.not_honoured:
-            log.warning("not honoured yet: %s", note)
+            log.warning("--announce %s: not honoured yet: route the VIPs to this node", self.settings.announce)
         if self.uncounted:
             log.warning("%s", self.uncounted)
         self._announce_start()
@@ -203,21 +212,38 @@ class Node:
 
     def _apply(self, snapshot: Snapshot) -> None:
         change = self.services.apply(_rows(snapshot))
-        self.snapshot, self.rejected, self.reloaded = snapshot, None, time.time()
+        for note in set(snapshot.not_honoured) - set(self.snapshot.not_honoured):
+            log.warning("%s", note)
+        self.snapshot, self.rejected, self.applied_at_s = snapshot, None, time.time()
         self.programmed = self.desired
         self.next_hops.retain({endpoint.address for port in snapshot.ports for endpoint in port.endpoints})  # type: ignore[misc]
-        for address, number in change.gone:  # TCP connections go on (C8); a UDP flow never ends by itself
-            self.flows.end_towards(int(address), number, Protocol.UDP)
+        self._gone |= change.gone
+        self._changed.set()
         log.debug("applied %s", change)
 
     async def _sweep(self) -> None:
+        """Look at every flow in turn, and clear up behind a change as soon as nobody can see what was before."""
         slices = -(-len(self.shared.tables.flows) // _SWEEP_SLOTS)
         while True:
             await asyncio.to_thread(self.flows.sweep, _SWEEP_SLOTS)
-            if parted := self.services.take_parted():
-                await asyncio.to_thread(self.flows.wait_for_grace)
-                self.services.release(parted)
-            await asyncio.sleep(_SWEEP_PASS_S / slices)
+            if self._changed.is_set():
+                self._changed.clear()
+                parted, gone = self.services.take_parted(), self._gone
+                self._gone = set()
+                await asyncio.to_thread(self._clear_up, parted, gone)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _SWEEP_PASS_S / slices)
+
+    def _clear_up(self, parted: Parted, gone: set[Address]) -> None:
+        """Make reusable what was parted with, and end the UDP flows to endpoints that are gone (C8).
+
+        TCP connections go on; a UDP flow never ends by itself. A packet that chose such an endpoint before the change
+        has inserted its flow when the grace period is over.
+        """
+        self.flows.wait_for_grace()
+        self.services.release(parted)
+        for address, number in gone:
+            self.flows.end_towards(int(address), number, Protocol.UDP)
 
     def read_losses(self) -> None:
         """Add what the AF_XDP sockets have lost since the last call to the counters, which outlive the sockets."""

@@ -24,7 +24,6 @@ _TCP, _ICMP = int(Protocol.TCP), int(Protocol.ICMP)
 _ORIGINAL = int(Direction.ORIGINAL)
 _SYN, _RST, _DATA = int(Event.SYN), int(Event.RST), int(Event.DATA)
 _FORWARD, _UNRESOLVED = int(HopState.FORWARD), int(HopState.UNRESOLVED)
-_LONGEST_ETHERNET = wire.ETHERNET_BYTES
 _ENDPOINTS_TRIED = 8  # when replies would clash: with two thirds of a client's ports taken, 4 % of new flows fail
 
 NOWHERE = 0  # the egress of a frame that is not forwarded
@@ -55,13 +54,13 @@ def _refusal_of(tables, row, ttl, length):
         return Reason.NO_NEXT_HOP
     if hop.state != _FORWARD:
         return Reason.NOT_FORWARDABLE
-    if length > np.int64(hop.mtu) + _LONGEST_ETHERNET:
+    if length > np.int64(hop.mtu) + wire.ETHERNET_BYTES:
         return Reason.TOO_BIG
     return Reason.FORWARDED
 
 
 @inlined
-def _send(node, frames, start, length, slot, event, now):
+def _forward(node, frames, start, length, slot, event, now):
     """Rewrite: send a packet along its flow. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
     flow = tables.flows[slot]
@@ -106,13 +105,13 @@ def _admit(node, frames, start, length, service, event, now):
             flows.drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now)
             return Reason.TABLE_FULL, nowhere
         if slot != flows.TAKEN:
-            reason, egress = _send(node, frames, start, length, slot, event, now)
+            reason, egress = _forward(node, frames, start, length, slot, event, now)
             return Reason.ADMITTED if reason == Reason.FORWARDED else reason, egress
         # The endpoint talks to this client and port already, through another frontend: the reply could not be told
         # apart. (Or another writer is about to publish this very connection.)
         slot = flows.find(tables, addrs, ports, protocol)
         if slot != flows.MISS:
-            return _send(node, frames, start, length, slot, event, now)
+            return _forward(node, frames, start, length, slot, event, now)
     return Reason.REPLY_CLASH, nowhere
 
 
@@ -159,7 +158,7 @@ def handle(node, frames, start, length, now):
         flow = tables.flows[slot]
         reopened = event == _SYN and flow.direction == _ORIGINAL and tables.machine[0].reopens[flow.state & 15]
         if not reopened and not flows.is_expired(tables, slot, now):
-            return _send(node, frames, start, length, slot, event, now)
+            return _forward(node, frames, start, length, slot, event, now)
 
     service = services.find_frontend(tables, destination, np.uint16(packet.ports >> np.uint32(16)), packet.protocol)
     if service == services.MISS:

@@ -85,8 +85,9 @@ def _complaints(node: Node) -> list[str]:
         problems = str(node.rejected).splitlines()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
+    links = {link.name: link for link in node.netdev.interfaces()}
     for name in node.settings.interfaces:
-        link = next((link for link in node.netdev.interfaces() if link.name == name), None)
+        link = links.get(name)
         if link is None:
             found.append(f"{name}: the interface has gone")
         elif not link.is_up:
@@ -101,7 +102,7 @@ def _complaints(node: Node) -> list[str]:
         elif hop["destination"] in endpoints and hop["state"] == "unresolved":
             found.append(f"endpoint {hop['destination']}: no route, or its neighbour does not answer")
     for (_, to, error), frames in _redirect_failures(node).items():
-        name = next((link.name for link in node.netdev.interfaces() if link.ifindex == to), f"interface {to}")
+        name = next((link.name for link in links.values() if link.ifindex == to), f"interface {to}")
         found.append(
             f"{name}: {frames} frames were lost on their way out (errno {error}); "
             "a veth's far end needs an XDP program or GRO"
@@ -114,7 +115,7 @@ def status(node: Node) -> dict[str, Any]:
     why = _complaints(node)
     keys = {port.key for port in node.snapshot.ports}
     return {
-        "state": "degraded" if why else "ok",
+        "state": "failed" if not node.engine.is_alive else "degraded" if why else "ok",
         "why": why,
         "engine": node.engine.name,
         "uptime_s": round(time.monotonic() - node.started, 1),
@@ -123,6 +124,7 @@ def status(node: Node) -> dict[str, Any]:
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
         "revision": {"desired": node.desired, "programmed": node.programmed},
+        "applied_at_s": round(node.applied_at_s, 3),
         "packets": packets(node),
         "reasons": reasons(node),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import numpy as np
@@ -12,6 +13,8 @@ from dataplane.afxdp import Socket
 from dataplane.pipeline import Node
 from dataplane.rings import Pool
 from xdp.clock import Clock
+
+log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -26,7 +29,7 @@ class Worker:
         self._stop = np.zeros(1, np.uint64)
         scratch = loop.new_scratch(sock.fd, len(ports))
         arguments = (node, number, ports, own, sock.queue, pool, scratch, clock.words, self._stop)
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=arguments, name=f"worker-{number}", daemon=True)
 
     def _run(self, *arguments: object) -> None:
@@ -42,8 +45,8 @@ class Worker:
     @property
     def is_beating(self) -> bool:
         """Whether the loop has begun and not ended. Raises what ended it, if it did not end by itself."""
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         return bool(self._node.tables.heartbeats[self.number])
 
     def stop(self) -> None:
