@@ -435,9 +435,27 @@ def abandon(tags, slots, count):
         _swap_tag(tags, slots[i], _CLAIMED, _WITHDRAWN)
 
 
+@inlined
+def endpoint_key(addr, port, protocol):
+    """Return an endpoint as one u64, address and port as on the wire."""
+    return np.uint64(addr) | np.uint64(port) << np.uint64(32) | np.uint64(protocol) << np.uint64(48)
+
+
+@inlined
+def _is_in(ascending, wanted):
+    low, high = 0, len(ascending)
+    while low < high:
+        middle = (low + high) >> 1
+        if ascending[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(ascending) and ascending[low] == wanted
+
+
 @compiled
-def withdraw_towards(tables, addr, port, protocol):
-    """Withdraw the connections of `protocol` to the endpoint (addr, port as on the wire); return how many."""
+def withdraw_towards(tables, endpoints):
+    """Withdraw the connections towards `endpoints`, a sorted u64 array of `endpoint_key`s; return how many."""
     tags, flows = tables.tags, tables.flows
     count = 0
     for slot in range(len(flows)):
@@ -447,9 +465,7 @@ def withdraw_towards(tables, addr, port, protocol):
         if (
             tag_at(tags, slot) >= _FIRST
             and record.direction == _ORIGINAL
-            and record.new_dst_addr == addr
-            and record.new_dst_port == port
-            and record.protocol == protocol
+            and _is_in(endpoints, endpoint_key(record.new_dst_addr, record.new_dst_port, record.protocol))
         ):
             count += withdraw(tables, slot)
     return count

@@ -5,13 +5,14 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from conntrack import compiled, states
+from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
 from xdp.schema import Direction, Limit, State
 from xdp.tables import Tables
@@ -78,11 +79,6 @@ class FlowTable:
         compiled.abandon(self._tables.tags, left, len(left))
         return len(left)
 
-    @property
-    def capacity(self) -> int:
-        """How many connections the table is made for."""
-        return round(len(self._tables.flows) * 0.8 / 2)
-
     def used(self) -> int:
         """Return how many connections there are: two published records each."""
         return int(compiled.count_used(self._tables.tags)) // 2
@@ -112,12 +108,16 @@ class FlowTable:
         while np.any((workers["turn"] == turns) & (workers["heartbeat"] != 0)):
             time.sleep(Limit.IDLE_WAKE_MS / 4000)
 
-    def end_towards(self, addr: int, port: int, protocol: int) -> int:
-        """End the connections of `protocol` to the endpoint (`addr`, `port` as host numbers); return how many."""
+    def end_towards(self, endpoints: Collection[tuple[int, int, int]]) -> int:
+        """End the connections to `endpoints`, given as (address, port, protocol) in host numbers; return how many.
+
+        One pass over the table, however many endpoints there are.
+        """
+        if not endpoints:
+            return 0
+        keys = [swap32(addr) | swap16(port) << 32 | protocol << 48 for addr, port, protocol in endpoints]
         with self._looking:
-            return int(
-                compiled.withdraw_towards(self._tables, np.uint32(_swap32(addr)), np.uint16(_swap16(port)), protocol)
-            )
+            return int(compiled.withdraw_towards(self._tables, np.sort(np.array(keys, np.uint64))))
 
     def connections(self) -> Iterator[Connection]:
         """Yield every connection. They may change while this runs; what is gone by then is left out."""
@@ -138,9 +138,9 @@ class FlowTable:
         hertz = self._clock.hertz
         return Connection(
             protocol=int(original["protocol"]),
-            client=(_swap32(original["src_addr"]), _swap16(original["src_port"])),
-            frontend=(_swap32(original["dst_addr"]), _swap16(original["dst_port"])),
-            endpoint=(_swap32(original["new_dst_addr"]), _swap16(original["new_dst_port"])),
+            client=(swap32(original["src_addr"]), swap16(original["src_port"])),
+            frontend=(swap32(original["dst_addr"]), swap16(original["dst_port"])),
+            endpoint=(swap32(original["new_dst_addr"]), swap16(original["new_dst_port"])),
             state=State(int(original["state"])),
             packets=(int(original["packets"]), int(reply["packets"])),
             bytes=(int(original["bytes"]), int(reply["bytes"])),
@@ -153,11 +153,3 @@ def _elapsed(now: int, then: int) -> int:
     """Return the jiffies from `then` to `now`, lower 32 bits each; 0 if `then` is a little ahead."""
     difference = (now - then) & 0xFFFFFFFF
     return 0 if difference >> 31 else difference
-
-
-def _swap32(value: int | npt.NDArray[np.void]) -> int:
-    return int.from_bytes(int(value).to_bytes(4, "little"), "big")
-
-
-def _swap16(value: int | npt.NDArray[np.void]) -> int:
-    return int.from_bytes(int(value).to_bytes(2, "little"), "big")

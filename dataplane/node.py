@@ -242,8 +242,7 @@ class Node:
         """
         self.flows.wait_for_grace()
         self.services.release(parted)
-        for address, number in gone:
-            self.flows.end_towards(int(address), number, Protocol.UDP)
+        self.flows.end_towards([(int(address), number, Protocol.UDP) for address, number in gone])
 
     def read_losses(self) -> None:
         """Add what the AF_XDP sockets have lost since the last call to the counters, which outlive the sockets."""

@@ -6,6 +6,7 @@ maps, `Tables.in_memory` makes it plain memory of the same layout (no BPF: unit 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -35,7 +36,7 @@ class Capacity:
     @property
     def buckets(self) -> int:
         """Buckets of the flow table: two records per connection at the highest load that never refuses one."""
-        return max(2, round(2 * self.connections / HIGHEST_LOAD / Limit.BUCKET_TAGS))
+        return max(2, math.ceil(2 * self.connections / HIGHEST_LOAD / Limit.BUCKET_TAGS))
 
     def rows(self) -> dict[str, tuple[np.dtype, int]]:
         """Return {table: (dtype of a row, number of rows)}: the one list of shared tables."""
