@@ -115,17 +115,19 @@ def flag(name: str, *flags: str, default: object = None, help_text: str = "") ->
     )
 
 
-def common(function: _F) -> _F:
-    """Add the options that every command takes."""
-    function = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.  [env: TURNOUT_DEBUG]")(
-        function
-    )
-    return click.option(
-        "--name",
-        type=_Value(OPTIONS["name"]),
-        envvar="TURNOUT_NAME",
-        help=f"Which node.  [default: {DEFAULT_NAME}; env: TURNOUT_NAME]",
-    )(function)
+def common_with(name_help: str) -> Callable[[_F], _F]:
+    """Add the options that every command takes; `name_help` says what --name is to this one."""
+
+    def add(function: _F) -> _F:
+        function = click.option(
+            "--debug", is_flag=True, expose_value=False, help="Show tracebacks.  [env: TURNOUT_DEBUG]"
+        )(function)
+        return click.option("--name", type=_Value(OPTIONS["name"]), envvar="TURNOUT_NAME", help=name_help)(function)
+
+    return add
+
+
+common = common_with(f"Which node.  [default: {DEFAULT_NAME}; env: TURNOUT_NAME]")
 
 
 def output(*choices: str) -> Callable[[_F], _F]:

@@ -12,19 +12,18 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from dataplane.arguments import Command, Group, common, flag, output
+from dataplane.arguments import Command, Group, common, common_with, flag, output
+from dataplane.preflight import need_interfaces, need_privileges
 from dataplane.settings import Settings, merge
-from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
+from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError
 
 _EXIT_OF_STATE = {"ok": 0, "degraded": 5, "failed": 1}
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 _POLL_S = 0.1
-_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = turnout.main(arguments, "turnout", standalone_mode=False)
+        code = turnout.main(arguments, "turnout", standalone_mode=False, obj=is_debug)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - a traceback shown to a user is a bug
         if is_debug and not isinstance(error, SystemExit | KeyboardInterrupt | click.ClickException):
@@ -158,34 +157,34 @@ def turnout() -> None:
 @flag("allow-external-ips")
 @flag("metrics")
 @flag("log-format", default="text")
-@common
+@common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")
 def run(config: str | None, **flags: Any) -> None:
     """Serve, until SIGTERM or Ctrl-C.
 
     Files are watched: a change is applied whole or, if anything is wrong with it, not at all. SIGHUP reads them again.
     After SIGTERM the kernel goes on forwarding known connections, so that a restart cuts nothing; Ctrl-C removes all.
     """
-    _need_privileges("run")
+    need_privileges("run")
     settings = _settings(config, flags)
     if not settings.files:
         raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
     if not settings.interfaces:
         raise click.UsageError("no interfaces; give them with -i IFACE", click.get_current_context())
-    _need_interfaces(settings.interfaces)
+    need_interfaces(settings.interfaces)
     if settings.metrics is not None:
         from dataplane import metrics
 
         metrics.check(settings.metrics)
-    _operate(settings)
+    _operate(settings, is_debug=click.get_current_context().obj)
 
 
-def _operate(settings: Settings) -> None:
+def _operate(settings: Settings, is_debug: bool) -> None:
     """Run the node to its end."""
     import asyncio
 
     from dataplane import logs
 
-    logs.configure(settings.log_format, debug=_is_debug())
+    logs.configure(settings.log_format, debug=is_debug)
     from dataplane.node import Node  # numba: a third of a second
 
     def stop(*_: object) -> NoReturn:
@@ -199,10 +198,6 @@ def _operate(settings: Settings) -> None:
     asyncio.run(operate())
 
 
-def _is_debug() -> bool:
-    return os.environ.get("TURNOUT_DEBUG", "0") not in ("", "0") or "--debug" in sys.argv
-
-
 def _settings(config: str | None, flags: dict[str, Any]) -> Settings:
     from_file: dict[str, Any] = {}
     if config is not None:
@@ -210,32 +205,6 @@ def _settings(config: str | None, flags: dict[str, Any]) -> Settings:
 
         from_file = files.load(config)
     return merge(flags, from_file)
-
-
-def _need_privileges(command: str) -> None:
-    """Raise MissingFeatureError unless this process may change the network."""
-    held = 0
-    with contextlib.suppress(OSError, ValueError), Path("/proc/self/status").open() as lines:
-        held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
-    for bit, name in ((_CAP_NET_ADMIN, "CAP_NET_ADMIN"), (_CAP_NET_RAW, "CAP_NET_RAW")):
-        if not held >> bit & 1:
-            raise MissingFeatureError(
-                f"`turnout {command}` needs root (here: no {name}); try `sudo turnout {command} ...`"
-            )
-
-
-def _need_interfaces(names: Sequence[str]) -> None:
-    """Raise UsageError unless there are interfaces of all these names."""
-    import socket
-
-    present = [name for _, name in socket.if_nameindex()]
-    for name in names:
-        if name not in present:
-            from lb.fields import did_you_mean
-
-            hint = did_you_mean(name, present)
-            cure = hint if hint.startswith("; did") else "; see `ip -br link`"
-            raise UsageError(f"{name}: no such interface in this network namespace{cure}")
 
 
 @turnout.command(
@@ -249,26 +218,33 @@ def _need_interfaces(names: Sequence[str]) -> None:
 @flag("file", "-f", "--file")
 @_CONFIG
 @flag("allow-external-ips")
-@common
+@common_with("Makes no difference here: files are checked alike for every node.")
 def validate(config: str | None, **flags: Any) -> None:
     """Check manifests.
 
-    Every problem is told with its line. Needs no root and no running node.
+    Every problem is told with its line, and what is valid but not served is noted. Needs no root and no running node.
     """
     settings = _settings(config, flags)
     if not settings.files:
         raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
-    from lb import manifests, model
+    from lb import manifests, notes
+    from lb.model import NodeView
+    from lb.resolve import resolve
 
     found = manifests.load(settings.files)
-    snapshot = model.resolve(
+    where = ", ".join(settings.files)
+    if not found.files and "-" not in settings.files:
+        raise ConfigError(f"{where}: no manifest here; expected files that end in .yaml, .yml or .json")
+    snapshot = resolve(
         found.services,
         found.slices,
-        model.NodeView(settings.node_name, settings.zone),
+        NodeView(settings.node_name, settings.zone),
         settings.allow_external_ips,
     )
-    for note in snapshot.not_honoured:
-        _say(f"not honoured yet: {note}")
+    for note in (*snapshot.not_honoured, *notes.notes(found.services, found.slices)):
+        _say(f"note: {note}")
+    if not found.services:
+        _say(f"note: {where}: no Service found: there is nothing to serve")
     endpoints = sum(len(part.endpoints) for part in found.slices)
     _say(f"valid: {len(found.services)} Services, {len(found.slices)} EndpointSlices, {endpoints} endpoints")
 
@@ -405,14 +381,13 @@ def flows(name: str | None, output: str, **filters: Any) -> None:
 )
 @click.option("--keep", is_flag=True, help="Leave the world as it is afterwards, for a look around.")
 @click.option("--remove", is_flag=True, help="Only remove the world that was kept.")
-@common
+@common_with("Call node and world demo-NAME, not demo: for a second demo beside another.  [env: TURNOUT_NAME]")
 def demo(name: str | None, keep: bool, remove: bool) -> int:
     """See it work, in network namespaces of its own.
 
     Real clients ask Services, through turnout and through iptables; half a minute, and nothing is left behind.
-    With --name NAME the node is called demo-NAME, otherwise demo.
     """
-    _need_privileges("demo")
+    need_privileges("demo")
     if keep and remove:
         raise click.UsageError("--keep and --remove exclude each other", click.get_current_context())
     from perf import demo as show
@@ -437,7 +412,7 @@ def detach(name: str | None, interfaces: tuple[str, ...]) -> None:
     """
     from dataplane.detach import detach as remove
 
-    _need_privileges("detach")
+    need_privileges("detach")
     settings = _named(name)
     removed = remove(settings, interfaces)
     for line in removed:

@@ -23,6 +23,15 @@ from xdp.errors import Error, MissingFeatureError, UsageError
 _ANSWER_S = 5.0  # a scrape gives up sooner than Prometheus does (10 s)
 _SLOW_CLIENT_S = 10.0
 
+_VERDICTS = ("forwarded", "passed", "dropped", "punted")  # of a path, they add up to `received`
+_COUNTS = {
+    "received": "Packets that a path was given",
+    "admitted": "Packets that began a connection without userspace; also in forwarded",
+    "redirect_failed": "Frames that were lost after XDP had redirected them",
+    "punt_lost": "Packets that were punted and found no room in a ring of AF_XDP",
+    "originated": "Packets that nobody sent: answers of our own",
+}
+
 Answer = Callable[[str, dict[str, Any]], Any]
 
 
@@ -62,28 +71,34 @@ def _reload(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "turnout_config_last_reload_successful", "Whether the manifests read last were applied", value=is_current
     )
-    if (applied := status.get("applied_at_s")) is not None:
-        yield GaugeMetricFamily(
-            "turnout_config_last_reload_success_timestamp_seconds", "When manifests were applied last", value=applied
-        )
+    yield GaugeMetricFamily(
+        "turnout_config_last_reload_success_timestamp_seconds",
+        "When manifests were applied last",
+        value=status["applied_at_s"],
+    )
 
 
 def _packets(status: Mapping[str, Any]) -> Iterator[Metric]:
     total = CounterMetricFamily(
         "turnout_packets", "Packets by who saw them and what became of them", labels=["path", "verdict"]
     )
+    others = {
+        name: CounterMetricFamily(f"turnout_packets_{name}", text, labels=["path"]) for name, text in _COUNTS.items()
+    }
     for path, counts in status["packets"].items():
-        for verdict, count in counts.items():
-            total.add_metric([path, verdict], count)
+        for name, count in counts.items():
+            if name in _VERDICTS:
+                total.add_metric([path, name], count)
+            else:
+                others[name].add_metric([path], count)
     yield total
+    yield from others.values()
     reasons = CounterMetricFamily(
         "turnout_packets_by_reason", "Packets by the reason of their verdict", labels=["reason"]
     )
     for reason, count in status["reasons"].items():
         reasons.add_metric([reason], count)
     yield reasons
-    lost = status["packets"].get("userspace", {}).get("punt_lost", 0)
-    yield CounterMetricFamily("turnout_xsk_lost", "Packets that found no room in a ring of AF_XDP", value=lost)
     received = CounterMetricFamily(
         "turnout_interface_receive_packets", "Packets that the driver received", labels=["interface"]
     )

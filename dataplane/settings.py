@@ -171,10 +171,12 @@ OPTIONS: Mapping[str, Option] = {
     "name": Option("name", read_name, "NAME", "Which node."),
     "file": Option("files", _read_path, "PATH...", "Manifests: files, folders, or - for stdin.", is_list=True),
     "interface": Option("interfaces", _read_interface, "IFACE...", "Interfaces to serve.", is_list=True),
-    "engine": _choice("engine", ENGINES, "What forwards packets; auto is the best that works here."),
-    "xdp-mode": _choice("xdp_mode", XDP_MODES, "In the driver, or after it."),
+    "engine": _choice("engine", ENGINES, "What forwards packets; auto: xdp (raw: not in this version)."),
+    "xdp-mode": _choice("xdp_mode", XDP_MODES, "In the driver, or after it; auto: in the driver if it can."),
     "capacity": Option("capacity", _read_capacity, "CONNECTIONS", "Room in the flow table, 165 bytes each."),
-    "announce": _choice("announce", ("none", "arp"), "Whether to answer ARP for the Services' addresses."),
+    "announce": _choice(
+        "announce", ("none", "arp"), "Whether to answer ARP for the Services' addresses (arp: not in this version)."
+    ),
     "on-exit": _choice(
         "on_exit", ("keep", "detach"), "Programs and tables after the end. Default: keep, after Ctrl-C detach."
     ),

@@ -21,6 +21,7 @@ from dataplane.cli import main
 from dataplane.control import COMMANDS
 from dataplane.settings import Settings
 from tests.answering import answering
+from tests.statuses import STATUS
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNOUT = [sys.executable, "-m", "dataplane.cli"]
@@ -45,22 +46,7 @@ addressType: IPv4
 ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [10.0.1.2]}, {addresses: [10.0.1.3]}]
 """
-STATUS: dict[str, Any] = {
-    "state": "ok",
-    "why": [],
-    "engine": "xdp",
-    "uptime_s": 93784.2,
-    "services": 2,
-    "endpoints": 3,
-    "interfaces": [
-        {"name": "eth0", "engine": "xdp", "xdp_mode": "native", "why": "", "rx_packets": 1000},
-        {"name": "eth1", "engine": "xdp", "xdp_mode": "generic", "why": "asked for", "rx_packets": 5},
-    ],
-    "flows": {"used": 250_000, "capacity": 1_000_000},
-    "revision": {"desired": 7, "programmed": 7},
-    "packets": {"xdp": {"received": 1234, "punt_lost": 1}, "userspace": {"received": 4}},
-    "reasons": {"FORWARDED": 1200, "NEW_FLOW": 4},
-}
+XDP_PACKETS = "received 1,234, forwarded 1,200, passed 20, dropped 9, punted 5, admitted 0, redirect-failed 2"
 FLOW = {
     "protocol": "TCP",
     "client": "192.0.2.1:4000",
@@ -214,9 +200,33 @@ def test_flags_of_several_values_take_them_in_a_row_and_one_by_one():
 def test_valid_manifests_exit_0_and_what_is_not_honoured_is_named(web):
     done = turnout("validate", "-f", web)
     assert (done.returncode, done.stdout) == (0, "")
-    lines = done.stderr.splitlines()
-    assert lines[0].startswith("not honoured yet: Service shop/web: spec.ports[0].nodePort: ")
-    assert lines[-1] == "valid: 1 Services, 1 EndpointSlices, 2 endpoints"
+    assert done.stderr.splitlines() == [
+        "note: Service shop/web: spec.ports[0].nodePort: node ports are not served yet; left out",
+        "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
+    ]
+
+
+def test_slices_and_services_that_do_not_find_each_other_are_noted(tmp_path):
+    path = tmp_path / "web.yaml"
+    path.write_text(WEB.replace(", labels: {kubernetes.io/service-name: web}", ""))
+    done = turnout("validate", "-f", str(path))
+    assert done.returncode == 0
+    assert "note: EndpointSlice shop/web-1: belongs to no Service; give it the label kubernetes.io" in done.stderr
+    assert "note: Service shop/web: has no EndpointSlice; one needs the label kubernetes.io/service-" in done.stderr
+
+
+def test_files_without_a_service_are_noted_and_no_file_at_all_is_an_error(tmp_path):
+    done = turnout("validate", "-f", str(tmp_path))
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"{tmp_path}: no manifest here; expected files that end in .yaml, .yml or .json\n"
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    for arguments in (["-f", str(tmp_path)], ["-f", "-"]):
+        done = turnout("validate", *arguments, input="")
+        assert done.returncode == 0
+        assert done.stderr.splitlines() == [
+            f"note: {arguments[1]}: no Service found: there is nothing to serve",
+            "valid: 0 Services, 0 EndpointSlices, 0 endpoints",
+        ]
 
 
 def test_manifests_from_stdin_a_folder_and_a_config_file(web, tmp_path):
@@ -279,8 +289,8 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
             "            eth1 generic, 5 packets received: asked for",
             "flows       [#####...............] 250,000 of 1,000,000 (25.0%)",
             "revision    7 programmed",
-            "packets     xdp: received 1,234, punt-lost 1",
-            "            userspace: received 4",
+            "packets     xdp: " + XDP_PACKETS,
+            "            userspace: received 4, forwarded 3, dropped 1, punt-lost 1, originated 0",
             "reasons     FORWARDED 1,200",
             "            NEW_FLOW 4",
         ]

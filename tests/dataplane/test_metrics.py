@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dataplane.metrics import check, serve
+from tests.statuses import STATUS
 from xdp.errors import Error, UsageError
 
-STATUS = {
-    "state": "degraded",
-    "why": ["eth1: down"],
-    "engine": "xdp",
-    "uptime_s": 12.5,
-    "services": 3,
-    "endpoints": 9,
-    "interfaces": [{"name": "eth0", "engine": "xdp", "xdp_mode": "native", "why": "", "rx_packets": 1000}],
-    "flows": {"used": 12, "capacity": 1000},
-    "revision": {"desired": 5, "programmed": 4},
-    "packets": {
-        "xdp": {"received": 900, "forwarded": 850, "passed": 30, "dropped": 10, "punted": 10},
-        "userspace": {"received": 9, "forwarded": 9, "dropped": 0, "punt_lost": 1, "originated": 0},
-    },
-    "reasons": {"FORWARDED": 850, "NEW_FLOW": 10},
-}
+VIEWS = Path(__file__).resolve().parents[2] / "dataplane/views.py"
 
 
 def scrape(answer, host="127.0.0.1"):
@@ -49,24 +37,31 @@ def scrape(answer, host="127.0.0.1"):
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_scrape_says_what_status_says(host):
     asked = []
-    samples = scrape(lambda command, options: asked.append((command, options)) or STATUS, host)
+    status = {**STATUS, "state": "degraded", "revision": {"desired": 8, "programmed": 7}}
+    samples = scrape(lambda command, options: asked.append((command, options)) or status, host)
     assert asked == [("status", {})]
     expected = {
         "turnout_up": 1,
         "turnout_state{degraded}": 1,
         "turnout_state{ok}": 0,
-        "turnout_services": 3,
-        "turnout_endpoints": 9,
-        "turnout_flows": 12,
-        "turnout_flows_capacity": 1000,
-        "turnout_desired_revision": 5,
-        "turnout_programmed_revision": 4,
+        "turnout_services": 2,
+        "turnout_endpoints": 3,
+        "turnout_flows": 250_000,
+        "turnout_flows_capacity": 1_000_000,
+        "turnout_desired_revision": 8,
+        "turnout_programmed_revision": 7,
         "turnout_config_last_reload_successful": 0,
-        "turnout_uptime_seconds": 12.5,
-        "turnout_packets_total{xdp}{forwarded}": 850,
-        "turnout_packets_total{userspace}{punt_lost}": 1,
-        "turnout_packets_by_reason_total{NEW_FLOW}": 10,
-        "turnout_xsk_lost_total": 1,
+        "turnout_config_last_reload_success_timestamp_seconds": 1_790_000_000.5,
+        "turnout_uptime_seconds": 93784.2,
+        "turnout_packets_total{xdp}{forwarded}": 1200,
+        "turnout_packets_total{userspace}{dropped}": 1,
+        "turnout_packets_received_total{xdp}": 1234,
+        "turnout_packets_received_total{userspace}": 4,
+        "turnout_packets_admitted_total{xdp}": 0,
+        "turnout_packets_redirect_failed_total{xdp}": 2,
+        "turnout_packets_punt_lost_total{userspace}": 1,
+        "turnout_packets_originated_total{userspace}": 0,
+        "turnout_packets_by_reason_total{NEW_FLOW}": 4,
         "turnout_interface_receive_packets_total{eth0}": 1000,
     }
     assert {name: samples[name] for name in expected} == expected
@@ -80,9 +75,36 @@ def test_a_node_that_cannot_answer_is_down_but_scraped():
     assert scrape(fail) == {"turnout_up": 0}
 
 
-def test_the_time_of_the_last_reload_is_told_if_known():
-    samples = scrape(lambda *_: {**STATUS, "applied_at_s": 1_790_000_000.5})
-    assert samples["turnout_config_last_reload_success_timestamp_seconds"] == 1_790_000_000.5
+def test_verdicts_add_up_to_what_was_received():
+    samples = scrape(lambda *_: STATUS)
+    verdicts = {name: value for name, value in samples.items() if name.startswith("turnout_packets_total{xdp}")}
+    assert {name.rpartition("{")[2] for name in verdicts} == {"forwarded}", "passed}", "dropped}", "punted}"}
+    assert sum(verdicts.values()) == samples["turnout_packets_received_total{xdp}"]
+
+
+def shape_of_view(name):
+    """Return what a view returns or lists, by its source: {key: the same of the dictionary below it, or None}."""
+    (view,) = [node for node in ast.parse(VIEWS.read_text()).body if getattr(node, "name", "") == name]
+    outermost = next(node for node in ast.walk(view) if isinstance(node, ast.Dict))
+
+    def shape(node):
+        return {
+            key.value: shape(value) if isinstance(value, ast.Dict) else None
+            for key, value in zip(node.keys, node.values, strict=True)
+        }
+
+    return shape(outermost)
+
+
+def shape_of(value):
+    return {key: shape_of(item) if isinstance(item, dict) else None for key, item in value.items()}
+
+
+def test_the_status_of_these_tests_has_the_keys_of_the_view():
+    whole = shape_of_view("status") | {"packets": shape_of_view("packets")}
+    assert shape_of({**STATUS, "reasons": None}) == whole
+    for interface in STATUS["interfaces"]:
+        assert shape_of(interface) == shape_of_view("interfaces")
 
 
 def entered(address):
