@@ -26,7 +26,8 @@ from dataplane.nexthops import NextHops
 from dataplane.settings import Settings
 from dataplane.watch import changes
 from lb import maglev, manifests
-from lb.model import NodeView, ServicePort, Snapshot, resolve
+from lb.model import NodeView, ServicePort, Snapshot
+from lb.resolve import resolve
 from lb.table import Address, Parted, ServiceTable
 from lb.table import ServicePort as Row
 from xdp import kernel, maps

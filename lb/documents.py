@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Path = tuple[str | int, ...]  # from the root of a file; the first step is the number of the document
@@ -30,8 +30,25 @@ _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_]{1,63}")
+_LONGEST_KEY = 100
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset((None, "!", _TAG + "map", _TAG + "seq"))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Return a path as people write it: spec.ports[0].port, metadata.annotations[turnout.dev/weights].
+
+    Keys come from files: what a terminal would act on is escaped, what is endless is cut.
+    """
+    text = ""
+    for step in path:
+        if isinstance(step, str) and _PLAIN_KEY.fullmatch(step):
+            text += f".{step}" if text else step
+        else:
+            key = str(step)[:_LONGEST_KEY]
+            text += f"[{key if key.isprintable() else ascii(key)[1:-1]}]"
+    return text
 
 
 class TextError(Exception):

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from lb import documents, fields
 from lb.annotations import read_options
-from lb.documents import TextError
+from lb.documents import TextError, dotted
 from lb.errors import ManifestError, Problem
 from lb.fields import did_you_mean, read_address, read_network, shown, special
 from lb.garbage import no_collections
@@ -33,7 +33,6 @@ from lb.model import (
     SliceEndpoint,
     SlicePort,
     claims,
-    dotted,
     vips,
 )
 

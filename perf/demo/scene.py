@@ -23,7 +23,8 @@ from dataplane.control import ask
 from dataplane.detach import detach
 from dataplane.settings import Settings, merge
 from lb import manifests
-from lb.model import NodeView, resolve
+from lb.model import NodeView
+from lb.resolve import resolve
 from perf import clients
 from perf.subjects import CLIENTS, Service, load_kube_proxy_rules
 from perf.traffic import PINS

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lb import manifests, model
-from lb.model import EndpointState, Frontend, FrontendKind, NodeView, ServicePort, Snapshot
+from lb import manifests
+from lb.model import Endpoint, EndpointState, Frontend, FrontendKind, NodeView, ServicePort, Snapshot
+from lb.not_yet import NOT_YET
+from lb.resolve import resolve
 
 DATA = Path(__file__).parent.parent / "data" / "kubernetes"
 NODES = {f"node-{number}": NodeView(f"node-{number}", "zone-a" if number < 3 else "zone-b") for number in (1, 2, 3, 4)}
@@ -23,7 +25,7 @@ def cluster() -> manifests.Manifests:
 
 def view(cluster: manifests.Manifests, node: str, **options: object) -> Snapshot:
     """Return what a node is to do, all features included unless `options` say otherwise."""
-    return model.resolve(cluster.services, cluster.slices, NODES[node], **{"not_yet": {}, **options})  # type: ignore[arg-type]
+    return resolve(cluster.services, cluster.slices, NODES[node], **{"not_yet": {}, **options})  # type: ignore[arg-type]
 
 
 def port_of(snapshot: Snapshot, key: str, protocol: str = "TCP", family: int = 4) -> ServicePort:
@@ -31,11 +33,11 @@ def port_of(snapshot: Snapshot, key: str, protocol: str = "TCP", family: int = 4
     return port
 
 
-def spots(endpoints: tuple[model.Endpoint, ...]) -> set[str]:
+def spots(endpoints: tuple[Endpoint, ...]) -> set[str]:
     return {f"{endpoint.address}:{endpoint.port}" for endpoint in endpoints}
 
 
-def addresses(endpoints: tuple[model.Endpoint, ...]) -> set[str]:
+def addresses(endpoints: tuple[Endpoint, ...]) -> set[str]:
     return {str(endpoint.address) for endpoint in endpoints}
 
 
@@ -133,7 +135,7 @@ def test_the_local_policy_leaves_the_pods_of_this_node(cluster, node, local):
 )
 def test_hints_keep_traffic_in_its_zone(cluster, node, zone):
     assert addresses(port_of(view(cluster, node), "shop/web-zone:http").cluster) == zone
-    assert addresses(port_of(view(cluster, node, not_yet=model.NOT_YET), "shop/web-zone:http").cluster) == WEB_READY
+    assert addresses(port_of(view(cluster, node, not_yet=NOT_YET), "shop/web-zone:http").cluster) == WEB_READY
 
 
 def test_a_load_balancers_addresses_with_who_may_come(cluster):
@@ -151,7 +153,7 @@ def test_a_load_balancers_addresses_with_who_may_come(cluster):
 
 
 def test_as_long_as_ranges_are_not_honoured_nobody_comes_in(cluster):
-    ingress = port_of(view(cluster, "node-2", not_yet=model.NOT_YET), "infra/ingress:https")
+    ingress = port_of(view(cluster, "node-2", not_yet=NOT_YET), "infra/ingress:https")
     assert [frontend.kind for frontend in ingress.frontends] == [FrontendKind.CLUSTER_IP]
 
 
@@ -177,7 +179,7 @@ def test_slices_made_by_hand_and_services_with_nobody_behind_them(cluster):
 
 
 def test_what_is_not_honoured_is_named(cluster):
-    entries = view(cluster, "node-1", not_yet=model.NOT_YET).not_honoured
+    entries = view(cluster, "node-1", not_yet=NOT_YET).not_honoured
     assert [(entry.object.removeprefix("Service "), entry.field) for entry in entries] == [
         ("infra/ingress", "spec.ports[0].nodePort"),
         ("infra/ingress", "spec.ports[1].nodePort"),

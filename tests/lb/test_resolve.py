@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb import model
 from lb.model import (
+    Endpoint,
     EndpointSlice,
     EndpointState,
     FrontendKind,
@@ -18,9 +18,13 @@ from lb.model import (
     Options,
     PortSpec,
     Service,
+    ServicePort,
     SliceEndpoint,
     SlicePort,
+    claims,
 )
+from lb.not_yet import NOT_YET
+from lb.resolve import ranges_of_family, resolve
 
 READY, SERVING = EndpointState.READY, EndpointState.SERVING
 TERMINATING, UNREADY = EndpointState.TERMINATING, EndpointState.UNREADY
@@ -42,14 +46,12 @@ def slice_of(*endpoints: SliceEndpoint, name: str = "web-1", **fields: object) -
     return EndpointSlice("shop", name, endpoints=endpoints, **settings)  # type: ignore[arg-type]
 
 
-def resolved(
-    service_: Service, *slices: EndpointSlice, node: NodeView = HERE, **options: object
-) -> list[model.ServicePort]:
-    snapshot = model.resolve([service_], slices, node, **{"not_yet": {}, **options})  # type: ignore[arg-type]
+def resolved(service_: Service, *slices: EndpointSlice, node: NodeView = HERE, **options: object) -> list[ServicePort]:
+    snapshot = resolve([service_], slices, node, **{"not_yet": {}, **options})  # type: ignore[arg-type]
     return list(snapshot.ports)
 
 
-def spots(endpoints: tuple[model.Endpoint, ...]) -> list[str]:
+def spots(endpoints: tuple[Endpoint, ...]) -> list[str]:
     return [f"{endpoint.address}:{endpoint.port}" for endpoint in endpoints]
 
 
@@ -70,11 +72,11 @@ def test_S1_a_port_is_known_by_its_name_or_else_its_number():
 )
 def test_services_that_are_not_ours_are_skipped_whole(ignored):
     assert resolved(ignored, slice_of(endpoint("10.0.0.1"))) == []
-    assert list(model.claims(ignored)) == []
+    assert list(claims(ignored)) == []
 
 
 def test_S3_a_service_without_any_address_is_named():
-    snapshot = model.resolve([service(cluster_ips=())], [])
+    snapshot = resolve([service(cluster_ips=())], [])
     assert snapshot.ports == ()
     assert [entry.field for entry in snapshot.not_honoured] == ["spec.clusterIP"]
 
@@ -90,7 +92,7 @@ def test_S4_the_same_number_with_two_protocols_is_two_ports():
 
 def test_S5_external_addresses_are_served_only_from_the_list():
     external = service(external_ips=(ip_address("192.0.2.1"), ip_address("198.51.100.1")))
-    snapshot = model.resolve([external], [], HERE, (ip_network("192.0.2.0/24"),))
+    snapshot = resolve([external], [], HERE, (ip_network("192.0.2.0/24"),))
     assert [str(frontend.address) for frontend in snapshot.ports[0].frontends] == ["10.96.0.10", "192.0.2.1"]
     assert [str(entry) for entry in snapshot.not_honoured] == [
         "Service shop/web: spec.externalIPs[1]: 198.51.100.1 is in no network of --allow-external-ips; left out"
@@ -118,12 +120,12 @@ def test_an_address_that_is_written_twice_is_one_frontend():
 )
 def test_S7_source_ranges_of_a_family(ranges, filter4):
     expected = None if filter4 is None else tuple(map(ip_network, filter4))
-    assert model.ranges_of_family([ip_network(text) for text in ranges], 4) == expected
+    assert ranges_of_family([ip_network(text) for text in ranges], 4) == expected
 
 
 def test_S7_ranges_that_are_not_honoured_close_the_load_balancers_address():
     filtered = service(ingress=(Ingress(ip_address("192.0.2.1"), 0),), source_ranges=(ip_network("203.0.113.0/24"),))
-    snapshot = model.resolve([filtered], [])
+    snapshot = resolve([filtered], [])
     assert [str(frontend.address) for frontend in snapshot.ports[0].frontends] == ["10.96.0.10"]
     assert [entry.field for entry in snapshot.not_honoured] == ["spec.loadBalancerSourceRanges"]
 
@@ -251,7 +253,7 @@ def test_weights_are_by_address():
     weighted = service(options=Options(weights=((ip_address("10.0.0.2"), 5),)))
     part = slice_of(endpoint("10.0.0.1"), endpoint("10.0.0.2"))
     assert [e.weight for e in resolved(weighted, part)[0].endpoints] == [1, 5]
-    assert [e.weight for e in resolved(weighted, part, not_yet=model.NOT_YET)[0].endpoints] == [1, 1]
+    assert [e.weight for e in resolved(weighted, part, not_yet=NOT_YET)[0].endpoints] == [1, 1]
 
 
 def test_every_option_that_is_not_honoured_is_named():
@@ -265,12 +267,12 @@ def test_every_option_that_is_not_honoured_is_named():
         weights=((ip_address("10.0.0.2"), 5),),
         timeouts_s=(("udp", 5),),
     )
-    names = [entry.field for entry in model.resolve([service(options=wishes)], []).not_honoured]
+    names = [entry.field for entry in resolve([service(options=wishes)], []).not_honoured]
     assert names == [
         f"metadata.annotations[turnout.dev/{name}]"
         for name in ("forwarding", "scheduler", "admit", "mid-stream", "endpoint-removed", "weights", "timeouts")
     ]
-    assert model.resolve([service(options=wishes)], [], not_yet={}).not_honoured == ()
+    assert resolve([service(options=wishes)], [], not_yet={}).not_honoured == ()
 
 
 def test_a_feature_that_is_there_is_honoured_everywhere():
@@ -285,8 +287,8 @@ def test_a_feature_that_is_there_is_honoured_everywhere():
         source_ranges=(ip_network("203.0.113.0/24"),),
     )
     part = slice_of(endpoint("10.0.0.1", zone_hints=("zone-a",)))
-    assert model.resolve([everything], [part], not_yet={}).not_honoured == ()
-    refused = model.resolve([everything], [part])
+    assert resolve([everything], [part], not_yet={}).not_honoured == ()
+    refused = resolve([everything], [part])
     assert [(port.family, port.protocol) for port in refused.ports] == [(4, "TCP")]
     assert len(refused.not_honoured) == 10
 
@@ -303,15 +305,3 @@ def test_the_order_of_slices_and_endpoints_changes_no_choice(written, random):
     assert set(before.cluster) == set(after.cluster)
     assert set(before.endpoints) == set(after.endpoints)
     assert all(e.state in (READY, SERVING) for e in before.cluster)
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        (("spec", "ports", 0, "port"), "spec.ports[0].port"),
-        (("metadata", "annotations", "turnout.dev/weights"), "metadata.annotations[turnout.dev/weights]"),
-        ((), ""),
-    ],
-)
-def test_paths_are_written_as_people_do(path, text):
-    assert model.dotted(path) == text
