@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 from perf import clients
-from perf.world import Host, World
+from perf.world import Host, World, wait_until
 from tests.node import Daemon, Service
 from xdp import maps
 from xdp.maps import SharedMaps
@@ -26,6 +26,7 @@ class Site:
     def __init__(self, world: World, daemon: Daemon) -> None:
         self.world = world
         self.daemon = daemon
+        self._ports = itertools.count(10_000)  # below those that the kernel gives to sockets
         self.web = Service("web", "10.96.0.1:80", self.places(WEB_PORT, *SERVERS))
         self.dns = Service("dns", "10.96.0.10:53", self.places(DNS_PORT, *SERVERS), "UDP")
         for name in SERVERS:
@@ -53,9 +54,13 @@ class Site:
         """Return when the status is ok."""
         self.daemon.wait_for(lambda: self.daemon.ask("status")["state"] == "ok")
 
-    def retransmitted(self) -> int:
-        """Return how many TCP segments were sent again so far, by all hosts: each stands for one that was lost."""
-        return sum(_tcp_counters(host)["RetransSegs"] for name, host in self.world.hosts.items() if name != "node")
+    def lost_segments(self) -> int:
+        """Return how many TCP segments were sent again so far, by all hosts, that their receiver had not got already.
+
+        A sender that waits for a busy machine sends again what is merely late: the receiver says so (DSACK).
+        """
+        counters = [_tcp_counters(host) for name, host in self.world.hosts.items() if name != "node"]
+        return sum(of_host["RetransSegs"] - of_host["TCPDSACKOldSent"] for of_host in counters)
 
     def load(self, kind: str, service: Service, **options: float) -> clients.Load:
         """Return a load of flows that are all open from the beginning and ask without end, answer by answer."""
@@ -63,13 +68,26 @@ class Site:
         return clients.Load(self.client, kind, service.frontend, **given)
 
     @contextlib.contextmanager
-    def asking(self, port: int = 0) -> Iterator[Asking]:
-        """Make a UDP client with a socket of its own: a flow."""
+    def asking(self) -> Iterator[Asking]:
+        """Make a UDP client with a socket of its own, on a port that no other has had: a flow."""
         with self.client.entered():
             sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         with sock:
-            sock.bind(("", port))
+            sock.bind(("", next(self._ports)))
             yield Asking(sock, self.dns.frontend)
+
+    def check_accounts(self) -> None:
+        """Assert that the accounts add up, as soon as nothing is under way."""
+
+        def is_balanced() -> bool:
+            packets = self.daemon.ask("status")["packets"]
+            xdp, user = packets["xdp"], packets["userspace"]
+            return (
+                xdp["received"] == xdp["forwarded"] + xdp["passed"] + xdp["dropped"] + xdp["punted"]
+                and user["received"] == user["forwarded"] + user["dropped"] == xdp["punted"] - user["punt_lost"]
+            )
+
+        assert wait_until(is_balanced, 5), self.daemon.ask("status")["packets"]
 
     def tables(self) -> SharedMaps:
         """Return the shared tables, to be looked at: also when the daemon does not answer."""
@@ -118,6 +136,11 @@ class Asking:
         return None
 
 
-def _tcp_counters(host: Host) -> dict[str, Any]:
-    lines = [line.split()[1:] for line in host.run(["cat", "/proc/net/snmp"]).stdout.splitlines() if line[:4] == "Tcp:"]
-    return dict(zip(lines[0], map(int, lines[1]), strict=True))
+def _tcp_counters(host: Host) -> dict[str, int]:
+    text = host.run(["cat", "/proc/net/snmp", "/proc/net/netstat"]).stdout
+    lines = [line.split()[1:] for line in text.splitlines() if line.startswith(("Tcp:", "TcpExt:"))]
+    return {
+        name: int(value)
+        for names, values in zip(lines[::2], lines[1::2], strict=True)
+        for name, value in zip(names, values, strict=True)
+    }
