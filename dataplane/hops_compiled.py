@@ -27,6 +27,7 @@ from dataplane.libc import write
 from xdp import schema
 from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
 from xdp.bundle import Bundle
+from xdp.byteorder import swapped32
 from xdp.jit import compiled
 from xdp.schema import HopState
 
@@ -84,21 +85,12 @@ def new_hops(next_hops: npt.NDArray[np.void], routes: int) -> Hops:
 
 
 @compiled
-def host_order(address_be32):
-    """Return a __be32 as a number: 10.0.0.1 is 0x0a000001."""
-    word = np.uint32(address_be32)
-    return (
-        (word & np.uint32(0xFF)) << 24 | (word & np.uint32(0xFF00)) << 8 | (word >> 8) & np.uint32(0xFF00) | word >> 24
-    )
-
-
-@compiled
 def lookup(hops, address_be32):
     """Return the row of the way to an address; MISS if there is none, PENDING if it was asked for just now.
 
     A row may be unresolved: then its neighbour is asked for again, and the caller waits as with PENDING.
     """
-    address = host_order(address_be32)
+    address = swapped32(address_be32)
     target = np.int64(route_target(hops, address))
     if target == NO_ROUTE:
         return MISS

@@ -37,6 +37,7 @@ from dataplane.hops_compiled import Hops, new_hops
 from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from xdp import schema
+from xdp.byteorder import swap32
 from xdp.schema import HopState
 from xdp.tables import Tables
 
@@ -332,7 +333,7 @@ class NextHops:
         used = np.flatnonzero(self._table["used"])
         for number in used.tolist():
             record = self._table[number]
-            prefix = (int(compiled_hops.host_order(record["destination"])), int(record["prefix_len"]))
+            prefix = (swap32(record["destination"]), int(record["prefix_len"]))
             self._rows[prefix] = _Row(number, prefix, is_client=True, hop=_ADOPTED)
             if prefix[1] == HOST_BITS:
                 compiled_hops.set_host_row(self.hops, prefix[0], number)
@@ -369,7 +370,7 @@ class NextHops:
         self.rows_refused += 1
         if self.rows_refused & (self.rows_refused - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
             _log.error(
-                "next hops: no row for %s: %d of %d are taken (refused %d times); start with more",
+                "next hops: no row for %s: %d of %d are taken (refused %d times); this version has no more",
                 _address(prefix[0]), len(self._rows), len(self._table), self.rows_refused,
             )  # fmt: skip
 
@@ -395,7 +396,7 @@ class NextHops:
         new, old = self._scratch[0], self._table[row.number]
         network, prefix_len = row.prefix
         new["used"], new["prefix_len"] = 1, prefix_len
-        new["destination"] = int(compiled_hops.host_order(network))
+        new["destination"] = swap32(network)
         new["state"] = row.hop.state
         if row.hop.state is HopState.FORWARD:
             new["dst_mac"] = np.frombuffer(row.hop.mac, np.uint8)

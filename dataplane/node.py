@@ -26,15 +26,15 @@ from dataplane.nexthops import NextHops
 from dataplane.settings import Settings
 from dataplane.watch import changes
 from lb import maglev, manifests
-from lb.model import NodeView, ServicePort, Snapshot
+from lb.model import NodeView, Snapshot
 from lb.resolve import resolve
-from lb.table import Address, Parted, ServiceTable
-from lb.table import ServicePort as Row
+from lb.rows import Address, rows_of
+from lb.table import Parted, ServiceTable
 from xdp import kernel, maps
 from xdp.clock import JiffyClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
 from xdp.redirects import RedirectErrors
-from xdp.schema import Protocol, Reason, WhenStalled
+from xdp.schema import Protocol, Reason
 from xdp.tables import Capacity
 
 _SWEEP_PASS_S = 4.0  # one look at every record; the shortest timeout is 10 s
@@ -212,7 +212,7 @@ class Node:
             log.error("%s not applied, what ran before goes on:\n%s", kind, error)
 
     def _apply(self, snapshot: Snapshot) -> None:
-        change = self.services.apply(_rows(snapshot))
+        change = self.services.apply(rows_of(snapshot))
         for note in set(snapshot.not_honoured) - set(self.snapshot.not_honoured):
             log.warning("%s", note)
         self.snapshot, self.rejected, self.applied_at_s = snapshot, None, time.time()
@@ -264,21 +264,6 @@ class Node:
             log.info("stopped; programs and tables removed")
         else:
             log.info("stopped; XDP goes on forwarding known flows; `turnout detach` ends that")
-
-
-def _rows(snapshot: Snapshot) -> list[Row]:
-    """Return what the packet path is to know: a row per Service port and list of candidates."""
-    return [row for port in snapshot.ports for row in _rows_of(port)]
-
-
-def _rows_of(port: ServicePort) -> list[Row]:
-    protocol = Protocol[port.protocol]
-    when = WhenStalled[port.options.when_stalled.upper()]
-    by_candidates: dict[tuple[Any, ...], list[Any]] = {}
-    for frontend in port.frontends:
-        candidates = tuple(dict.fromkeys((e.address, e.port) for e in port.candidates(frontend.kind)))
-        by_candidates.setdefault(candidates, []).append((frontend.address, frontend.port, int(protocol)))
-    return [Row(tuple(frontends), candidates, when) for candidates, frontends in by_candidates.items()]
 
 
 async def _every(seconds: float, job: Callable[[], None]) -> None:

@@ -134,19 +134,6 @@ def fill(slots, names, values, seed, scratch):
 
 
 @compiled
-def fill_many(slots, first_slot, sizes, names, values, first_endpoint, seed, scratch):
-    """Fill the tables of many Services in `slots` (u32).
-
-    Service i has the slots `first_slot[i]` to `first_slot[i] + sizes[i]`, and the endpoints `first_endpoint[i]` to
-    `first_endpoint[i + 1]` of `names` and `values`; the rest is as for `fill`.
-    """
-    for service in range(len(sizes)):
-        start, stop = first_endpoint[service], first_endpoint[service + 1]
-        table = slots[first_slot[service] : first_slot[service] + sizes[service]]
-        fill(table, names[start:stop], values[start:stop], seed, scratch)
-
-
-@compiled
 def _sort(rows, length):
     """Sort the first `length` rows by their first column, in place; only columns 0 and 1 move (Shell, Ciura's gaps)."""
     for gap in (8858, 3937, 1750, 701, 301, 132, 57, 23, 10, 4, 1):

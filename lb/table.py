@@ -19,25 +19,15 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from lb import compiled, maglev
+from lb.rows import Address, FrontendKey, ServiceRow
+from xdp.byteorder import swap16, swap32
 from xdp.errors import TableFullError
-from xdp.schema import Limit, WhenStalled
+from xdp.schema import Limit
 from xdp.tables import Tables
 
-Address = tuple[IPv4Address, int]
-Frontend = tuple[IPv4Address, int, int]  # address, port, protocol; port and protocol 0: the address is a VIP
-
 _VIP = (0, 0)
-
-
-class ServicePort(NamedTuple):
-    """What the packet path needs to know of one Service port."""
-
-    frontends: tuple[Frontend, ...]
-    endpoints: tuple[Address, ...]  # the candidates for new connections, each once
-    when_stalled: WhenStalled = WhenStalled.DROP
 
 
 class _Content(NamedTuple):
@@ -72,6 +62,7 @@ class _Free:
 
     def __init__(self, what: str, size: int) -> None:
         self._what = what
+        self._size = size
         self._ranges = [(0, size)] if size else []
 
     def take(self, count: int) -> int:
@@ -82,7 +73,10 @@ class _Free:
                 else:
                     self._ranges[index] = (start + count, stop)
                 return start
-        raise TableFullError(f"no room for {count} more {self._what}; give the tables a larger capacity")
+        raise TableFullError(
+            f"no room for {count} more {self._what}: this version has room for {self._size:,} (old and new ones while "
+            "they change); use fewer"
+        )
 
     def take_at(self, start: int, count: int) -> None:
         index = bisect.bisect_right(self._ranges, (start, 1 << 62)) - 1
@@ -112,8 +106,8 @@ class ServiceTable:
         self._seed = np.uint64(seed)
         self._hop_of = hop_of
         self._slots = tables.maglev
-        self._place: dict[Frontend, int] = {}
-        self._row_of: dict[Frontend, int] = {}
+        self._place: dict[FrontendKey, int] = {}
+        self._row_of: dict[FrontendKey, int] = {}
         self._content: dict[int, _Content] = {}
         self._endpoint_row: dict[Address, int] = {}
         self._endpoint_users: dict[Address, int] = {}
@@ -123,17 +117,12 @@ class ServiceTable:
         self._free_rows.take(1)  # row 0 is what VIP entries hold: no endpoints
         self._parted = Parted([], [])
 
-    @property
-    def vips(self) -> set[IPv4Address]:
-        """The addresses that have frontends."""
-        return {address for address, port, _ in self._place if port}
-
     def adopt(self) -> None:
         """Read back what the tables hold, after a daemon before this one."""
         frontends = self._tables.frontends
         for place in np.flatnonzero(frontends["used"]):
             row = frontends[place]
-            frontend = (_address(row["addr"]), _swap16(row["port"]), int(row["protocol"]))
+            frontend = (IPv4Address(swap32(row["addr"])), swap16(row["port"]), int(row["protocol"]))
             self._place[frontend] = int(place)
             if frontend[1:] != _VIP:
                 self._row_of[frontend] = int(row["service"])
@@ -147,7 +136,7 @@ class ServiceTable:
         addresses = []
         for row in rows:
             endpoint = self._tables.endpoints[row]
-            address = (_address(endpoint["addr"]), _swap16(endpoint["port"]))
+            address = (IPv4Address(swap32(endpoint["addr"])), swap16(endpoint["port"]))
             addresses.append(address)
             if address not in self._endpoint_row:
                 self._free_endpoints.take_at(row, 1)
@@ -158,13 +147,13 @@ class ServiceTable:
             self._free_slots.take_at(first, count)
         self._content[number] = _Content(frozenset(addresses), int(service["when_stalled"]))
 
-    def apply(self, ports: Iterable[ServicePort]) -> Change:
-        """Make the tables say `ports` and nothing else. TableFullError: nothing has changed."""
-        wanted: dict[Frontend, tuple[_Content, ServicePort]] = {}
-        for port in ports:
-            content = _Content(frozenset(port.endpoints), int(port.when_stalled))
-            for frontend in port.frontends:
-                wanted[frontend] = (content, port)
+    def apply(self, services: Iterable[ServiceRow]) -> Change:
+        """Make the tables say `services` and nothing else. TableFullError: nothing has changed."""
+        wanted: dict[FrontendKey, tuple[_Content, ServiceRow]] = {}
+        for service in services:
+            content = _Content(frozenset(service.endpoints), int(service.when_stalled))
+            for frontend in service.frontends:
+                wanted[frontend] = (content, service)
         staged = _Staged({}, [], [], [])
         try:
             rows = self._stage(wanted, staged)
@@ -173,17 +162,17 @@ class ServiceTable:
             raise
         return self._publish(rows, staged)
 
-    def _stage(self, wanted: dict[Frontend, tuple[_Content, ServicePort]], staged: _Staged) -> dict[Frontend, int]:
+    def _stage(self, wanted: dict[FrontendKey, tuple[_Content, ServiceRow]], staged: _Staged) -> dict[FrontendKey, int]:
         """Find or write aside the row of every wanted frontend, and a place for every new one."""
-        rows: dict[Frontend, int] = {}
-        by_port: dict[int, int] = {}  # identity of a ServicePort -> its row: frontends of one port share it
-        for frontend, (content, port) in wanted.items():
+        rows: dict[FrontendKey, int] = {}
+        row_of_service: dict[int, int] = {}  # by identity: the frontends of one share a row
+        for frontend, (content, service) in wanted.items():
             row = self._row_of.get(frontend, -1)
             if self._content.get(row) != content:
-                row = by_port.get(id(port), -1)
+                row = row_of_service.get(id(service), -1)
                 if row < 0:
                     row = self._write_row(content, staged)
-            by_port.setdefault(id(port), row)
+            row_of_service.setdefault(id(service), row)
             rows[frontend] = row
         taken: set[int] = set()
         vips = {(address, *_VIP): 0 for address, _, _ in wanted}
@@ -216,19 +205,19 @@ class ServiceTable:
         if row is None:
             row = self._free_endpoints.take(1)
             record = self._tables.endpoints[row]
-            record["addr"], record["port"] = _wire(address[0]), _swap16(address[1])
+            record["addr"], record["port"] = swap32(int(address[0])), swap16(address[1])
             record["next_hop"] = self._hop_of(address[0])
             self._endpoint_row[address] = row
         self._endpoint_users[address] = self._endpoint_users.get(address, 0) + 1
         staged.endpoints.append(address)
         return row
 
-    def _free_place(self, frontend: Frontend, taken: set[int]) -> int:
+    def _free_place(self, frontend: FrontendKey, taken: set[int]) -> int:
         """Return a free place for a frontend, in the emptier of its two groups."""
         address, port, protocol = frontend
         keys = self._tables.frontend_keys
         groups = compiled.frontend_places(
-            self._tables.control[0]["hash_key"], len(keys), np.uint32(_wire(address)), np.uint16(_swap16(port)),
+            self._tables.control[0]["hash_key"], len(keys), np.uint32(swap32(int(address))), np.uint16(swap16(port)),
             np.uint8(protocol),
         )  # fmt: skip
         free = [
@@ -237,7 +226,10 @@ class ServiceTable:
         ]
         best = max(free, key=len)
         if not best:
-            raise TableFullError(f"no room for frontend {address}:{port}; give the tables a larger capacity")
+            room = len(keys) // 2  # half full at most, or a place is not certain
+            raise TableFullError(
+                f"no room for frontend {address}:{port}: this version has room for {room:,}; use fewer"
+            )
         return best[0]
 
     def _unstage(self, staged: _Staged) -> None:
@@ -252,7 +244,7 @@ class ServiceTable:
                 del self._endpoint_users[address]
                 self._free_endpoints.give(self._endpoint_row.pop(address), 1)
 
-    def _publish(self, rows: dict[Frontend, int], staged: _Staged) -> Change:
+    def _publish(self, rows: dict[FrontendKey, int], staged: _Staged) -> Change:
         """Let packets see it: new frontends, changed ones, and no longer those that are gone."""
         frontends, keys = self._tables.frontends, self._tables.frontend_keys
         self._content.update(staged.contents)
@@ -260,7 +252,7 @@ class ServiceTable:
         for frontend, place, row in staged.places:
             frontends[place]["service"] = row
             address, port, protocol = frontend
-            keys[place] = int(compiled.frontend_key(_wire(address), _swap16(port), protocol))  # the key comes last
+            keys[place] = int(compiled.frontend_key(swap32(int(address)), swap16(port), protocol))  # the key comes last
             self._place[frontend] = place
         for frontend, row in rows.items():
             if frontend[1:] != _VIP and self._row_of.get(frontend) != row:
@@ -309,17 +301,4 @@ class _Staged(NamedTuple):
     contents: dict[int, _Content]
     rows: list[tuple[int, int, int]]  # row, first slot, slots
     endpoints: list[Address]
-    places: list[tuple[Frontend, int, int]]  # frontend, place, row
-
-
-def _wire(address: IPv4Address) -> int:
-    """Return an address as the number that its bytes on the wire are in memory."""
-    return int.from_bytes(address.packed, "little")
-
-
-def _address(wire: npt.NDArray[np.uint32] | int) -> IPv4Address:
-    return IPv4Address(int(wire).to_bytes(4, "little"))
-
-
-def _swap16(value: npt.NDArray[np.uint16] | int) -> int:
-    return int.from_bytes(int(value).to_bytes(2, "little"), "big")
+    places: list[tuple[FrontendKey, int, int]]  # frontend, place, row

@@ -24,6 +24,7 @@ from conntrack import compiled
 from conntrack.table import FlowTable
 from perf.traffic import PINS, PROGRAMS, Order, Traffic, Words
 from xdp import kernel, loader, maps
+from xdp.byteorder import swap16, swap32, swapped16, swapped32
 from xdp.clock import JiffyClock
 from xdp.jit import compiled as jit
 from xdp.schema import HopState, Protocol, State
@@ -31,6 +32,8 @@ from xdp.tables import Capacity, Tables
 
 _CLIENTS, _VIP, _ENDPOINT = (int(IPv4Address(text)) for text in ("10.1.0.0", "10.96.0.1", "10.2.0.2"))
 _VIP_PORT, _ENDPOINT_PORT = 80, 8080
+_WIRE_VIP, _WIRE_ENDPOINT = swap32(_VIP), swap32(_ENDPOINT)
+_WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = swap16(_VIP_PORT), swap16(_ENDPOINT_PORT)
 _STRIDE = 7919  # a prime that divides no number of flows here
 _PACKETS = 1_000_000
 _PROG_ARRAY = 3
@@ -53,12 +56,10 @@ class Cost(NamedTuple):
 def _fill(tables: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
     """Insert flow 0 to `flows` as perf/bpf/restore.c sends them; return how many found room."""
     for flow in range(flows):
-        client = np.uint32(_CLIENTS + flow // 32768)
-        swapped = (client & 0xFF) << 24 | (client & 0xFF00) << 8 | (client >> 8) & 0xFF00 | client >> 24
-        number = np.uint32(1024 + flow % 32768)
-        port = np.uint32((number & 0xFF) << 8 | number >> 8)
-        addrs = np.uint64(_WIRE_VIP) << np.uint64(32) | np.uint64(swapped)
-        new_addrs = np.uint64(_WIRE_ENDPOINT) << np.uint64(32) | np.uint64(swapped)
+        client = np.uint64(swapped32(_CLIENTS + flow // 32768))
+        port = np.uint32(swapped16(1024 + flow % 32768))
+        addrs = np.uint64(_WIRE_VIP) << np.uint64(32) | client
+        new_addrs = np.uint64(_WIRE_ENDPOINT) << np.uint64(32) | client
         ports = np.uint32(_WIRE_VIP_PORT) << np.uint32(16) | port
         new_ports = np.uint32(_WIRE_ENDPOINT_PORT) << np.uint32(16) | port
         slot = compiled.insert(
@@ -67,14 +68,6 @@ def _fill(tables: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
         if slot < 0:
             return flow
     return flows
-
-
-def _wire(value: int, length: int) -> int:
-    return int.from_bytes(value.to_bytes(length, "big"), "little")
-
-
-_WIRE_VIP, _WIRE_ENDPOINT = _wire(_VIP, 4), _wire(_ENDPOINT, 4)
-_WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = _wire(_VIP_PORT, 2), _wire(_ENDPOINT_PORT, 2)
 
 
 @contextmanager

@@ -18,7 +18,9 @@ import numpy.typing as npt
 from conntrack.table import FlowTable
 from dataplane import hops_compiled, pipeline, wire
 from lb import maglev
-from lb.table import ServicePort, ServiceTable
+from lb.rows import ServiceRow
+from lb.table import ServiceTable
+from xdp.byteorder import swapped16, swapped32
 from xdp.clock import ManualClock
 from xdp.jit import compiled
 from xdp.schema import HopState, Protocol, Reason
@@ -41,11 +43,6 @@ class Cost(NamedTuple):
 
 
 @compiled
-def _swapped(number: int) -> int:
-    return (number & 0xFF) << 24 | (number & 0xFF00) << 8 | (number >> 8) & 0xFF00 | (number >> 24) & 0xFF
-
-
-@compiled
 def _send(node: Any, frames: Any, template: Any, flows: int, packets: int, expected: int, now: Any) -> int:
     """Handle `packets` packets; return how many did not end for the `expected` reason."""
     strange = 0
@@ -53,9 +50,8 @@ def _send(node: Any, frames: Any, template: Any, flows: int, packets: int, expec
     for _ in range(packets):
         for word in range(7):
             store64(frames, word * 8, load64(template, word * 8))
-        store32(frames, 26, np.uint32(_swapped(_CLIENTS + flow // 32768)))
-        port = 1024 + flow % 32768
-        store32(frames, 34, np.uint32(0x50000000 | (port & 0xFF) << 8 | port >> 8))
+        store32(frames, 26, swapped32(_CLIENTS + flow // 32768))
+        store32(frames, 34, np.uint32(0x50000000 | swapped16(1024 + flow % 32768)))  # to port 80
         reason, _ = pipeline.handle(node, frames, 0, _FRAME_BYTES, now)
         strange += reason != expected
         flow += _STRIDE
@@ -73,7 +69,7 @@ def _node(flows: int) -> pipeline.Node:
     hop = tables.next_hops[1]
     hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
     services = ServiceTable(tables, maglev.DEFAULT_SEED, lambda _: 1)
-    services.apply([ServicePort(((_VIP, _VIP_PORT, int(Protocol.UDP)),), _ENDPOINTS)])
+    services.apply([ServiceRow(((_VIP, _VIP_PORT, int(Protocol.UDP)),), _ENDPOINTS)])
     hops = hops_compiled.new_hops(tables.next_hops, 16)
     starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
     starts[-1] = 1  # one route, the default, through next hop 1

@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from dataplane import hops_compiled, wire
 from dataplane.pipeline import Node, handle
-from lb.table import ServicePort, ServiceTable
+from lb.rows import ServiceRow
+from lb.table import ServiceTable
 from tests.packets import CLIENT, DNS_VIP, ENDPOINT, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, ROUTER, VIP, address
 from tests.reference import Hop, Key, Outcome, Reference, Service
+from xdp.byteorder import swap16, swap32
 from xdp.schema import Direction, HopState, Protocol, Reason, State, Tag, WhenStalled
 from xdp.tables import Capacity, Tables
 
@@ -80,10 +82,10 @@ def service_table(tables: Tables) -> ServiceTable:
     return ServiceTable(tables, SEED, lambda host: _ROW[int(host)])
 
 
-def service_ports(services: dict[tuple[int, int, int], Service] = SERVICES) -> list[ServicePort]:
+def service_ports(services: dict[tuple[int, int, int], Service] = SERVICES) -> list[ServiceRow]:
     """Return Services as the table takes them, one port per frontend."""
     return [
-        ServicePort(
+        ServiceRow(
             ((IPv4Address(host), port, protocol),),
             tuple((IPv4Address(host), port) for host, port in service.endpoints),
             service.when_stalled,
@@ -113,9 +115,7 @@ class Pipeline:
 
 
 def _address(host: int, port: int) -> tuple[int, int]:
-    return int.from_bytes(int(host).to_bytes(4, "little"), "big"), int.from_bytes(
-        int(port).to_bytes(2, "little"), "big"
-    )
+    return swap32(host), swap16(port)
 
 
 class Flow(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 
 from conntrack import compiled
 from conntrack.table import FlowTable
+from xdp.byteorder import swap16, swap32
 from xdp.clock import ManualClock
 from xdp.jit import compiled as compile_it
 from xdp.schema import Protocol, State
@@ -25,15 +26,11 @@ def key(number: int) -> tuple[np.uint64, np.uint32, np.uint64, np.uint32]:
     """Return (addrs, ports, new addrs, new ports) of connection `number`, as they lie in memory."""
     client, vip, endpoint = 0x0A00_0000 + number, 0x0A60_0001, 0xAC10_0001
     return (
-        np.uint64(_swap(vip, 4) << 32 | _swap(client, 4)),
-        np.uint32(_swap(80, 2) << 16 | _swap(40_000, 2)),
-        np.uint64(_swap(endpoint, 4) << 32 | _swap(client, 4)),
-        np.uint32(_swap(8080, 2) << 16 | _swap(40_000, 2)),
+        np.uint64(swap32(vip) << 32 | swap32(client)),
+        np.uint32(swap16(80) << 16 | swap16(40_000)),
+        np.uint64(swap32(endpoint) << 32 | swap32(client)),
+        np.uint32(swap16(8080) << 16 | swap16(40_000)),
     )
-
-
-def _swap(value: int, size: int) -> int:
-    return int.from_bytes(value.to_bytes(size, "big"), "little")
 
 
 class Flows:

@@ -113,21 +113,3 @@ def test_removing_one_of_two_moves_only_its_share():
     old, new = maglev.positions(endpoints(2), SEED), maglev.positions(endpoints(1), SEED)
     assert set(old.tolist()) == {0, 1}
     assert set(new.tolist()) == {0}
-
-
-def test_the_tables_of_many_services_are_filled_at_once_with_rows_of_endpoints():
-    counts = [3, 0, 1, 10]
-    names = np.concatenate([maglev.names_of(endpoints(count, FIRST + 100 * count)) for count in counts])
-    rows = np.arange(500, 500 + len(names), dtype=np.uint32)
-    sizes = np.array([maglev.table_size(count) for count in counts])
-    first_slot = np.concatenate([[5], 5 + np.cumsum(sizes)[:-1]])
-    first_endpoint = np.concatenate([[0], np.cumsum(counts)])
-    slots = np.full(10 + sizes.sum(), 77, np.uint32)
-    maglev.fill_many(
-        slots, first_slot, sizes, names, rows, first_endpoint, np.uint64(SEED), maglev.scratch_for(max(counts))
-    )
-    for count, size, slot, endpoint in zip(counts, sizes, first_slot, first_endpoint, strict=False):
-        expected = maglev.positions(endpoints(count, FIRST + 100 * count), SEED) + 500 + endpoint
-        assert slots[slot : slot + size].tolist() == expected.tolist()
-    assert (slots[:5] == 77).all()
-    assert (slots[-5:] == 77).all()
