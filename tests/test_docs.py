@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.statuses import STATUS
 from xdp import errors
 from xdp.schema import Reason, Verdict, verdict_of
 
@@ -57,19 +59,100 @@ def test_every_flag_of_run_is_explained():
     assert sorted(explained) == sorted([*OPTIONS, "config"])
 
 
-def test_the_stages_have_the_same_names_everywhere():
-    """The picture, the XDP program and the pipeline, in the same order (where userspace admits, XDP punts)."""
-    picture = section((DOCS / "architecture.md").read_text(), "## The picture")
-    places = {
-        "architecture.md": picture[picture.index("parse - ") :],
-        "lb.c": (ROOT / "xdp/bpf/lb.c").read_text()[:600],
-        "pipeline.py": (ROOT / "dataplane/pipeline.py").read_text()[:400].replace("admit", "punt"),
+def test_every_flag_is_told_with_its_choices_and_its_default():
+    from dataplane.settings import DEFAULT_NAME, OPTIONS, Settings
+
+    text = section((DOCS / "operations.md").read_text(), "## Running")
+    told = {cells[0].rpartition("--")[2].strip("`").replace("\\|", "|"): cells[1].strip("`") for cells in rows(text)}
+    settings, expected = Settings(DEFAULT_NAME, (), ()), {"config FILE": ""}
+    for name, option in OPTIONS.items():
+        default = getattr(settings, option.field)
+        expected[f"{name} {option.metavar.strip('[]')}"] = str(default) if default not in (None, ()) else ""
+    assert told == expected
+
+
+def test_every_annotation_is_told_with_its_state():
+    from lb import annotations, model, not_yet
+
+    text = section((DOCS / "operations.md").read_text(), "## Annotations")
+    told = {cells[0].strip("`").removeprefix("turnout.dev/"): cells for cells in rows(text)}
+    assert list(told) == list(annotations._NAMES)
+    waiting = {
+        attribute.removesuffix("_s").replace("_", "-")
+        for attribute, feature in not_yet._OPTION_FEATURES.items()
+        if feature in not_yet.NOT_YET
     }
-    for name, text in places.items():
-        words = [word for word in re.findall(r"[a-z]+", text) if word in STAGES]
-        assert tuple(dict.fromkeys(words)) == STAGES, name
-    stages = [cells[0].partition(" / ")[0] for cells in rows(picture)]
-    assert tuple(stages) == STAGES
+    for name, (_, values, state, _) in told.items():
+        assert state == ("parsed, not yet" if name in waiting else "honoured"), name
+        if name in annotations._CHOICES:
+            choices = re.findall(r"`([^`]+)`", values)
+            assert not any(annotations._CHOICES[name](choice) for choice in choices), name
+            assert all(choice in annotations._CHOICES[name]("?") for choice in choices), name
+            assert choices[0] == getattr(model.DEFAULT_OPTIONS, name.replace("-", "_")), name
+
+
+def test_every_metric_is_told_with_its_labels():
+    from dataplane import metrics
+
+    families = [*metrics.NodeCollector(lambda: STATUS).collect()]
+    expected = {
+        sample.name: ", ".join(sample.labels) for family in families for sample in family.samples if family.samples
+    }
+    text = section((DOCS / "operations.md").read_text(), "## Metrics")
+    assert {cells[0].strip("`"): cells[1] for cells in rows(text)} == expected
+
+
+def test_the_states_of_a_node_are_told_with_their_exit_codes():
+    from dataplane.cli import _EXIT_OF_STATE
+
+    text = section((DOCS / "operations.md").read_text(), "## Looking")
+    assert {cells[0].strip("`"): int(cells[1]) for cells in rows(text)} == _EXIT_OF_STATE
+
+
+def test_every_file_is_in_one_box_of_the_picture():
+    listed = Counter(
+        cells[0].strip("`") for cells in rows(section((DOCS / "architecture.md").read_text(), "## The files"))
+    )
+    assert set(listed.values()) == {1}
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("xdp", "conntrack", "lb", "dataplane")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".c", ".h") and path.name != "__init__.py" and "shim" not in path.parts
+    }
+    assert set(listed) == there | {"xdp/shim/"}
+
+
+def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
+    """The picture, the XDP program and the pipeline (where userspace admits, XDP punts)."""
+    picture = section((DOCS / "architecture.md").read_text(), "## The picture")
+    words = [word for word in re.findall(r"[a-z]+", picture[picture.index("parse - ") :]) if word in STAGES]
+    assert tuple(dict.fromkeys(words)) == STAGES
+    assert tuple(cells[0].partition(" / ")[0] for cells in rows(picture)) == STAGES
+
+    program = (ROOT / "xdp/bpf/lb.c").read_text().partition("*/\n#include")[2]
+    includes = re.findall(r'#include "(\w+)\.h"', program)
+    assert includes.index("parse") < includes.index("rewrite")
+    sections = re.findall(r"^/\* (Flow|Service|Punt|Rewrite): ", program, flags=re.MULTILINE)
+    assert tuple(word.lower() for word in ("parse", *sections)) == STAGES
+
+    pipeline = (ROOT / "dataplane/pipeline.py").read_text()
+    bodies = {
+        name: re.search(rf"^def {name}\(.*?(?=^(?:@|def |class )|\Z)", pipeline, flags=re.MULTILINE | re.DOTALL).group()
+        for name in ("_forward", "_admit", "handle")
+    }
+    for name, word in (("_forward", "Rewrite"), ("_admit", "Admit")):
+        assert f'"""{word}: ' in bodies[name], name
+
+    # What a packet that nothing is known of comes by: the last call of each, as the guards before leave early.
+    calls = {
+        "lb.c": (program[program.index("handle(") :], ("parse(", "find_flow(", "find_frontend(", "punt(")),
+        "pipeline.py": (bodies["handle"], ("wire.parse(", "flows.find(", "services.find_frontend(", "_admit(")),
+    }
+    for name, (text, stages) in calls.items():
+        places = [text.rindex(call) for call in stages]
+        assert places == sorted(places), name
+    assert bodies["_admit"].index("flows.insert(") < bodies["_admit"].index("_forward(")
 
 
 def states_of_behaviours() -> dict[str, str]:
@@ -77,10 +160,11 @@ def states_of_behaviours() -> dict[str, str]:
 
 
 def behaviours_under_test() -> set[str]:
-    names = [
-        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
-    ]
-    return {word for name in names for word in name.split("_") if re.fullmatch(r"[A-Z]\d+", word)}
+    """Return the ids in the names of tests (test_C7_..., test_c7_...) and of their cases (id="N8-...")."""
+    pattern = re.compile(r"""def (test_\w+)|\bid="([A-Z]\d+)-""")
+    names = [found for path in (ROOT / "tests").rglob("test_*.py") for found in pattern.findall(path.read_text())]
+    words = {word.upper() for test, case in names for word in (*test.split("_"), case)}
+    return {word for word in words if len(word) > 1 and word in BEHAVIOURS}
 
 
 def test_every_behaviour_is_listed_once():
@@ -93,6 +177,11 @@ def test_every_behaviour_is_listed_once():
 def test_what_is_done_is_tested_by_name():
     done = {name for name, state in states_of_behaviours().items() if state == "done"}
     assert not done - behaviours_under_test()
+
+
+def test_what_is_said_not_to_be_tested_by_name_is_not():
+    for name, _, _, note in rows((DOCS / "behaviours.md").read_text()):
+        assert "not tested by name" not in note or name not in behaviours_under_test(), name
 
 
 def test_what_is_missing_has_a_note_of_what_happens_instead():
@@ -130,6 +219,32 @@ def test_the_manifest_in_the_readme_is_valid(tmp_path):
     done = subprocess.run([turnout, "validate", "-f", manifest], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 Services, 1 EndpointSlices, 2 endpoints" in done.stderr
+
+
+def test_the_configuration_in_the_examples_is_valid_and_shows_every_setting(tmp_path):
+    from dataplane import config
+    from dataplane.settings import OPTIONS, merge
+
+    text = (ROOT / "examples/turnout.yaml").read_text()
+    config.load(str(ROOT / "examples/turnout.yaml"))
+    whole = tmp_path / "turnout.yaml"
+    whole.write_text(re.sub(r"^# (?=[a-z-]+: )", "", text, flags=re.MULTILINE))
+    fields = config.load(str(whole))
+    assert set(fields) == {option.field for option in OPTIONS.values()}
+    defaults = merge({}, {})
+    for name in ("name", "engine", "xdp_mode", "capacity", "announce", "log_format"):
+        assert fields[name] == getattr(defaults, name), name
+
+
+def test_the_unit_in_the_examples_runs_reloads_and_kills_as_told():
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.optionxform = str
+    unit.read(ROOT / "examples/turnout.service")
+    service = unit["Service"]
+    assert service["ExecStart"].split()[1:] == ["run", "--config", "/etc/turnout/turnout.yaml"]
+    assert (service["ExecReload"], service["KillMode"]) == ("kill -HUP $MAINPID", "mixed")
+    hopeless = {errors.UsageError, errors.ConfigError, errors.MissingFeatureError}
+    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == {kind.exit_code for kind in hopeless}
 
 
 def test_words_of_the_glossary_have_one_meaning_each():

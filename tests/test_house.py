@@ -17,6 +17,7 @@ COMPILED = {"compiled", "inlined", "intrinsic"}
 # Written in pieces, so that this file does not hold what it looks for.
 REGISTRIES = ["py" + "pi.org", "python" + "hosted.org", "conda" + ".anaconda", "npm" + "js.org", "crates" + ".io"]
 UNFINISHED = ["TO" + "DO", "FIX" + "ME", "X" * 3]
+ELSEWHERE = [name + ".m" + "d" for name in ("DESIGN", "STYLE", "FAULTS", "PERF", "ECOSYSTEM", "BEHAVIOURS")]
 MACHINE_PATHS = ["/wo" + "rk/", "/ro" + "ot/", "/ho" + r"me/\w", "/op" + r"t/\w"]
 
 
@@ -61,6 +62,14 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine(pattern):
         if (match := re.search(rf"(?<![\w.]){pattern}", text))
     ]
     assert not found
+
+
+@pytest.mark.parametrize("document", ELSEWHERE)
+def test_no_file_refers_to_a_document_that_is_not_here(document):
+    found = [name for name, text in texts().items() if re.search(rf"\b{re.escape(document)}\b", text)]
+    assert not found
+    sections = [name for name, text in texts().items() if f"{document.partition('.')[0]}'s" in text]
+    assert not sections
 
 
 def test_nothing_is_left_to_do_without_a_place():

@@ -129,12 +129,14 @@ def test_help_fits_80_columns_and_has_examples(command, call):
     assert f"  turnout {' '.join(command)}".rstrip() in out.partition("Examples:")[2]
 
 
-def test_help_is_quick():
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for _ in range(5):
-        turnout("--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 5 < 0.15
+def test_help_takes_less_than_150_ms_of_cpu():
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "run" in turnout("--help").stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.15
 
 
 def test_no_command_is_wrong_usage_with_the_help():
