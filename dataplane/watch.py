@@ -8,6 +8,7 @@ something in a folder that matters, and now and then in any case (a folder that 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +19,8 @@ _LOOK_ANYWAY_MS = 1000
 _STEP_MS = 100  # how often the watching thread looks: each look wakes it
 _LOOK_SHARE = 100  # looking without a cause takes at most a hundredth of the time
 _UNREST_S = 2.0  # a file that never rests is reported nevertheless
+
+_log = logging.getLogger(__name__)
 
 Signature = dict[str, tuple[int, ...] | None]
 
@@ -68,8 +71,9 @@ async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> 
     if not _named(paths):
         await asyncio.Event().wait()
     not_before = 0.0
+    told: set[str] = set()
     while True:
-        async for has_cause in _stirrings(paths):
+        async for has_cause in _stirrings(paths, told):
             start = time.monotonic()
             if not has_cause and start < not_before:
                 continue
@@ -91,9 +95,14 @@ async def _at_rest(paths: Sequence[str], seen: Signature, debounce_ms: int) -> S
         seen = now
 
 
-async def _stirrings(paths: Sequence[str]) -> AsyncIterator[bool]:
-    """Yield True when something may have happened in the folders, False now and then; end when they are others."""
+async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[bool]:
+    """Yield True when something may have happened in the folders, False now and then; end when they are others.
+
+    Where the kernel refuses to watch them this ends after a second, to be called again. Why it refuses is logged if it
+    is not in `told`, and then it is.
+    """
     from watchfiles import awatch  # 52 ms
+    from watchfiles._rust_notify import WatchfilesRustInternalError
 
     watched = folders(paths)
     stop = asyncio.Event()
@@ -115,8 +124,12 @@ async def _stirrings(paths: Sequence[str]) -> AsyncIterator[bool]:
                 if folders(paths) != watched:
                     yield True
                     return
-    except OSError:  # no more inotify watches, or a folder went away before it could be watched
+    except FileNotFoundError:  # a folder went away before it could be watched
         pass
+    except (OSError, WatchfilesRustInternalError) as error:  # no more inotify instances, watches or descriptors
+        if str(error) not in told:
+            told.add(str(error))
+            _log.warning("manifests are looked at once a second, because the kernel does not watch them: %s", error)
     finally:
         stop.set()
     await asyncio.sleep(_LOOK_ANYWAY_MS / 1000)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +170,26 @@ def test_stdin_never_changes():
 
 def test_a_file_that_may_not_be_read_changes_when_its_mode_does(web):
     assert run([web], lambda: os.chmod(web, 0o000)) == [True]  # noqa: PTH101
+
+
+def test_without_an_inotify_instance_changes_are_noticed_nevertheless(web, caplog):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def follow() -> None:
+        stream = changes([str(web)])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # what is open already stays so
+        try:
+            for second in range(2):
+                os.utime(web, (second, second))  # opens nothing
+                await asyncio.wait_for(anext(stream), 5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        web.write_text("b")
+        await asyncio.wait_for(anext(stream), 5)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(follow())
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "manifests are looked at once a second, because the kernel does not watch them"
+    ]
+    assert "os error 24" in caplog.text
