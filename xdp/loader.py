@@ -39,7 +39,7 @@ class Attachment:
     mode: str  # "native" or "generic"
     why: str
     pin: Path
-    was_replaced: bool  # it took the place of an earlier daemon's program
+    was_replaced: bool  # it took the place of an earlier daemon's program, on that one's link or on a new one
 
 
 def load(folder: Path, source: Path, function: str, defines: Mapping[str, str | int] | None = None) -> int:
@@ -96,8 +96,9 @@ def attach(program: int, interface: str, mode: WantedMode, pin: Path) -> Attachm
     """Put `program` on `interface` of this network namespace, on a link pinned at `pin`.
 
     A link that is pinned there already, by an earlier daemon, gets the new program between two packets; one whose
-    interface has gone is replaced. `auto` is native if the driver can. UsageError: no such interface; AttachError: it
-    has an XDP program of somebody else, or refuses.
+    interface has gone is replaced, and so is one in another mode than `mode`, or it is as it was if that mode is
+    refused. `auto` is native if the driver can. UsageError: no such interface; AttachError: it has an XDP program of
+    somebody else, or refuses.
     """
     try:
         ifindex = socket.if_nametoindex(interface)
@@ -105,12 +106,7 @@ def attach(program: int, interface: str, mode: WantedMode, pin: Path) -> Attachm
         raise UsageError(f"{interface}: no such interface in this network namespace; see `ip -br link`") from None
     if (taken := _take_over(program, interface, ifindex, mode, pin)) is not None:
         return taken
-    link, got, why = _create(program, ifindex, mode)
-    try:
-        pin.parent.mkdir(parents=True, exist_ok=True)
-        kernel.pin(link, pin)
-    finally:
-        os.close(link)  # without a pin, this detaches
+    got, why = _create_pinned(program, ifindex, mode, pin)
     return Attachment(interface, ifindex, got, why, pin, was_replaced=False)
 
 
@@ -125,6 +121,17 @@ def detach(pin: Path) -> bool:
     finally:
         os.close(link)
     return True
+
+
+def _create_pinned(program: int, ifindex: int, mode: WantedMode, pin: Path) -> tuple[str, str]:
+    """Attach on a new link that is pinned at `pin`; return (mode, why not native)."""
+    link, got, why = _create(program, ifindex, mode)
+    try:
+        pin.parent.mkdir(parents=True, exist_ok=True)
+        kernel.pin(link, pin)
+    finally:
+        os.close(link)  # without a pin, this detaches
+    return got, why
 
 
 def _create(program: int, ifindex: int, mode: WantedMode) -> tuple[int, str, str]:
@@ -158,14 +165,33 @@ def _take_over(program: int, interface: str, ifindex: int, mode: WantedMode, pin
                 "give this node another --name, or `turnout detach` first"
             )
         if mode not in ("auto", state.mode):
-            kernel.link_detach(link)
-            pin.unlink()
-            return None
+            got, why = _change_mode(program, link, state, mode, pin)
+            return Attachment(interface, ifindex, got, why, pin, was_replaced=True)
         kernel.link_update(link, program)
     finally:
         os.close(link)
     why = "" if state.mode == "native" else "asked for" if mode == "generic" else "as an earlier daemon attached it"
     return Attachment(interface, ifindex, state.mode, why, pin, was_replaced=True)
+
+
+def _change_mode(program: int, link: int, state: kernel.XdpState, mode: WantedMode, pin: Path) -> tuple[str, str]:
+    """Put `program` on a new link in `mode` in place of `link`, which is in `state`; return (mode, why not native).
+
+    A link keeps its mode for life, and an interface has one mode at a time: between the two links it has no program.
+    When `mode` is refused, the old program is attached again as it was.
+    """
+    ifindex = kernel.link_info(link).ifindex
+    old_program = kernel.prog_fd_by_id(state.program_id)
+    try:
+        kernel.link_detach(link)
+        pin.unlink()
+        try:
+            return _create_pinned(program, ifindex, mode, pin)
+        except Error:
+            _create_pinned(old_program, ifindex, "native" if state.mode == "native" else "generic", pin)
+            raise
+    finally:
+        os.close(old_program)
 
 
 def _open(pin: Path) -> int | None:

@@ -197,9 +197,21 @@ def test_native_is_not_quietly_generic(loaded: Loaded, world: World, pin: Path):
 def test_another_mode_that_is_asked_for_is_given(loaded: Loaded, world: World, pin: Path):
     with world.node.entered():
         assert loader.attach(loaded.first, "eth0", "native", pin).mode == "native"
-        assert loader.attach(loaded.first, "eth0", "generic", pin).mode == "generic"
+        changed = loader.attach(loaded.first, "eth0", "generic", pin)
         kept = loader.attach(loaded.first, "eth0", "auto", pin)
+    assert (changed.mode, changed.why, changed.was_replaced) == ("generic", "asked for", True)
     assert (kept.mode, kept.why, kept.was_replaced) == ("generic", "as an earlier daemon attached it", True)
+
+
+def test_another_mode_that_is_refused_leaves_the_program_that_ran(loaded: Loaded, world: World, pin: Path):
+    with world.node.entered():
+        loader.attach(loaded.first, "lo", "generic", pin)
+        with pytest.raises(AttachError, match=r"lo: native XDP refused \(EOPNOTSUPP\)"):
+            loader.attach(loaded.second, "lo", "native", pin)
+    assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.first).id)
+    with world.node.entered():
+        assert loader.attach(loaded.second, "lo", "auto", pin).was_replaced
+    assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.second).id)
 
 
 def test_an_interface_that_was_made_again_gets_its_program_again(loaded: Loaded, world: World, pin: Path):
