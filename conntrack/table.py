@@ -92,12 +92,24 @@ class FlowTable:
         start = self._position
         stop = min(total, start + (slots or total))
         self._position = stop % total
-        _, noted = compiled.sweep(self._tables, start, stop, np.uint32(self._clock.now()), self._withdrawn)
+        now = self._clock.now()
+        self._keep_start_in_sight(now)
+        _, noted = compiled.sweep(self._tables, start, stop, np.uint32(now), self._withdrawn)
         if noted:
             self.wait_for_grace()
             with self._looking:
                 compiled.release(self._tables.tags, self._withdrawn, noted)
         return int(noted)
+
+    def _keep_start_in_sight(self, now: int) -> None:
+        """Move `aged_from` along once it lies behind every deadline: differences of jiffies are signed 32-bit numbers.
+
+        Left where it was it would lie ahead of `now` after 2^31 jiffies (25 to 248 days), and nothing would expire.
+        """
+        words = self._tables.control[0]
+        most = int(self._tables.machine[0]["timeout"].max()) + 1
+        if (now - int(words["aged_from"])) & 0xFFFFFFFF > most:
+            words["aged_from"] = (now - most) & 0xFFFFFFFF
 
     def wait_for_grace(self) -> None:
         """Return when nobody can be looking at a record or a row any more that was taken away before the call."""
@@ -119,14 +131,21 @@ class FlowTable:
         with self._looking:
             return int(compiled.withdraw_towards(self._tables, np.sort(np.array(keys, np.uint64))))
 
-    def connections(self) -> Iterator[Connection]:
-        """Yield every connection. They may change while this runs; what is gone by then is left out."""
+    def records(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+        """Return copies of the records of both directions of every connection, as they were at about one moment."""
         tables = self._tables
-        slots = np.zeros(len(tables.flows), np.int64)
         with self._looking:
+            slots = np.zeros(len(tables.flows), np.int64)
             count = compiled.used_slots(tables.tags, tables.flows, Direction.ORIGINAL, slots)
             originals = tables.flows[slots[:count]]
-            replies = tables.flows[originals["peer"]]
+            return originals, tables.flows[originals["peer"]]
+
+    def connections(
+        self, originals: npt.NDArray[np.void] | None = None, replies: npt.NDArray[np.void] | None = None
+    ) -> Iterator[Connection]:
+        """Yield the connections of these `records`, of all without them."""
+        if originals is None or replies is None:
+            originals, replies = self.records()
         now = self._clock.now()
         for original, reply in zip(originals, replies, strict=True):
             yield self._connection(original, reply, now)

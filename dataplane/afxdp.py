@@ -357,6 +357,10 @@ class Socket:
         answer = self._socket.getsockopt(_SOL_XDP, _STATISTICS, 48)
         return Statistics(*struct.unpack("=6Q", answer))
 
+    def unread(self) -> int:
+        """Return how many received frames nobody has taken from the RX ring yet."""
+        return len(_waiting(self.queue.rx))
+
     def counts(self) -> dict[str, int]:
         """Return our own counts, by the names of `Count` in lower case."""
         return {count.name.lower(): int(self.queue.counts[count]) for count in Count}

@@ -190,7 +190,13 @@ def _operate(settings: Settings, is_debug: bool) -> None:
     def stop(*_: object) -> NoReturn:
         raise SystemExit(0)
 
-    signal.signal(signal.SIGTERM, stop)  # until the node handles it: what is half started is taken back
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # Until the node handles them: what is half started is taken back. asyncio would let a Ctrl-C wait for all of it.
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     async def operate() -> None:
         await Node(settings).run()

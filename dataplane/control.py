@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +36,7 @@ _SILENCE_S = 10.0  # until a client that says nothing is let go
 _DRAIN_S = 30.0  # until a client that does not read is let go
 _PIECE = 1 << 16  # bytes of an answer that are written before the loop looks elsewhere
 
-Answer = Callable[[str, dict[str, Any]], Any]
+Answer = Callable[[str, dict[str, Any]], Any]  # plain data, or an awaitable of it
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,8 @@ class Server:
     async def _reply(self, line: bytes) -> bytes:
         try:
             data = self._answer(*_parse(line))
+            if isinstance(data, Awaitable):
+                data = await data
             # Encoding a million flows takes seconds; in a thread it takes turns with the loop.
             return await asyncio.to_thread(_encode, {"data": data})
         except Error as error:

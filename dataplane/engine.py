@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dataplane import wire
-from dataplane.afxdp import Statistics, Umem
+from dataplane.afxdp import Umem
 from dataplane.hops_compiled import Hops
 from dataplane.loop import new_ports
 from dataplane.netdev import Interface
@@ -49,17 +49,19 @@ class Queue:
 
 
 class Engine:
-    """The programs, sockets and workers of a node. `start` attaches last: whatever fails before leaves no trace.
+    """The programs, sockets and workers of a node.
 
+    `prepare` does what may fail without touching what runs; `start` attaches last, and leaves no trace if it fails.
     `stop` ends workers and sockets; programs, links and tables stay and go on forwarding known flows until `detach`.
     """
 
-    def __init__(self, settings: Settings, shared: SharedMaps, hops: Hops, clock: Clock, seed: int) -> None:
+    def __init__(self, settings: Settings, shared: SharedMaps, clock: Clock, seed: int) -> None:
         self._settings = settings
         self._shared = shared
-        self._hops = hops
         self._clock = clock
         self._seed = np.uint64(seed)
+        self._program = -1
+        self._interfaces: list[Interface] = []
         self._umem: Umem | None = None
         self._workers: list[Worker] = []
         self.queues: list[Queue] = []
@@ -75,19 +77,17 @@ class Engine:
         """Whether XDP forwards known flows by itself."""
         return self.name == "xdp"
 
-    def start(self, interfaces: list[Interface]) -> None:
-        """Bring everything up on `interfaces`. On an error nothing stays attached that was not before."""
-        program = loader.load(self._shared.folder, _PROGRAM, "xdp_lb", {"OFFLOAD": int(self.offloads)})
-        try:
-            self._open_sockets(interfaces)
-            self._start_workers()
-            self._register_queues()
-            self._attach(program, interfaces)
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            os.close(program)
+    def prepare(self, interfaces: list[Interface]) -> None:
+        """Load the program and open the sockets of `interfaces`; nothing is attached yet."""
+        self._interfaces = interfaces
+        self._program = loader.load(self._shared.folder, _PROGRAM, "xdp_lb", {"OFFLOAD": int(self.offloads)})
+        self._open_sockets(interfaces)
+
+    def start(self, hops: Hops) -> None:
+        """Start the workers and attach. On an error nothing stays attached that was not before."""
+        self._start_workers(hops)
+        self._register_queues()
+        self._attach(self._program, self._interfaces)
 
     def _open_sockets(self, interfaces: list[Interface]) -> None:
         self.queues = [Queue(interface, index) for interface in interfaces for index in range(interface.rx_queues)]
@@ -108,7 +108,7 @@ class Engine:
         for queue in self.queues:
             self._umem.open(queue.interface.name, queue.index)
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, hops: Hops) -> None:
         assert self._umem is not None
         tables, sockets = self._shared.tables, self._umem.sockets
         tables.workers["heartbeat"] = 0
@@ -116,7 +116,7 @@ class Engine:
             [(queue.interface.ifindex, sock.queue) for queue, sock in zip(self.queues, sockets, strict=True)]
         )
         for number, sock in enumerate(sockets):
-            node = Node(tables, self._hops, self._seed, np.zeros(1, wire.PACKET))
+            node = Node(tables, hops, self._seed, np.zeros(1, wire.PACKET))
             pool = self._umem.new_pool()
             self._workers.append(Worker(node, number, ports, number, sock, pool, self._clock))
         for worker in self._workers:
@@ -162,10 +162,11 @@ class Engine:
             if pin not in wanted:
                 loader.detach(pin)  # an interface that is no longer given
 
-    def statistics(self) -> Statistics:
-        """Return the losses of all sockets, added up."""
+    def lost(self) -> int:
+        """Return how many punted frames the sockets have lost; with the workers stopped, those unread are lost too."""
         sockets = self._umem.sockets if self._umem else []
-        return Statistics(*map(sum, zip(*(sock.statistics() for sock in sockets), strict=True))) if sockets else NOTHING
+        unread = 0 if self._workers else sum(sock.unread() for sock in sockets)
+        return unread + sum(sock.statistics().lost for sock in sockets)
 
     def stalled(self) -> list[str]:
         """Return what is wrong with the workers, in words."""
@@ -186,14 +187,21 @@ class Engine:
         """Whether any worker serves."""
         return any(worker.failure is None for worker in self._workers)
 
-    def stop(self) -> None:
-        """End workers and sockets. Programs and tables stay."""
+    def stop_workers(self) -> None:
+        """End the packet loops."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
+
+    def stop(self) -> None:
+        """End workers and sockets. Programs and tables stay."""
+        self.stop_workers()
         if self._umem is not None:
             self._umem.close()
             self._umem = None
+        if self._program >= 0:
+            os.close(self._program)
+            self._program = -1
 
     def detach(self) -> None:
         """Take the programs off the interfaces."""
@@ -201,6 +209,3 @@ class Engine:
             with contextlib.suppress(kernel.KernelError):  # the interface went first, and its link with it
                 loader.detach(attachment.pin)
         self.attachments = {}
-
-
-NOTHING = Statistics(0, 0, 0, 0, 0, 0)

@@ -79,8 +79,8 @@ def new_scratch(fd: int, ports: int) -> Scratch:
 @inlined
 def jiffies(clock):
     """Return the lower 32 bits of the jiffies; `clock` is the words of xdp.clock."""
-    passed = coarse_ns() - load_acquire(clock, BASE_NS)
-    return np.uint32(load_acquire(clock, BASE_JIFFIES) + passed * clock[HERTZ] // 1_000_000_000)
+    passed_us = (coarse_ns() - clock[BASE_NS]) // 1000
+    return np.uint32(load_acquire(clock, BASE_JIFFIES) + passed_us * clock[HERTZ] // 1_000_000)
 
 
 @inlined

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from conntrack.table import FlowTable
@@ -29,18 +29,19 @@ from lb import maglev, manifests
 from lb.model import NodeView, Snapshot
 from lb.resolve import resolve
 from lb.rows import Address, rows_of
-from lb.table import Parted, ServiceTable
+from lb.table import ServiceTable
 from xdp import kernel, maps
 from xdp.clock import JiffyClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
 from xdp.redirects import RedirectErrors
-from xdp.schema import Protocol, Reason
+from xdp.schema import Protocol, Reason, Verdict
 from xdp.tables import Capacity
 
 _SWEEP_PASS_S = 4.0  # one look at every record; the shortest timeout is 10 s
 _SWEEP_SLOTS = 1 << 20  # at a time: 20 ms when all are in use
 _CALIBRATE_S = 5.0  # two clocks that drift by 500 ppm at worst: half a jiffy
 _READ_LOSSES_S = 5.0
+_BEGIN_AGAIN_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -69,29 +70,40 @@ class Node:
         self.uncounted = ""  # why redirects that fail are not counted
         self._cache: manifests.Cache = {}
         self._stdin: bytes | None = None
+        self._files: AsyncIterator[None] = changes(())
         self._gone: set[Address] = set()  # endpoints that no Service port has any more
+        self.troubles: dict[str, tuple[float, str]] = {}  # by job: when it last failed, and how
         self._changed = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
         self._stopping = asyncio.Event()
         self._signal = signal.SIGTERM
         self._lost_seen = 0
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
-        """Return what `command` of the control socket asks for, as plain data (docs/operations.md)."""
-        return views.VIEWS[command](self, **options)
+        """Return what `command` of the control socket asks for, as plain data (docs/operations.md).
+
+        What looks at every flow is returned as an awaitable: it runs in a thread, beside the event loop.
+        """
+        view = views.VIEWS[command]
+        if view in views.LONG:
+            return asyncio.to_thread(view, self, **options)
+        return view(self, **options)
 
     async def run(self) -> None:
         """Start, serve until a signal, stop. Error: what kept it from starting."""
         settings = self.settings
+        if settings.engine == "raw":
+            raise MissingFeatureError("--engine raw: not in this version; use xdp, afxdp or auto")
         with contextlib.ExitStack() as stack:
-            if settings.engine == "raw":
-                raise MissingFeatureError("--engine raw: not in this version; use xdp, afxdp or auto")
             stack.enter_context(Lock(settings))
+            self._files = changes(settings.files)  # from here on: what is written while we start is not missed
             first = self._load()
-            self._start(stack, first)
             try:
+                self._start(stack, first)
                 await self._serve()
-            finally:
-                self._stop()
+            except KeyboardInterrupt:  # while starting
+                self._signal = signal.SIGINT
+                raise
 
     # Starting.
 
@@ -120,25 +132,38 @@ class Node:
             self.flows.create()
         else:
             abandoned = self.flows.take_over()
+            self._write_off()
             log.info(
                 "took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else ""
             )
+        self.engine = Engine(settings, self.shared, self.clock, maglev.DEFAULT_SEED)
+        stack.callback(self._stop)
+        self.engine.prepare(interfaces)
+        try:
+            self.redirects = stack.enter_context(RedirectErrors())
+        except Error as error:
+            self.uncounted = str(error)
+        # What packets see changes from here on.
         self.next_hops = NextHops(tables, self.netdev, settings.interfaces)
         self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
         self.services.adopt()
         self._apply(first)
-        self.engine = Engine(settings, self.shared, self.next_hops.hops, self.clock, maglev.DEFAULT_SEED)
-        stack.callback(self.engine.stop)
-        try:
-            self.redirects = stack.enter_context(RedirectErrors())
-        except MissingFeatureError as error:
-            self.uncounted = str(error)
-        self.engine.start(interfaces)
+        self.engine.start(self.next_hops.hops)
         if self.settings.announce != "none":
             log.warning("--announce %s: not honoured yet: route the VIPs to this node", self.settings.announce)
         if self.uncounted:
             log.warning("%s", self.uncounted)
         self._announce_start()
+
+    def _write_off(self) -> None:
+        """Count as lost what XDP had punted to the daemon before this one and that one never saw."""
+        kernel.membarrier_global()
+        xdp, user = (views.by_verdict(rows) for rows in (self.shared.tables.xdp_counters, self._worker_counters))
+        self._worker_counters[0]["packets"][Reason.PUNT_LOST] = xdp[Verdict.PUNT] - sum(user.values())
+
+    @property
+    def _worker_counters(self) -> Any:
+        return self.shared.tables.worker_counters
 
     def _capacity(self) -> Capacity:
         # XDP counts in the row of its CPU: there must be one for each that may come online.
@@ -170,22 +195,39 @@ class Node:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self._note("event loop", context.get("exception") or context))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self.reload)
-        jobs: list[Coroutine[Any, Any, None]] = [
-            self.next_hops.run(),
-            self._sweep(),
-            _every(_CALIBRATE_S, self.clock.calibrate),
-            _every(_READ_LOSSES_S, self.read_losses),
-            self._follow_files(),
-        ]
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "next hops": self.next_hops.run,
+            "sweep": self._sweep,
+            "clock": lambda: _every(_CALIBRATE_S, self.clock.calibrate),
+            "losses": lambda: _every(_READ_LOSSES_S, self.read_losses),
+            "files": self._follow_files,
+            "reload": self._reload,
+        }
         async with Server(self.settings, self.answer), asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job) for job in jobs]
+            tasks = [group.create_task(self._keep_up(name, job)) for name, job in jobs.items()]
             with self._metrics():
                 await self._stopping.wait()
             for task in tasks:
                 task.cancel()
+
+    async def _keep_up(self, name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a job; if it fails, say so and begin it again: what it does not look after must not end the rest."""
+        while True:
+            try:
+                await job()
+            except Exception as error:  # noqa: BLE001 - whatever it is, known flows and the other jobs go on
+                self._note(name, error)
+            await asyncio.sleep(_BEGIN_AGAIN_S)
+
+    def _note(self, name: str, trouble: object) -> None:
+        """Log trouble in a job, and remember it for `status`."""
+        text = f"{type(trouble).__name__}: {trouble}" if isinstance(trouble, BaseException) else str(trouble)
+        log.error("%s: %s", name, text, exc_info=trouble if log.isEnabledFor(logging.DEBUG) else None)  # type: ignore[arg-type]
+        self.troubles[name] = (time.monotonic(), text)
 
     def _metrics(self) -> contextlib.AbstractContextManager[object]:
         if self.settings.metrics is None:
@@ -199,17 +241,27 @@ class Node:
         self._stopping.set()
 
     async def _follow_files(self) -> None:
-        async for _ in changes(self.settings.files):
-            self.reload()
-
-    def reload(self) -> None:
-        """Read the manifests again and apply them if they are right; if not, nothing changes and `status` says why."""
         try:
-            self._apply(self._load())
-        except Error as error:
-            self.rejected = error
-            kind = "manifests" if isinstance(error, ConfigError) else "configuration"
-            log.error("%s not applied, what ran before goes on:\n%s", kind, error)
+            async for _ in self._files:
+                self._reload_wanted.set()
+        finally:
+            self._files = changes(self.settings.files)
+            self._reload_wanted.set()
+
+    async def _reload(self) -> None:
+        """Read the manifests again when asked to, one time after the other, and apply them if they are right.
+
+        If they are not, nothing changes and `status` says why. Reading takes seconds when there are many: in a thread.
+        """
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            try:
+                self._apply(await asyncio.to_thread(self._load))
+            except Error as error:
+                self.rejected = error
+                kind = "manifests" if isinstance(error, ConfigError) else "configuration"
+                log.error("%s not applied, what ran before goes on:\n%s", kind, error)
 
     def _apply(self, snapshot: Snapshot) -> None:
         change = self.services.apply(rows_of(snapshot))
@@ -218,7 +270,8 @@ class Node:
         self.snapshot, self.rejected, self.applied_at_s = snapshot, None, time.time()
         self.programmed = self.desired
         self.next_hops.retain({endpoint.address for port in snapshot.ports for endpoint in port.endpoints})  # type: ignore[misc]
-        self._gone |= change.gone
+        present = {(endpoint.address, endpoint.port) for port in snapshot.ports for endpoint in port.endpoints}
+        self._gone = (self._gone | change.gone) - present
         self._changed.set()
         log.debug("applied %s", change)
 
@@ -231,35 +284,34 @@ class Node:
                 self._changed.clear()
                 parted, gone = self.services.take_parted(), self._gone
                 self._gone = set()
-                await asyncio.to_thread(self._clear_up, parted, gone)
+                await asyncio.to_thread(self.flows.wait_for_grace)
+                self.services.release(parted)
+                # A packet that chose such an endpoint before the change has inserted its flow by now. TCP connections
+                # go on (C8), but a UDP flow never ends by itself.
+                udp = [(int(address), number, int(Protocol.UDP)) for address, number in gone]
+                await asyncio.to_thread(self.flows.end_towards, udp)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _SWEEP_PASS_S / slices)
-
-    def _clear_up(self, parted: Parted, gone: set[Address]) -> None:
-        """Make reusable what was parted with, and end the UDP flows to endpoints that are gone (C8).
-
-        TCP connections go on; a UDP flow never ends by itself. A packet that chose such an endpoint before the change
-        has inserted its flow when the grace period is over.
-        """
-        self.flows.wait_for_grace()
-        self.services.release(parted)
-        self.flows.end_towards([(int(address), number, Protocol.UDP) for address, number in gone])
+                async with asyncio.timeout(_SWEEP_PASS_S / slices):
+                    await self._changed.wait()
 
     def read_losses(self) -> None:
         """Add what the AF_XDP sockets have lost since the last call to the counters, which outlive the sockets."""
-        lost = self.engine.statistics().lost
-        row = self.shared.tables.worker_counters[0]["packets"]
+        lost = self.engine.lost()
+        row = self._worker_counters[0]["packets"]
         row[Reason.PUNT_LOST] += lost - self._lost_seen
         self._lost_seen = lost
 
     # Stopping.
 
     def _stop(self) -> None:
-        keep = self.settings.on_exit or ("detach" if self._signal == signal.SIGINT else "keep")
+        self.engine.stop_workers()
         self.read_losses()
         self.engine.stop()
-        if keep == "detach":
+        if not self.engine.attachments:
+            return  # it never came to serve
+        if (self.settings.on_exit or ("detach" if self._signal == signal.SIGINT else "keep")) == "detach":
             self.engine.detach()
+            self.next_hops.let_go_all()
             maps.remove(self.settings.pins)
             log.info("stopped; programs and tables removed")
         else:

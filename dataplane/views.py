@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conntrack.table import Connection
+from xdp import kernel
+from xdp.byteorder import swap16, swap32
+from xdp.errors import UsageError
 from xdp.redirects import Lost
 from xdp.schema import Protocol, Reason, Verdict, verdict_of
 
 if TYPE_CHECKING:
     from dataplane.node import Node
 
+_TROUBLE_SHOWN_S = 60.0
 _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 
 
@@ -26,9 +30,10 @@ def _totals(rows: Any) -> dict[Reason, int]:
     return {Reason(int(number)): int(sums[number]) for number in np.flatnonzero(sums)}
 
 
-def _by_verdict(totals: dict[Reason, int]) -> Counter[Verdict]:
+def by_verdict(rows: Any) -> Counter[Verdict]:
+    """Return {verdict: packets} over all rows of a table of counters."""
     verdicts: Counter[Verdict] = Counter()
-    for reason, packets in totals.items():
+    for reason, packets in _totals(rows).items():
         if reason not in _UNTOLD:
             verdicts[verdict_of(reason)] += packets
     return verdicts
@@ -38,7 +43,7 @@ def packets(node: Node) -> dict[str, dict[str, int]]:
     """Return the accounts: xdp.received = forwarded + passed + dropped + punted; userspace's likewise."""
     node.read_losses()
     xdp, user = _totals(node.shared.tables.xdp_counters), _totals(node.shared.tables.worker_counters)
-    x, u = _by_verdict(xdp), _by_verdict(user)
+    x, u = by_verdict(node.shared.tables.xdp_counters), by_verdict(node.shared.tables.worker_counters)
     return {
         "xdp": {
             "received": sum(x.values()),
@@ -81,6 +86,8 @@ def reasons(node: Node) -> dict[str, int]:
 def _complaints(node: Node) -> list[str]:
     """Return what is not as it should be, worst first."""
     found = list(node.engine.stalled())
+    now = time.monotonic()
+    found += [f"{job}: {text}" for job, (at, text) in node.troubles.items() if now - at < _TROUBLE_SHOWN_S]
     if node.rejected is not None:
         problems = str(node.rejected).splitlines()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -92,6 +99,12 @@ def _complaints(node: Node) -> list[str]:
             found.append(f"{name}: the interface has gone")
         elif not link.is_up:
             found.append(f"{name}: the interface is down")
+        elif link.ifindex != node.engine.attachments[name].ifindex:
+            found.append(f"{name}: deleted and made again since; restart the daemon")
+        elif kernel.xdp_state(link.ifindex) is None:
+            found.append(f"{name}: its XDP program was taken off; restart the daemon")
+        elif node.netdev.interface(name).rx_queues != sum(q.interface.name == name for q in node.engine.queues):
+            found.append(f"{name}: the number of its queues has changed; restart the daemon")
     endpoints = {str(endpoint.address) for port in node.snapshot.ports for endpoint in port.cluster}
     for hop in node.next_hops.describe():
         if hop["destination"] in endpoints and hop["state"] == "foreign":
@@ -178,8 +191,20 @@ def _shown(connection: Connection, service: str | None, offloaded: bool) -> dict
     }
 
 
-def _matches(wanted: str | None, *texts: str | None) -> bool:
-    return wanted is None or wanted in texts
+def _wire_place(text: str) -> tuple[int, int | None]:
+    """Return (address, port) of "ip" or "ip:port" as they lie in a record; the port is None if it is not given."""
+    address, _, port = text.partition(":")
+    return swap32(int(IPv4Address(address))), swap16(int(port)) if port else None
+
+
+def _is_at(records: Any, way: str, text: str) -> Any:
+    """Return which records have the place `text` as their src or dst (or new_src, new_dst)."""
+    try:
+        address, port = _wire_place(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not an address, with a port or without: like 10.0.0.1 or 10.0.0.1:80") from None
+    found = records[f"{way}_addr"] == address
+    return found if port is None else found & (records[f"{way}_port"] == port)
 
 
 def flows(
@@ -189,21 +214,35 @@ def flows(
     client: str | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the connections, filtered; addresses match with or without port, Services with or without its name."""
+    """Return the connections, filtered; an address matches with or without a port, a Service with or without its port.
+
+    Records are chosen while they are arrays: there may be a million.
+    """
     names = _services_by_frontend(node)
-    found: list[dict[str, Any]] = []
-    for connection in node.flows.connections():
-        name = names.get((*connection.frontend, connection.protocol))
-        to, source = _place(*connection.endpoint), _place(*connection.client)
-        if (
-            _matches(service, name, name.partition(":")[0] if name else None)
-            and _matches(endpoint, to, to.partition(":")[0])
-            and _matches(client, source, source.partition(":")[0])
-        ):
-            found.append(_shown(connection, name, node.engine.offloads))
-            if limit is not None and len(found) >= limit:
-                break
-    return found
+    originals, replies = node.flows.records()
+    wanted = np.ones(len(originals), bool)
+    if endpoint is not None:
+        wanted &= _is_at(originals, "new_dst", endpoint)
+    if client is not None:
+        wanted &= _is_at(originals, "src", client)
+    if service is not None:
+        keys = [key for key, name in names.items() if service in (name, name.partition(":")[0])]
+        wanted &= np.isin(_frontend_keys(originals), np.array([_frontend_key(*key) for key in keys], np.uint64))
+    chosen = np.flatnonzero(wanted)[:limit]
+    return [
+        _shown(connection, names.get((*connection.frontend, connection.protocol)), node.engine.offloads)
+        for connection in node.flows.connections(originals[chosen], replies[chosen])
+    ]
+
+
+def _frontend_key(address: int, port: int, protocol: int) -> int:
+    return swap32(address) | swap16(port) << 32 | protocol << 48
+
+
+def _frontend_keys(records: Any) -> Any:
+    """Return `_frontend_key` of the destination of every record."""
+    words = [records[name].astype(np.uint64) for name in ("dst_addr", "dst_port", "protocol")]
+    return words[0] | words[1] << np.uint64(32) | words[2] << np.uint64(48)
 
 
 def services(node: Node) -> list[dict[str, Any]]:
@@ -231,11 +270,22 @@ def services(node: Node) -> list[dict[str, Any]]:
 
 
 def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
-    names = _services_by_frontend(node)
+    """Return {(Service port, endpoint): connections}."""
+    names = {_frontend_key(*key): name for key, name in _services_by_frontend(node).items()}
+    originals, _ = node.flows.records()
+    frontends = _frontend_keys(originals)
+    places = originals["new_dst_addr"].astype(np.uint64) | originals["new_dst_port"].astype(np.uint64) << np.uint64(32)
+    order = np.lexsort((places, frontends))
+    frontends, places = frontends[order], places[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (frontends[1:] != frontends[:-1]) | (places[1:] != places[:-1])
+    firsts = np.flatnonzero(is_first)
+    connections = np.diff(firsts, append=len(order))
     counted: Counter[tuple[str, str]] = Counter()
-    for connection in node.flows.connections():
-        name = names.get((*connection.frontend, connection.protocol), "")
-        counted[name, _place(*connection.endpoint)] += 1
+    for frontend, place, count in zip(
+        frontends[firsts].tolist(), places[firsts].tolist(), connections.tolist(), strict=True
+    ):
+        counted[names.get(frontend, ""), _place(swap32(place & 0xFFFFFFFF), swap16(place >> 32))] += count
     return counted
 
 
@@ -260,3 +310,4 @@ def nexthops(node: Node) -> Iterable[dict[str, object]]:
 VIEWS: dict[str, Callable[..., Any]] = {
     view.__name__: view for view in (status, services, endpoints, flows, nexthops, interfaces, reasons)
 }
+LONG = (services, endpoints, flows)  # they look at every flow, and at nothing that the event loop changes

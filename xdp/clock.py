@@ -21,6 +21,7 @@ _JIFFIES = struct.pack("<BBhi", 0x85, 0, 0, 118) + struct.pack("<BBhi", 0x95, 0,
 _FRAME = bytes(14)
 _KNOWN_HERTZ = (100, 250, 300, 1000)
 _MEASURE_S = 0.05
+_ONE_MOMENT_NS = 500_000
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python does not name it
 
 # Words of `Clock.words`: what compiled code needs to tell the jiffies.
@@ -48,27 +49,40 @@ class JiffyClock:
     def __init__(self) -> None:
         self._program = kernel.prog_load("jiffies", _JIFFIES)
         self.words = np.zeros(8, np.int64)
-        first_ns, first = time.monotonic_ns(), self.now()
+        first_ns, first = self._at_once()
         time.sleep(_MEASURE_S)
-        ticks, passed_s = (self.now() - first) & 0xFFFFFFFF, (time.monotonic_ns() - first_ns) / 1e9
-        self.hertz = min(_KNOWN_HERTZ, key=lambda hertz: abs(hertz - ticks / passed_s))
+        last_ns, last = self._at_once()
+        rate = ((last - first) & 0xFFFFFFFF) / ((last_ns - first_ns) / 1e9)
+        self.hertz = min(_KNOWN_HERTZ, key=lambda hertz: abs(hertz - rate))
         self.words[HERTZ] = self.hertz
+        self.words[BASE_NS] = _coarse_ns()
+        self.words[BASE_JIFFIES] = self.now()
         self.calibrate()
+
+    def _at_once(self) -> tuple[int, int]:
+        """Return (monotonic ns, jiffies) of one moment: tried again while the two readings lie far apart."""
+        while True:
+            before = time.monotonic_ns()
+            jiffies = self.now()
+            if time.monotonic_ns() - before < _ONE_MOMENT_NS:
+                return before, jiffies
 
     def now(self) -> int:
         """Return the lower 32 bits of the jiffies, from the kernel."""
         return kernel.prog_test_run(self._program, _FRAME, out_size=64)[0] & 0xFFFFFFFF
 
     def calibrate(self) -> None:
-        """Take a new base for compiled code: called once a second or so, against the drift of two clocks."""
+        """Correct what compiled code counts from, against the drift of two clocks: called every few seconds.
+
+        Only one word changes, so a reader sees the old base or the new one; they differ by the drift.
+        """
         while True:
             before = _coarse_ns()
             jiffies = self.now()
             if _coarse_ns() == before:  # no tick in between
                 break
-        # One writer, and a reader that sees one new word and one old is wrong by a tick at most.
-        self.words[BASE_JIFFIES] = jiffies
-        self.words[BASE_NS] = before
+        passed_us = (before - int(self.words[BASE_NS])) // 1000
+        self.words[BASE_JIFFIES] = jiffies - passed_us * self.hertz // 1_000_000
 
 
 class ManualClock:
