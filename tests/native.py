@@ -34,6 +34,8 @@ uint32_t native_first_bucket(uint64_t hash, uint32_t buckets);
 uint32_t native_second_bucket(uint64_t hash, uint32_t buckets);
 uint64_t native_tag(uint64_t hash);
 uint64_t native_lanes_equal(uint64_t word, uint64_t tag);
+uint64_t native_hits(const void *bucket, uint64_t tag);
+uint32_t native_lowest_hit(uint64_t hits);
 uint16_t native_checksum_add(uint16_t check, uint16_t delta);
 int native_parse(void *data, uint32_t length, struct packet *packet);
 int native_rewrite(void *data, uint32_t length, uint32_t l4, const void *flow, const void *hop);
@@ -45,6 +47,8 @@ __u32 native_first_bucket(__u64 hash, __u32 buckets) { return first_bucket(hash,
 __u32 native_second_bucket(__u64 hash, __u32 buckets) { return second_bucket(hash, buckets); }
 __u64 native_tag(__u64 hash) { return tag_of(hash); }
 __u64 native_lanes_equal(__u64 word, __u64 tag) { return lanes_equal(word, tag); }
+__u64 native_hits(const void *bucket, __u64 tag) { return hits_of(bucket, tag); }
+__u32 native_lowest_hit(__u64 hits) { return lowest_hit(hits); }
 __u16 native_checksum_add(__u16 check, __u16 delta) { return checksum_add(check, delta); }
 int native_parse(void *data, __u32 length, struct packet *packet)
 {

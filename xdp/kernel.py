@@ -68,7 +68,7 @@ _MEMBARRIER_GLOBAL = 1
 # enum bpf_cmd
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
 _PROG_LOAD, _OBJ_PIN, _OBJ_GET = 5, 6, 7
-_PROG_TEST_RUN, _PROG_FD_BY_ID, _MAP_FD_BY_ID, _GET_INFO, _RAW_TRACEPOINT_OPEN = 10, 13, 14, 15, 17
+_PROG_TEST_RUN, _PROG_FD_BY_ID, _GET_INFO, _RAW_TRACEPOINT_OPEN = 10, 13, 15, 17
 _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
 
@@ -359,11 +359,6 @@ def prog_info(fd: int) -> ProgramInfo:
 def prog_fd_by_id(program_id: int) -> int:
     """Return a descriptor of the program with this id."""
     return _bpf(_PROG_FD_BY_ID, "get_id", f"program {program_id}", id=program_id)[0]
-
-
-def map_fd_by_id(map_id: int) -> int:
-    """Return a descriptor of the map with this id."""
-    return _bpf(_MAP_FD_BY_ID, "get_id", f"map {map_id}", id=map_id)[0]
 
 
 def prog_test_run(

@@ -167,6 +167,23 @@ def test_time_may_wrap_round():
     assert flows.find(1) == MISS
 
 
+@pytest.mark.parametrize("days", [1, 100, 150, 250])
+def test_connections_expire_however_long_the_daemon_has_run(days: int, flows: Flows):
+    """2^31 jiffies of 4 ms are 99.4 days."""
+    for _ in range(days):
+        flows.clock.advance(86_400)
+        flows.table.sweep()
+    for number, state in enumerate((State.SYN_SENT, State.ESTABLISHED)):
+        flows.insert(number, state)
+        flows.clock.advance(states.TIMEOUT_S[state])
+        flows.table.sweep()
+        assert flows.find(number) != MISS
+        flows.clock.advance(0.004)
+        assert compiled.is_expired(flows.tables, flows.find(number), np.uint32(flows.clock.now()))
+        flows.table.sweep()
+        assert flows.find(number) == MISS
+
+
 def test_a_successor_does_not_count_the_time_in_which_nobody_looked(flows: Flows):
     flows.insert(1, State.ESTABLISHED)
     flows.clock.advance(100_000)
@@ -259,10 +276,10 @@ def test_the_stated_capacity_is_had():
     assert sum(1 for _ in flows.table.connections()) == 10_000
 
 
-def test_the_first_insertion_fails_at_a_load_of_more_than_84_percent():
+def test_the_first_insertion_fails_above_the_highest_load():
     flows = Flows(50_000)
     inserted = flows.fill(0, 100_000)
-    assert 2 * inserted / len(flows.tables.flows) >= 0.84
+    assert 2 * inserted / len(flows.tables.flows) >= HIGHEST_LOAD + 0.02, "0.87, give or take what the secret does"
     assert flows.table.used() == inserted, "the one that failed left nothing"
 
 

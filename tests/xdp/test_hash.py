@@ -109,10 +109,12 @@ def test_tags_are_compared_exactly(tags: list[int], wanted: int, place: int | No
     for word in words:
         assert int(_lanes(word, np.uint64(wanted))) == native.library.native_lanes_equal(int(word), wanted)
     hits = int(_hits(words, np.uint64(wanted)))
+    assert native.library.native_hits(native.ffi.from_buffer(words), wanted) == hits
     expected = [slot for slot in range(Limit.BUCKET_TAGS) if tags[slot] == wanted]
     assert _count(np.uint64(hits)) == len(expected)
     found = []
     while hits:
+        assert native.library.native_lowest_hit(hits) == _lowest(np.uint64(hits))
         found.append(int(_lowest(np.uint64(hits))))
         hits &= hits - 1
     assert sorted(found) == expected

@@ -220,10 +220,6 @@ def test_an_interface_that_is_not_there_is_named(world: World):
     os.close(program)
 
 
-def test_a_membarrier_returns():
-    kernel.membarrier_global()
-
-
 def test_without_capabilities_the_missing_ones_are_named():
     code = """
 from xdp import kernel, errors

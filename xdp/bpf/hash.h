@@ -50,3 +50,27 @@ static inline __u64 lanes_equal(__u64 word, __u64 tag)
 
 	return ~(((x & low) + low) | x | low);
 }
+
+/* Which tags of a bucket equal `tag`: bit 16 i + w is tag i of word w, so that one number holds all sixteen. */
+static inline __u64 hits_of(const struct bucket *bucket, __u64 tag)
+{
+	return lanes_equal(bucket->word[0], tag) >> 15 | lanes_equal(bucket->word[1], tag) >> 14 |
+	       lanes_equal(bucket->word[2], tag) >> 13 | lanes_equal(bucket->word[3], tag) >> 12;
+}
+
+/* The number within its bucket (4 w + i) of a tag whose bit is set in `hits`; at least one is. BPF cannot count zeros. */
+static inline __u32 lowest_hit(__u64 hits)
+{
+	__u64 hit = hits & -hits;
+	__u32 number = 0;
+
+	if (hit & 0xffff0000ffff0000ULL)  /* i is odd */
+		number += 1;
+	if (hit & 0xffffffff00000000ULL)  /* i is 2 or 3 */
+		number += 2;
+	if (hit & 0x000a000a000a000aULL)  /* w is odd */
+		number += 4;
+	if (hit & 0x000c000c000c000cULL)  /* w is 2 or 3 */
+		number += 8;
+	return number;
+}

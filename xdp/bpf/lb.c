@@ -53,32 +53,19 @@ static inline struct flow *find_in_bucket(u32 number, u64 tag, const struct tupl
 {
 	struct bucket *bucket = tags.lookup(&number);
 	u64 hits;
-	u32 slot;
 	int n;
 
 	if (!bucket)
 		return 0;
-	/* The hit of tag i of word w is bit 16 i + w: one loop for all sixteen. */
-	hits = lanes_equal(bucket->word[0], tag) >> 15 | lanes_equal(bucket->word[1], tag) >> 14 |
-	       lanes_equal(bucket->word[2], tag) >> 13 | lanes_equal(bucket->word[3], tag) >> 12;
+	hits = hits_of(bucket, tag);
 	for (n = 0; n < BUCKET_TAGS && hits; n++) {
-		u64 hit = hits & -hits;
-		struct flow *flow;
+		u32 slot = number * BUCKET_TAGS + lowest_hit(hits);
+		struct flow *flow = flows.lookup(&slot);
 
-		slot = number * BUCKET_TAGS;
-		if (hit & 0xffff0000ffff0000ULL)
-			slot += 1;
-		if (hit >> 32)
-			slot += 2;
-		if (hit & 0x000c000c000c000cULL)
-			slot += 8;
-		if (hit & 0x000a000a000a000aULL)
-			slot += 4;
-		flow = flows.lookup(&slot);
 		if (flow && *(u64 *)&flow->src_addr == tuple->addrs && *(u32 *)&flow->src_port == tuple->ports &&
 		    flow->protocol == tuple->protocol)
 			return flow;
-		hits ^= hit;
+		hits &= hits - 1;
 	}
 	return 0;
 }
@@ -117,15 +104,8 @@ static inline struct frontend *find_frontend(u32 addr, u16 port, u32 protocol, c
 	int way;
 
 #pragma unroll
-	for (way = 0; way < FRONTEND_WAYS; way++) {
-		place = first + way;
-		frontend = frontends.lookup(&place);
-		if (frontend && *(u64 *)frontend == wanted)
-			return frontend;
-	}
-#pragma unroll
-	for (way = 0; way < FRONTEND_WAYS; way++) {
-		place = second + way;
+	for (way = 0; way < 2 * FRONTEND_WAYS; way++) {
+		place = (way < FRONTEND_WAYS ? first : second) + way % FRONTEND_WAYS;
 		frontend = frontends.lookup(&place);
 		if (frontend && *(u64 *)frontend == wanted)
 			return frontend;
@@ -225,11 +205,13 @@ static inline struct result handle(struct xdp_md *ctx)
 	if (found != REASON_FORWARDED && found != REASON_ICMP_ERROR)
 		return pass(found);
 
+	now = bpf_jiffies64();
 	flow = find_flow(&packet.tuple, words);
+	if (flow && is_expired(flow, rules->timeout[flow->state & 15], now, words))
+		flow = 0;
 	if (found == REASON_ICMP_ERROR)
 		return flow ? punt(ctx, found, WHEN_STALLED_PASS, words) : pass(REASON_OTHER_ICMP);
-	now = bpf_jiffies64();
-	if (flow && !is_expired(flow, rules->timeout[flow->state & 15], now, words))
+	if (flow)
 		return forward(ctx, &packet, flow, rules, now, words);
 
 	frontend = find_frontend(packet.tuple.addrs >> 32, packet.tuple.ports >> 16, packet.tuple.protocol, words);
