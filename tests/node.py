@@ -281,6 +281,7 @@ class _NoEngine:
 
     name = "memory"
     offloads = False
+    is_alive = True
     queues: tuple[()] = ()
 
     def __init__(self) -> None:
@@ -321,7 +322,9 @@ class MemoryNode(ScenarioNode):
         write_manifests(self._file, services)
         self._node.reload()
         assert self._node.rejected is None, self._node.rejected
-        self._node.services.release(self._node.services.take_parted())  # nobody else is looking
+        node = self._node  # what its sweep would do:
+        node._clear_up(node.services.take_parted(), node._gone)
+        node._gone = set()
 
     def send(self, frame: bytes, host: str = "client") -> Sent:
         given = self.on_the_wire(frame, host)
@@ -487,9 +490,14 @@ class Daemon:
         self.wait_for_services(*services)
 
     def wait_for_services(self, *services: Service) -> None:
-        """Return when these are the Services."""
+        """Return when these are the Services, and UDP flows to what they no longer have are gone."""
         wanted = {service.shown() for service in services}
         self.wait_for(lambda: self._services() == wanted)
+        endpoints = {endpoint for service in services for endpoint in service.endpoints}
+        self.wait_for(lambda: self._endpoints_of_datagrams() <= endpoints)
+
+    def _endpoints_of_datagrams(self) -> set[str]:
+        return {flow["endpoint"] for flow in self.ask("flows") if flow["protocol"] == "UDP"}
 
     def _services(self) -> set[tuple[str, str, str, frozenset[str]]]:
         return {

@@ -7,13 +7,16 @@ import itertools
 import json
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import numpy as np
 
 from perf import clients
 from perf.world import Host, World, wait_until
 from tests.node import Daemon, Service
 from xdp import maps
 from xdp.maps import SharedMaps
-from xdp.schema import Reason
+from xdp.schema import Reason, WhenStalled
 
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
 SERVERS = ("web-1", "web-2", "web-3")
@@ -97,6 +100,16 @@ class Site:
         """Return how often XDP has counted a reason, read from the table."""
         with self.tables() as shared:
             return int(shared.tables.xdp_counters["packets"][:, reason].sum())
+
+    def when_stalled(self, service: Service) -> str:
+        """Return what the tables say of new connections to a Service while the daemon stands still."""
+        address, port = IPv4Address(service.at[0]).packed, service.at[1]
+        with self.tables() as shared:
+            frontends = shared.tables.frontends
+            is_it = frontends["addr"] == int.from_bytes(address, "little")
+            (place,) = np.flatnonzero(is_it & (frontends["port"] == int.from_bytes(port.to_bytes(2, "big"), "little")))
+            row = shared.tables.services[frontends[place]["service"]]
+        return WhenStalled(int(row["when_stalled"])).name.lower()
 
     def endpoints_of_flows(self) -> dict[tuple[str, str], str]:
         """Return {(client, frontend): endpoint} of every connection."""

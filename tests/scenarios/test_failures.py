@@ -116,8 +116,7 @@ def ask_until(site: Site, condition: Callable[[], bool]) -> None:
 def test_while_the_daemon_stands_still_known_flows_go_on_and_new_ones_meet_what_the_service_says(site, word, reason):
     other = {Reason.STALLED_DROPPED: Reason.STALLED_PASSED, Reason.STALLED_PASSED: Reason.STALLED_DROPPED}[reason]
     site.daemon.apply(site.web, replace(site.dns, annotations={"turnout.dev/when-stalled": word}))
-    # The Services look the same from outside: the change is applied when a revision later says so.
-    site.daemon.wait_for(lambda: site.daemon.ask("status")["revision"]["desired"] > 1)
+    site.daemon.wait_for(lambda: site.when_stalled(site.dns) == word)
     with undisturbed(site):
         counted, others = site.counted(reason), site.counted(other)
         with standing_still(site):
