@@ -116,11 +116,11 @@ def _admit(node, frames, start, length, service, event, now):
 
 
 @inlined
-def _translate_error(node, frames, start, length):
+def _translate_error(node, frames, start, length, now):
     """Send an ICMP error along the flow whose packet it quotes. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
     slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
-    if slot == flows.MISS:
+    if slot == flows.MISS or flows.is_expired(tables, slot, now):
         return Reason.ICMP_UNUSABLE, np.uint32(NOWHERE)
     flow = tables.flows[slot]
     row = np.int64(flow.next_hop)
@@ -146,7 +146,7 @@ def handle(node, frames, start, length, now):
         is_vip = services.find_frontend(tables, destination, np.uint16(0), np.uint8(0)) != services.MISS
         return Reason.FRAGMENT if is_vip else Reason.OTHER_FRAGMENT, np.uint32(NOWHERE)
     if found == Reason.ICMP_ERROR:
-        return _translate_error(node, frames, start, length)
+        return _translate_error(node, frames, start, length, now)
     if found != Reason.FORWARDED:
         return found, np.uint32(NOWHERE)
 

@@ -237,13 +237,13 @@ class Reference:
                 return Outcome(Reason.OTHER_FRAGMENT, frame)
             return self._punt(Reason.VIP_FRAGMENT, frame, WhenStalled.DROP, is_stalled)
         if packet.reason == Reason.ICMP_ERROR:
-            if packet.key not in self.flows:
+            if self._live_flow(packet.key, now) is None:
                 return Outcome(Reason.OTHER_ICMP, frame)
             return self._punt(Reason.ICMP_ERROR, frame, WhenStalled.PASS, is_stalled)
         if packet.reason != Reason.FORWARDED:
             return Outcome(packet.reason, frame)
-        flow = self.flows.get(packet.key)
-        if flow and not self._is_expired(flow[0], now):
+        flow = self._live_flow(packet.key, now)
+        if flow:
             if self._reopens(flow, packet):
                 return self._punt(Reason.REOPENED, frame, WhenStalled.DROP, is_stalled)
             return self._send(frame, packet, flow, length, now)
@@ -261,7 +261,7 @@ class Reference:
             is_vip = packet.key.destination[0] in self._vips
             return Outcome(Reason.FRAGMENT if is_vip else Reason.OTHER_FRAGMENT, frame)
         if packet.reason == Reason.ICMP_ERROR:
-            return self._translate_error(frame, packet)
+            return self._translate_error(frame, packet, now)
         if packet.reason != Reason.FORWARDED:
             return Outcome(packet.reason, frame)
         flow = self.flows.get(packet.key)
@@ -281,6 +281,10 @@ class Reference:
 
     def _service(self, key: Key) -> Service | None:
         return self._services.get((*key.destination, key.protocol))
+
+    def _live_flow(self, key: Key, now: int) -> tuple[Connection, Direction] | None:
+        flow = self.flows.get(key)
+        return flow if flow and not self._is_expired(flow[0], now) else None
 
     def _is_expired(self, connection: Connection, now: int) -> bool:
         timeout = round(states.TIMEOUT_S[connection.state] * self._hertz)
@@ -334,8 +338,8 @@ class Reference:
         connection.touch(way, packet.event, length, now)
         return Outcome(Reason.FORWARDED, _rewritten(frame, packet, after, hop), hop.ifindex)
 
-    def _translate_error(self, frame: bytes, packet: Packet) -> Outcome:
-        flow = self.flows.get(packet.key)
+    def _translate_error(self, frame: bytes, packet: Packet, now: int) -> Outcome:
+        flow = self._live_flow(packet.key, now)
         if flow is None:
             return Outcome(Reason.ICMP_UNUSABLE, frame)
         before, after = packet.key, flow[0].after(flow[1])

@@ -320,6 +320,14 @@ def test_an_error_about_nothing_that_we_know_is_dropped(node: NodeUnderTest):
     assert node.send(NAMED["error-about-a-reply"]) == (Reason.ICMP_UNUSABLE, NAMED["error-about-a-reply"], 0)
 
 
+def test_c5_an_error_about_an_expired_connection_is_dropped(node: NodeUnderTest):
+    node.connect()
+    error = packets.icmp_error(packets.data(VIP, CLIENT))
+    assert node.send(error).reason == Reason.FORWARDED
+    node.clock.advance(8001)
+    assert node.send(error) == (Reason.ICMP_UNUSABLE, error, 0)
+
+
 def test_two_vips_in_front_of_one_endpoint_do_not_mix_one_client_port_up():
     """The reply could not be told apart: the second connection gets another endpoint, or none."""
     both = {(*vip, TCP): Service((ENDPOINT, OTHER_ENDPOINT)) for vip in (VIP, OTHER_VIP)}

@@ -328,6 +328,14 @@ def test_either_direction_keeps_a_connection(twins: Twins):
     assert twins.send(packets.data(endpoint, CLIENT)).reason == Reason.NOT_OURS
 
 
+def test_an_error_about_an_expired_connection_is_about_none(twins: Twins):
+    connected(twins)
+    error = packets.icmp_error(packets.data(VIP, CLIENT))
+    assert twins.send(error).reason == Reason.FORWARDED
+    twins.age(8001)
+    assert twins.send(error).reason == Reason.OTHER_ICMP
+
+
 def test_a_frame_is_too_big_from_one_byte_on(twins: Twins):
     connected(twins, NARROW_VIP)
     for size, reason in ((60, Reason.FORWARDED), (61, Reason.TOO_BIG)):
