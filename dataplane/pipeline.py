@@ -127,7 +127,7 @@ def _translate_error(node, frames, start, length, now):
     reason = _refusal_of(tables, row, packet.ttl, length)
     if reason != Reason.FORWARDED:
         return reason, np.uint32(NOWHERE)
-    wire.translate_error(frames, start, length, packet.l4, flow, tables.next_hops, row)
+    wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
     return reason, tables.next_hops[row].ifindex
 
 

@@ -62,10 +62,11 @@ def checksum_add(check, delta):
 
 
 @inlined
-def _parse_quote(frames, start, length, packet):
+def _parse_quote(frames, start, stop, packet):
+    """Take the five-tuple of an ICMP error's quote, turned round. The packet ends at offset `stop`, less any padding."""
     icmp = np.int64(packet.l4)
     ip = icmp + ICMP_BYTES
-    if ip + IPV4_BYTES > length:
+    if ip + IPV4_BYTES > stop:
         return Reason.TOO_SHORT
     kind = frames[start + icmp]
     if kind != _UNREACHABLE and kind != _TIME_EXCEEDED and kind != _PARAMETER and kind != _QUENCH:
@@ -79,7 +80,7 @@ def _parse_quote(frames, start, length, packet):
         return Reason.OTHER_ICMP
     if load16(frames, start + ip + 6) & _OFFSET:
         return Reason.OTHER_ICMP
-    if ip + header + 8 > length:
+    if ip + header + 8 > stop:
         return Reason.TOO_SHORT
     addrs = load64(frames, start + ip + _SRC)
     ports = load32(frames, start + ip + header)
@@ -134,7 +135,7 @@ def parse(frames, start, length, packet):
         if total < header + UDP_BYTES or l4 + UDP_BYTES > length:
             return Reason.TOO_SHORT
     elif protocol == _ICMP:
-        return _parse_quote(frames, start, length, packet)
+        return _parse_quote(frames, start, ip + total, packet)
     else:
         return Reason.NOT_TCP_UDP
     packet.ports = load32(frames, start + l4)
@@ -186,7 +187,7 @@ def _replace16(frames, offset, value, check_offset):
 
 
 @compiled
-def translate_error(frames, start, length, l4, flow, next_hops, row):
+def translate_error(frames, start, l4, flow, next_hops, row):
     """Change an ICMP error about a packet that we translated into one about the packet as it was before.
 
     `flow` is the record of the direction in which the error travels: its destination changes as that of the flow's own
@@ -198,6 +199,7 @@ def translate_error(frames, start, length, l4, flow, next_hops, row):
     quote = icmp + ICMP_BYTES
     quoted_l4 = quote + (np.int64(frames[quote]) & 15) * 4
     check = icmp + _ICMP_CHECK
+    stop = ip + _be16(frames, ip + 2)  # what follows is padding
 
     # An address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
     old_src, old_dst = load32(frames, quote + _SRC), load32(frames, quote + _DST)
@@ -215,7 +217,7 @@ def translate_error(frames, start, length, l4, flow, next_hops, row):
     # The quoted ports, and the quoted checksum if it is there. It covers the addresses too: the reply's own delta.
     old_ports = load32(frames, quoted_l4)
     l4_check = quoted_l4 + (_UDP_CHECK if flow.protocol == _UDP else _TCP_CHECK)
-    if l4_check + 2 <= start + length:
+    if l4_check + 2 <= stop:
         before = load16(frames, l4_check)
         if before or flow.protocol == _TCP:
             after = before

@@ -117,7 +117,7 @@ def parse(frame: bytes) -> Packet:
     header, total = (ip[0] & 15) * 4, int.from_bytes(ip[2:4], "big")
     if header < _IPV4 or not header <= total <= len(ip):
         return Packet(Reason.TOO_SHORT)
-    protocol, fragment, l4 = ip[9], int.from_bytes(ip[6:8], "big") & 0x3FFF, ip[header:]
+    protocol, fragment, l4 = ip[9], int.from_bytes(ip[6:8], "big") & 0x3FFF, ip[header:total]
     if fragment:
         return Packet(Reason.VIP_FRAGMENT, _key(ip, bytes(4)), _ETHERNET + header, ip[8])
     if protocol == Protocol.ICMP:
@@ -371,6 +371,7 @@ def _adjust(frame: bytearray, at: int, old: bytes, new: bytes) -> None:
 
 def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key, hop: Hop) -> bytes:
     new, icmp = bytearray(frame), packet.l4
+    stop = _ETHERNET + int.from_bytes(frame[16:18], "big")  # padding follows
     quote = icmp + 8
     ports = quote + (frame[quote] & 15) * 4
     check_at = ports + _CHECK_AT[Protocol(after.protocol)]
@@ -380,11 +381,11 @@ def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key, hop
     addresses = slice(quote + 12, quote + 20)
     _adjust(new, quote + 10, frame[addresses], new[addresses])
     is_summed = after.protocol == Protocol.TCP or frame[check_at : check_at + 2] != b"\0\0"
-    if check_at + 2 <= len(frame) and is_summed:
+    if check_at + 2 <= stop and is_summed:
         _adjust(new, check_at, frame[addresses] + frame[ports : ports + 4], new[addresses] + new[ports : ports + 4])
         if after.protocol == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
             new[check_at : check_at + 2] = b"\xff\xff"
-    end = len(frame) - (len(frame) - quote) % 2  # an odd byte at the end has not changed
+    end = stop - (stop - quote) % 2  # an odd byte at the end has not changed
     _adjust(new, icmp + 2, frame[quote:end], new[quote:end])
     new[:12] = hop.macs
     new[22] -= 1

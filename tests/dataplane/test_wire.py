@@ -111,6 +111,9 @@ def test_parsing_damaged_frames_is_the_same(name: str, changes: list[tuple[int, 
         ("error-about-a-reply", Reason.ICMP_ERROR),
         ("error-with-eight-bytes", Reason.ICMP_ERROR),
         ("error-with-seven-bytes", Reason.TOO_SHORT),
+        ("error-with-eight-bytes-padded", Reason.ICMP_ERROR),
+        ("error-with-seven-bytes-padded", Reason.TOO_SHORT),
+        ("error-with-half-a-header-padded", Reason.TOO_SHORT),
         ("error-about-a-fragment", Reason.OTHER_ICMP),
         ("error-about-an-error", Reason.OTHER_ICMP),
     ],
@@ -238,7 +241,7 @@ def test_c_refuses_to_rewrite_a_frame_that_is_shorter_than_it_said(native: Nativ
 def translated(error: bytes, record: npt.NDArray[np.void], next_hops: npt.NDArray[np.void]) -> bytes:
     frame = np.frombuffer(error, np.uint8).copy()
     l4 = np.uint32(parsed(frame, len(frame))[1][3])
-    wire.translate_error(frame, 0, len(frame), l4, record[0], next_hops, 1)
+    wire.translate_error(frame, 0, l4, record[0], next_hops, 1)
     return frame.tobytes()
 
 
@@ -266,6 +269,13 @@ def test_an_error_about_a_reply_reaches_the_endpoint_as_about_what_it_sent(
     assert got[IP].dst == packets.host(ENDPOINT[0])
     assert bytes(got[IP]) == bytes(expected[IP])
     assert bytes(got)[:12] == HOP_MACS
+
+
+def test_the_padding_of_a_frame_is_no_part_of_a_quote(next_hops: npt.NDArray[np.void]):
+    record = record_of((CLIENT, VIP), (CLIENT, ENDPOINT), Protocol.TCP)
+    error = packets.icmp_error(packets.syn_ack(VIP, CLIENT), quoted=28)
+    padding = bytes(range(1, 17))
+    assert translated(error + padding, record, next_hops) == translated(error, record, next_hops) + padding
 
 
 def fix_ip(frame: bytes) -> bytes:

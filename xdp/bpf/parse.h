@@ -73,15 +73,16 @@ static inline __u16 be16(__be16 value)
 	return __builtin_bswap16(value);
 }
 
-/* Take the five-tuple of an ICMP error's quote, turned round: the direction in which the error travels. */
-static inline enum reason parse_quote(void *data, void *end, struct packet *packet)
+/* Take the five-tuple of an ICMP error's quote, turned round: the direction in which the error travels. The packet ends
+ * at offset `stop`; the frame may go on with padding, of which the verifier knows the end only. */
+static inline enum reason parse_quote(void *data, void *end, __u32 stop, struct packet *packet)
 {
 	struct icmp *icmp = data + packet->l4;
 	struct ipv4 *ip = (void *)(icmp + 1);
 	struct ports *ports;
 	__u32 length;
 
-	if ((void *)(ip + 1) > end)
+	if (packet->l4 + sizeof(*icmp) + sizeof(*ip) > stop || (void *)(ip + 1) > end)
 		return REASON_TOO_SHORT;
 	if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED &&
 	    icmp->type != ICMP_PARAMETER && icmp->type != ICMP_QUENCH)
@@ -94,7 +95,7 @@ static inline enum reason parse_quote(void *data, void *end, struct packet *pack
 	if (ip->fragment & __builtin_bswap16(0x1fff))
 		return REASON_OTHER_ICMP;
 	ports = (void *)ip + length;
-	if ((void *)ports + 8 > end)
+	if (packet->l4 + sizeof(*icmp) + length + 8 > stop || (void *)ports + 8 > end)
 		return REASON_TOO_SHORT;
 	packet->tuple.addrs = (__u64)ip->src_addr << 32 | ip->dst_addr;
 	packet->tuple.ports = (__u32)ports->src_port << 16 | ports->dst_port;
@@ -141,7 +142,7 @@ static inline enum reason parse(void *data, void *end, struct packet *packet)
 		if (total < header + sizeof(struct udp) || (void *)ports + sizeof(struct udp) > end)
 			return REASON_TOO_SHORT;
 	} else if (ip->protocol == PROTOCOL_ICMP) {
-		return parse_quote(data, end, packet);
+		return parse_quote(data, end, sizeof(*ethernet) + total, packet);
 	} else {
 		return REASON_NOT_TCP_UDP;
 	}
