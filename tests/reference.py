@@ -228,8 +228,11 @@ class Reference:
         self._hertz = hertz
         self.flows: dict[Key, tuple[Connection, Direction]] = {}
 
-    def xdp(self, frame: bytes, now: int, *, is_stalled: bool = False) -> Outcome:
-        """Return what XDP does with a frame. A frame that is punted is as it was."""
+    def xdp(self, frame: bytes, now: int, *, is_stalled: bool = False, offloads: bool = True) -> Outcome:
+        """Return what XDP does with a frame. A frame that is punted is as it was.
+
+        Where XDP does not offload, userspace forwards what is known while it lives.
+        """
         packet = parse(frame)
         length = len(frame)
         if packet.reason == Reason.VIP_FRAGMENT:
@@ -246,6 +249,8 @@ class Reference:
         if flow:
             if self._reopens(flow, packet):
                 return self._punt(Reason.REOPENED, frame, WhenStalled.DROP, is_stalled)
+            if packet.ttl > 1 and not offloads and not is_stalled:
+                return Outcome(Reason.NOT_OFFLOADED, frame)
             return self._send(frame, packet, flow, length, now)
         service = self._service(packet.key)
         if service is None:

@@ -7,6 +7,7 @@ reference model.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -61,8 +62,9 @@ PATIENCE_S = 10  # of XDP with the worker's heartbeat: this machine may be busy 
 class Twins:
     """The nodes, and their reference models."""
 
-    def __init__(self, shared: maps.SharedMaps, program: int, clock: JiffyClock) -> None:
+    def __init__(self, shared: maps.SharedMaps, program: int, clock: JiffyClock, *, offloads: bool) -> None:
         self._program = program
+        self._offloads = offloads
         self._clock = clock
         self.is_stalled = False
         self.tables = shared.tables
@@ -117,7 +119,7 @@ class Twins:
         counted = self.counts() - before
         assert counted.sum() == 1
         reason = Reason(int(counted.argmax()))
-        expected = self.reference.xdp(frame, now, is_stalled=self.is_stalled)
+        expected = self.reference.xdp(frame, now, is_stalled=self.is_stalled, offloads=self._offloads)
         assert (reason, after) == (expected.reason, expected.frame)
         assert action == ACTION[verdict_of(reason)]
         return expected
@@ -145,20 +147,27 @@ def copy_of(tables: Tables) -> Tables:
     return copy
 
 
-@pytest.fixture(scope="module")
-def shared_twins() -> Iterator[Twins]:
-    folder = Path(f"/run/turnout/bpf/test-twins-{os.getpid()}")
+@contextlib.contextmanager
+def made_twins(*, offloads: bool) -> Iterator[Twins]:
+    """Make the nodes; without `offloads`, the program is that of engine afxdp."""
+    folder = Path(f"/run/turnout/bpf/test-twins-{os.getpid()}-{int(offloads)}")
     kernel.mount_bpffs(folder.parent)
     try:
         # XDP punts only where a socket is; it need not be bound for a run whose verdict is not carried out.
         with maps.create(folder, SMALL) as shared, socket.socket(AF_XDP, socket.SOCK_RAW) as reader:
             kernel.map_update(shared.sockets_fd, struct.pack("=I", 0), struct.pack("=I", reader.fileno()))
             kernel.map_update(shared.queues_fd, struct.pack("=II", LOOPBACK, 0), struct.pack("=I", 0))
-            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": 1})
-            yield Twins(shared, program, JiffyClock())
+            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": int(offloads)})
+            yield Twins(shared, program, JiffyClock(), offloads=offloads)
             os.close(program)
     finally:
         maps.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def shared_twins() -> Iterator[Twins]:
+    with made_twins(offloads=True) as made:
+        yield made
 
 
 @pytest.fixture
@@ -340,6 +349,21 @@ def test_a_frame_is_too_big_from_one_byte_on(twins: Twins):
     connected(twins, NARROW_VIP)
     for size, reason in ((60, Reason.FORWARDED), (61, Reason.TOO_BIG)):
         assert twins.send(packets.data(destination=NARROW_VIP, payload=bytes(size))).reason == reason
+
+
+def test_without_offload_userspace_forwards_what_is_known_while_it_lives_and_xdp_does_otherwise():
+    with made_twins(offloads=False) as twins:
+        endpoint = connected(twins)
+        frames = (packets.data(), packets.data(endpoint, CLIENT), packets.ack(ttl=1), packets.fin(), packets.udp())
+        for twins.is_stalled in (False, True, False):
+            before = twins.counts()
+            for frame in frames:
+                twins.send(frame)
+            grown = twins.counts() - before
+            known = Reason.FORWARDED if twins.is_stalled else Reason.NOT_OFFLOADED
+            assert grown[known] >= 3
+            assert grown[Reason.TTL_EXPIRED] == 1
+            assert grown[[Reason.FORWARDED, Reason.NOT_OFFLOADED]].sum() == grown[known]
 
 
 # Not to be had from XDP by packets alone.

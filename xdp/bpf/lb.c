@@ -3,7 +3,7 @@
  * words of docs/architecture.md. The maps are here because bcc rewrites map calls in the main file only.
  *
  * Given at compile time: TABLES_FOLDER, NAME_ROWS of every map pinned there (xdp/compile.py), and OFFLOAD: 0 punts
- * every packet of a flow (engine afxdp), 1 forwards those of known flows here. */
+ * every packet of a flow while its worker lives (engine afxdp), 1 forwards those of known flows here. */
 #include "schema.h"
 #include "hash.h"
 #include "checksum.h"
@@ -153,8 +153,13 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 		return punt(ctx, REASON_REOPENED, WHEN_STALLED_DROP, words);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
-	if (!OFFLOAD)
-		return punt(ctx, REASON_NOT_OFFLOADED, WHEN_STALLED_DROP, words);
+	if (!OFFLOAD) {
+		struct result punted = punt(ctx, REASON_NOT_OFFLOADED, WHEN_STALLED_DROP, words);
+
+		if (punted.action == XDP_REDIRECT)
+			return punted;
+		/* Nobody reads: what is known goes on here until somebody does. */
+	}
 	if (!hop || hop->state == HOP_UNRESOLVED)
 		return drop(REASON_NO_NEXT_HOP);
 	if (hop->state != HOP_FORWARD)
