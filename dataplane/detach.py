@@ -1,8 +1,9 @@
-"""Removing what a node has left on purpose: programs on their pinned links, and the tables."""
+"""Removing what a node has left on purpose: programs on their pinned links, neighbours being kept, and the tables."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Sequence
 
 from dataplane.control import Lock, RunningError
@@ -36,6 +37,7 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
     for name, pin in pins.items():
         if not interfaces or name in interfaces:
             loader.detach(pin)
+            _let_neighbours_go(name)
             removed.append(f"{name}: the XDP program and its link")
     if settings.pins.is_dir() and not settings.link_pins():
         maps.remove(settings.pins)
@@ -47,3 +49,19 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
     with contextlib.suppress(OSError):
         settings.socket_path.unlink()  # of a daemon that was killed
     return removed
+
+
+def _let_neighbours_go(interface: str) -> None:
+    """Give the neighbour entries that the node had asked for on `interface` back to the kernel."""
+    from dataplane.mirror import left_with_the_kernel
+    from dataplane.netdev import NetDev
+    from xdp import kernel
+
+    try:
+        ifindex = socket.if_nametoindex(interface)
+    except OSError:
+        return  # it has gone, and its neighbours with it
+    if kernel.xdp_state(ifindex) is not None:
+        return  # one of the same name in another namespace was meant: here, a node is at work
+    with NetDev() as netdev, contextlib.suppress(OSError):
+        netdev.let_go(left_with_the_kernel(netdev.neighbours(), [ifindex]))

@@ -33,6 +33,18 @@ def is_fixed(neighbour: Neighbour | None) -> bool:
     return neighbour is not None and bool(neighbour.state & (NeighbourState.PERMANENT | NeighbourState.NOARP))
 
 
+def left_with_the_kernel(neighbours: Iterable[Neighbour], ifindexes: Collection[int]) -> list[NeighbourKey]:
+    """Return which entries on these interfaces we have asked for; the kernel does not age them until they are let go.
+
+    The mark stays when an administrator then fixes an entry: such are not ours any more.
+    """
+    return [
+        neighbour.key
+        for neighbour in neighbours
+        if neighbour.is_ours and neighbour.ifindex in ifindexes and not is_fixed(neighbour)
+    ]
+
+
 def mask(prefix_len: int) -> int:
     """Return the netmask of a prefix length as a number."""
     return (0xFFFFFFFF << (HOST_BITS - prefix_len)) & 0xFFFFFFFF

@@ -34,7 +34,7 @@ import numpy.typing as npt
 
 from dataplane import hops_compiled as compiled_hops
 from dataplane.hops_compiled import Hops, new_hops
-from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable
+from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable, left_with_the_kernel
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from xdp import schema
 from xdp.byteorder import swap32
@@ -150,8 +150,12 @@ class NextHops:
         self._adopt()
         # First of all: packets use a predecessor's rows, which must not look unresolved even for a moment.
         self._mirror.set_neighbours(netdev.neighbours())
-        self._load(self._clock())
+        self._read()
+        self._recall()
+        self._resolve_all()
         self._load_neighbours()
+        for key in self._asked:  # what a predecessor had kept stays so until `retain` tells who is wanted
+            self._to_ask.pop(key, None)
         self._flush(self._clock())
 
     # What others ask for.
@@ -161,15 +165,18 @@ class NextHops:
         row = self._row((int(address), HOST_BITS))
         if row is None:
             return NOBODY
-        if not row.is_endpoint:
-            row.is_endpoint = True
-            self._resolve(row)
-            self._flush(self._clock())
+        self._make_endpoint(row)
+        self._flush(self._clock())
         return row.number
 
     def retain(self, addresses: Iterable[int | IPv4Address]) -> None:
-        """Keep only these endpoints resolved; rows of others stay as they are for the flows that hold them."""
+        """Keep these endpoints resolved and no others; rows of others stay as they are for the flows that hold them.
+
+        A successor need not ask for the rows of endpoints that it has taken over: they become endpoints here.
+        """
         wanted = {(int(address), HOST_BITS) for address in addresses}
+        for prefix in wanted & self._rows.keys():
+            self._make_endpoint(self._rows[prefix])
         for prefix, row in self._rows.items():
             if row.is_endpoint and prefix not in wanted:
                 row.is_endpoint = False
@@ -178,6 +185,15 @@ class NextHops:
         left_by_predecessor = [key for key, asked in self._asked.items() if asked.is_kept and not self._is_kept(key)]
         self._to_let_go.update(left_by_predecessor)
         self._flush(self._clock())
+
+    def let_go_all(self) -> None:
+        """Give all that was asked for back to the kernel's own ageing, for a node that leaves its interfaces."""
+        ours = [ifindex for ifindex in self._mirror.interfaces if self._mirror.is_ours(ifindex)]
+        self._asked.clear()
+        self._to_ask.clear()
+        self._to_let_go.clear()
+        with contextlib.suppress(OSError):
+            self._netdev.let_go(left_with_the_kernel(self._netdev.neighbours(), ours))
 
     def describe(self) -> list[dict[str, object]]:
         """Return every row as `turnout get nexthops` shows it."""
@@ -236,13 +252,19 @@ class NextHops:
     def _load(self, now: float) -> None:
         """Read interfaces and routes, index the routes, and resolve every row anew."""
         started = self._clock()
+        self._read()
+        self._resolve_all()
+        self._next_load_s = now + (_LOAD_SHARE - 1) * (self._clock() - started)
+
+    def _read(self) -> None:
         self._is_stale = False
         self._mirror.set_interfaces(self._netdev.interfaces())
         self._mirror.set_routes(self._netdev.routes())
+
+    def _resolve_all(self) -> None:
         self._index_routes()
         for row in list(self._rows.values()):
             self._resolve(row)
-        self._next_load_s = now + (_LOAD_SHARE - 1) * (self._clock() - started)
 
     def _index_routes(self) -> None:
         """Publish the routes for `lookup`, with a row for each that leads through a gateway or a foreign interface."""
@@ -342,6 +364,23 @@ class NextHops:
         free[NOBODY] = False
         self._free: list[int] = np.flatnonzero(free)[::-1].tolist()
         self._rows_for_others = int(len(self._table) * (1 - _HOSTS_SHARE))
+
+    def _recall(self) -> None:
+        """Believe a predecessor's rows about neighbours that the kernel has forgotten since, until it has asked."""
+        for row in self._rows.values():
+            record = self._table[row.number]
+            key = self._mirror.hop(*row.prefix).neighbour
+            if record["state"] != HopState.FORWARD or key is None or record["ifindex"] != key[0]:
+                continue
+            known = self._mirror.neighbours.get(key)
+            if known is None or known.state in (NeighbourState.NONE, NeighbourState.INCOMPLETE):
+                self._mirror.neighbours[key] = Neighbour(*key, bytes(record["dst_mac"]), NeighbourState.STALE)
+
+    def _make_endpoint(self, row: _Row) -> None:
+        """Have the neighbour of `row` kept resolved from now on."""
+        if not row.is_endpoint:
+            row.is_endpoint = True
+            self._resolve(row)
 
     def _row(self, prefix: Prefix) -> _Row | None:
         """Return the row of a prefix, handed out if it has none; None, counted, when the table is full."""

@@ -334,6 +334,72 @@ def test_rows_that_a_successor_takes_over_never_look_unresolved() -> None:
     assert world.tables.control[0]["next_hop_epoch"] == before  # not written: nothing has changed
 
 
+def test_a_successor_that_wants_the_same_endpoints_keeps_them() -> None:
+    world = World([LAN, DEFAULT], [GATEWAY])
+    before = world.node()
+    endpoints = [ip("10.0.0.7"), ip("10.0.0.8")]
+    for address in endpoints:
+        before.row_for(address)
+    managed = [neighbour("10.0.0.7", is_managed=True, is_ours=True), neighbour("10.0.0.8", b"", S.NONE)]
+    world.entries |= {entry.key: entry for entry in managed}
+    world.asked.clear()
+    after = world.node()
+    after.retain(endpoints)  # without asking for their rows: those are in the tables that it has taken over
+    assert world.returned == set()
+    assert ((2, ip("10.0.0.8")), True) in world.asked
+    assert ((2, ip("10.0.0.7")), False) not in world.asked  # that would end its being kept
+    after.retain([])
+    assert world.returned == {(2, address) for address in endpoints}
+
+
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        pytest.param([], id="not listed"),
+        pytest.param([neighbour("10.0.0.7", b"", S.INCOMPLETE), neighbour("10.1.0.1", b"", S.NONE, 3)], id="asked for"),
+    ],
+)
+def test_what_the_kernel_forgets_before_a_restart_is_used_and_asked_for(forgotten: list[Neighbour]) -> None:
+    world = World([LAN, DEFAULT], [GATEWAY, neighbour("10.0.0.7")])
+    before = world.node()
+    row, way_out = before.row_for(ip("10.0.0.7")), lookup(before.hops, wire("8.8.8.8"))
+    records = world.tables.next_hops.copy()
+    epoch = world.tables.control[0]["next_hop_epoch"].copy()
+    world.entries = {entry.key: entry for entry in forgotten}
+    world.asked.clear()
+    after = world.node()
+    after.retain([ip("10.0.0.7")])
+    assert world.tables.control[0]["next_hop_epoch"] == epoch
+    assert np.array_equal(world.tables.next_hops, records)
+    assert {((2, ip("10.0.0.7")), True), ((3, ip("10.1.0.1")), True)} <= set(world.asked)
+    world.tell(neighbour("10.0.0.7", b"", S.FAILED))
+    after.turn()
+    assert (world.state(row), world.state(way_out)) == (HopState.UNRESOLVED, HopState.FORWARD)
+
+
+def test_what_failed_before_a_restart_is_not_believed() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    row = world.node().row_for(ip("10.0.0.7"))
+    world.entries = {(2, ip("10.0.0.7")): neighbour("10.0.0.7", b"", S.FAILED)}
+    world.node()
+    assert world.state(row) is HopState.UNRESOLVED
+
+
+def test_a_node_that_leaves_gives_back_what_it_asked_for_on_its_interfaces() -> None:
+    world = World([LAN])
+    node = world.node()
+    entries = [
+        neighbour("10.0.0.7", is_managed=True, is_ours=True),
+        neighbour("10.0.0.8", is_ours=True),  # a client
+        neighbour("10.0.0.9"),  # the kernel's own
+        neighbour("10.0.0.10", state=S.PERMANENT, is_ours=True),  # fixed by an administrator since
+        neighbour("10.9.0.7", ifindex=FOREIGN.ifindex, is_ours=True),  # another node's
+    ]
+    world.entries = {entry.key: entry for entry in entries}
+    node.let_go_all()
+    assert world.returned == {(2, ip("10.0.0.7")), (2, ip("10.0.0.8"))}
+
+
 def test_describe_tells_where_each_row_leads() -> None:
     world = World([LAN, DEFAULT, route("172.16.0.0/12", 4)], [GATEWAY])
     node = world.node()
@@ -776,3 +842,32 @@ def test_an_entry_that_an_administrator_deletes_is_found_again(real: tuple[Lab, 
     _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
     lab.ip("neigh flush dev n0")
     _until(node, lambda: "managed" in lab.ip("neigh show 10.90.0.2") and _leads_to(tables, row, "02:00:00:00:00:02"))
+
+
+@pytest.mark.root
+def test_a_node_that_leaves_has_nothing_kept_by_the_kernel(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    row = node.row_for(ip("10.90.0.2"))
+    node.row_for(ip("10.90.0.66"))  # nobody answers
+    lookup(node.hops, wire("10.91.0.2"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02") and "extern_learn" in lab.ip("neigh show dev n1"))
+    node.let_go_all()
+    left = lab.ip("neigh show")
+    assert "managed" not in left
+    assert "extern_learn" not in left
+    assert "10.90.0.66" not in left
+
+
+@pytest.mark.root
+def test_a_restart_leaves_an_endpoint_kept_and_finds_one_that_was_forgotten(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, before, tables = real
+    rows = before.row_for(ip("10.90.0.2")), before.row_for(ip("10.91.0.2"))
+    _until(before, lambda: all(tables.next_hops[row]["state"] == HopState.FORWARD for row in rows))
+    lab.ip("neigh del 10.91.0.2 dev n1")
+    with NetDev() as netdev:
+        after = NextHops(tables, netdev, ["n0", "n1"])
+        assert all(tables.next_hops[row]["state"] == HopState.FORWARD for row in rows)
+        after.retain([ip("10.90.0.2"), ip("10.91.0.2")])
+        _until(after, lambda: lab.ip("neigh show").count("managed") == 2)
+        _until(after, lambda: "REACHABLE" in lab.ip("neigh show 10.91.0.2"))
+        assert all(tables.next_hops[row]["state"] == HopState.FORWARD for row in rows)

@@ -1,0 +1,88 @@
+"""What a node left on purpose is removed, from the kernel's memory too."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from dataplane.detach import detach
+from dataplane.netdev import NeighbourKey, NetDev
+from dataplane.settings import Settings
+from perf.world import World
+from xdp import kernel, loader
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+RETURN_PASS = struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(f"td{os.getpid() % 100_000}", ["client", "web"]) as world:
+        yield world
+
+
+@pytest.fixture
+def settings(world: World) -> Iterator[Settings]:
+    """The settings of a node that has ended, and left its links on eth0 and eth1."""
+    settings = Settings(f"test-detach-{os.getpid()}", (), ("eth0", "eth1"), run_folder=Path("/run/turnout"))
+    kernel.mount_bpffs(settings.bpffs)
+    program = kernel.prog_load("pass", RETURN_PASS)
+    with world.node.entered():
+        for name in settings.interfaces:
+            loader.attach(program, name, "native", settings.link_pin(name))
+    os.close(program)
+    yield settings
+    detach(settings)
+    settings.lock_path.unlink(missing_ok=True)
+
+
+def keep(world: World, interface: str, address: str) -> NeighbourKey:
+    """Have the kernel keep a neighbour, as a node does."""
+    with world.node.entered(), NetDev() as netdev:
+        key = socket.if_nametoindex(interface), int(IPv4Address(address))
+        assert netdev.resolve([key], keep=True) == {}
+    return key
+
+
+def kept(world: World) -> set[NeighbourKey]:
+    with world.node.entered(), NetDev() as netdev:
+        return {neighbour.key for neighbour in netdev.neighbours() if neighbour.is_managed}
+
+
+def test_neighbours_are_kept_no_longer_on_the_interfaces_that_are_left(world: World, settings: Settings):
+    client, web = keep(world, "eth0", "10.77.1.2"), keep(world, "eth1", "10.77.2.2")
+    assert kept(world) == {client, web}
+    with world.node.entered():
+        detach(settings, ["eth0"])
+    assert kept(world) == {web}
+    with world.node.entered():
+        detach(settings)
+    assert kept(world) == set()
+
+
+def test_an_interface_of_the_same_name_elsewhere_keeps_its_neighbours(world: World, settings: Settings):
+    key = keep(world, "eth0", "10.77.1.2")
+    with world.node.entered():
+        other = kernel.prog_load("pass", RETURN_PASS)
+        loader.detach(settings.link_pin("eth0"))
+        link = kernel.link_create_xdp(other, socket.if_nametoindex("eth0"), "native")
+    with world["client"].entered():
+        loader.attach(other, "eth0", "native", settings.link_pin("eth0"))
+    with world.node.entered():  # another node serves eth0 here
+        detach(settings, ["eth0"])
+        assert kernel.xdp_state(socket.if_nametoindex("eth0")) is not None
+    assert kept(world) == {key}
+    for descriptor in (link, other):
+        os.close(descriptor)
+
+
+def test_an_interface_that_has_gone_is_left_in_peace(world: World, settings: Settings):
+    with world["client"].entered():  # has no eth1
+        assert "eth1: the XDP program and its link" in detach(settings)
