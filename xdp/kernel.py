@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 import socket
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,7 +64,7 @@ _libc = _ffi.dlopen(None)
 
 _SYSCALLS = {"x86_64": (321, 324), "aarch64": (280, 283)}
 _BPF_SYSCALL, _MEMBARRIER_SYSCALL = _SYSCALLS.get(platform.machine(), (-1, -1))
-_MEMBARRIER_GLOBAL = 1
+_MEMBARRIER_QUERY, _MEMBARRIER_GLOBAL = 0, 1
 
 # enum bpf_cmd
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 0, 1, 2, 3, 4
@@ -73,7 +74,7 @@ _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
 
 # enum bpf_map_type, enum bpf_prog_type, map flags
-HASH, ARRAY, XSKMAP = 1, 2, 17
+HASH, ARRAY, ARRAY_OF_MAPS, XSKMAP = 1, 2, 12, 17
 XDP_PROGRAM, TRACING_PROGRAM = 6, 26
 MMAPABLE = 1 << 10
 
@@ -171,8 +172,13 @@ def _address(data: Any) -> int:
     return int(_ffi.cast("uintptr_t", data))
 
 
-def map_create(name: str, key_size: int, value_size: int, entries: int, flags: int = 0, map_type: int = ARRAY) -> int:
-    """Create a map and return its descriptor. Sizes in bytes; the kernel keeps 15 characters of `name`."""
+def map_create(
+    name: str, key_size: int, value_size: int, entries: int, flags: int = 0, map_type: int = ARRAY, inner_fd: int = 0
+) -> int:
+    """Create a map and return its descriptor. Sizes in bytes; the kernel keeps 15 characters of `name`.
+
+    The values of a map of maps are descriptors of maps that are like `inner_fd`.
+    """
     size = f"{entries} entries of {value_size} bytes"
     try:
         return _bpf(
@@ -184,6 +190,7 @@ def map_create(name: str, key_size: int, value_size: int, entries: int, flags: i
             value_size=value_size,
             max_entries=entries,
             map_flags=flags,
+            inner_map_fd=inner_fd,
             map_name=name.encode()[:15],
         )[0]
     except KernelError as error:
@@ -544,10 +551,37 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def membarrier_global() -> None:
-    """Return when every CPU has been through a quiescent state: no XDP run that was in flight still is. About 14 ms."""
-    result = _libc.syscall(_MEMBARRIER_SYSCALL, _ffi.cast("int", _MEMBARRIER_GLOBAL), _ffi.cast("unsigned int", 0))
-    if result < 0:
+    """Return when every CPU has been through a quiescent state: no XDP run that was in flight still is. About 14 ms.
+
+    A kernel with nohz_full CPUs, or built without membarrier(2), has no MEMBARRIER_CMD_GLOBAL. It waits just as long
+    before an update of a map inside a map returns, for the sake of whoever reads the old one: so this updates one.
+    """
+    _grace_period()()
+
+
+@functools.cache
+def _grace_period() -> Callable[[], None]:
+    """Return what waits for a grace period of RCU on this kernel."""
+    offered = _membarrier(_MEMBARRIER_QUERY)
+    if offered > 0 and offered & _MEMBARRIER_GLOBAL:
+        return _membarrier_grace
+    return map_of_maps_grace()
+
+
+def _membarrier(command: int) -> int:
+    return int(_libc.syscall(_MEMBARRIER_SYSCALL, _ffi.cast("int", command), _ffi.cast("unsigned int", 0)))
+
+
+def _membarrier_grace() -> None:
+    if _membarrier(_MEMBARRIER_GLOBAL) < 0:
         raise _fail("membarrier", _ffi.errno)
+
+
+def map_of_maps_grace() -> Callable[[], None]:
+    """Return a function that waits for a grace period of RCU by replacing the one map inside a map of its own."""
+    key, inner = struct.pack("=I", 0), map_create("inner", 4, 4, 1)
+    outer = map_create("grace", 4, 4, 1, map_type=ARRAY_OF_MAPS, inner_fd=inner)
+    return functools.partial(map_update, outer, key, struct.pack("=I", inner))
 
 
 def is_bpffs(folder: Path) -> bool:

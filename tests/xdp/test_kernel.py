@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import statistics
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,23 @@ def test_an_interface_that_is_not_there_is_named(world: World):
     with world.node.entered():
         assert kernel.xdp_state(9999) is None
     os.close(program)
+
+
+def seconds_of(call: Callable[[], None]) -> float:
+    """Return the median of some runs."""
+    times = []
+    for _ in range(9):
+        before = time.monotonic()
+        call()
+        times.append(time.monotonic() - before)
+    return statistics.median(times)
+
+
+def test_a_grace_period_is_waited_for_with_and_without_membarrier(table: int):
+    zero = struct.pack("=I", 0)
+    not_waiting = seconds_of(lambda: kernel.map_update(table, zero, bytes(8)))
+    for grace in (kernel.membarrier_global, kernel.map_of_maps_grace()):
+        assert seconds_of(grace) > 20 * not_waiting
 
 
 def test_without_capabilities_the_missing_ones_are_named():
