@@ -38,9 +38,7 @@ import numpy.typing as npt
 
 from conntrack.table import FlowTable
 from dataplane import netdev, wire
-from dataplane.afxdp import Statistics
 from dataplane.control import ask
-from dataplane.engine import NOTHING
 from dataplane.netdev import Changes, Neighbour, NeighbourKey, NeighbourState, Route
 from dataplane.nexthops import NextHops
 from dataplane.node import Node
@@ -290,8 +288,8 @@ class _NoEngine:
     def stalled(self) -> list[str]:
         return []
 
-    def statistics(self) -> Statistics:
-        return NOTHING
+    def lost(self) -> int:
+        return 0
 
 
 class MemoryNode(ScenarioNode):
