@@ -4,11 +4,8 @@ A row leads to a *prefix*: one host (32 bits), or all that a route with a gatewa
 that prefix, and flows hold its number: when a MAC address, a gateway or an interface changes, the row is written anew
 and every flow follows. Compiled code finds a client's row by `lookup(hops, address)` in dataplane/hops_compiled.py.
 
-Who asks the kernel for a neighbour, and how often:
-
-* endpoints and gateways are kept resolved by the kernel (NTF_EXT_MANAGED), or by us where it cannot;
-* clients on the link have a row as soon as the kernel knows them, or as soon as compiled code asks. Their traffic
-  does not pass through the kernel, so it is told to check them once a minute; silent ones ever less often.
+Endpoints and gateways are kept resolved; clients on the link have a row as soon as the kernel knows them, or as soon as
+compiled code asks. How the kernel is asked for them is dataplane/asking.py.
 
 A neighbour entry that the kernel merely forgot (garbage collection) stays in use while it is asked for again; one
 that FAILED does not.
@@ -19,8 +16,6 @@ A row is never taken back: flows may hold it. When all are taken, new destinatio
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
 import os
 import time
@@ -33,8 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dataplane import hops_compiled as compiled_hops
+from dataplane.asking import Asker, Asking, Need
 from dataplane.hops_compiled import Hops, new_hops
-from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_fixed, is_usable, left_with_the_kernel
+from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_usable
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from xdp import schema
 from xdp.byteorder import swap32
@@ -46,11 +42,6 @@ Prefix = tuple[int, int]  # (network in host order, prefix length)
 NOBODY = 0  # the row that leads nowhere
 ROUTES = 131_072  # that `lookup` can tell apart
 TICK_S = 0.25  # how often what is due is looked for; requests of compiled code ring a bell
-RECHECK_S = 60.0  # a client's entry, which no packet through the kernel refreshes
-RETRY_S = 5.0  # a neighbour that does not answer, doubling ...
-LONGEST_RETRY_S = 320.0  # ... up to here
-_ASK_AGAIN_S = 1.0  # at most so often on behalf of packets: the kernel's own three probes take as long
-_RECHECKS = 512  # neighbours looked at in one turn
 _REQUESTS = 512  # of compiled code served in one turn: about 30 ms
 _LOAD_SHARE = 5  # reading all routes again takes at most one part of so many of the time
 _HOSTS_SHARE = 0.75  # of the rows may go to clients, so that a scan of the subnet leaves room for endpoints
@@ -60,7 +51,7 @@ _ADOPTED = Hop(HopState.UNRESOLVED, ifindex=-1)  # what a predecessor wrote: equ
 _log = logging.getLogger(__name__)
 
 
-class Kernel(Protocol):
+class Kernel(Asker, Protocol):
     """What is needed of dataplane.netdev.NetDev, which has the details."""
 
     def fileno(self) -> int:
@@ -72,17 +63,8 @@ class Kernel(Protocol):
     def routes(self) -> list[Route]:
         """Return the routes that count."""
 
-    def neighbours(self) -> list[Neighbour]:
-        """Return every neighbour entry."""
-
     def changes(self) -> Changes:
         """Return what has happened since the last call."""
-
-    def resolve(self, keys: Iterable[NeighbourKey], *, keep: bool) -> dict[NeighbourKey, int]:
-        """Ask for MAC addresses; return {neighbour: errno} of those refused."""
-
-    def let_go(self, keys: Iterable[NeighbourKey]) -> None:
-        """Stop keeping entries."""
 
 
 @dataclass(slots=True)
@@ -98,15 +80,6 @@ class _Row:
     def is_kept(self) -> bool:
         """Return whether the kernel is to keep the neighbour resolved for ever."""
         return self.is_endpoint or self.is_route
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A neighbour that we have asked for."""
-
-    is_kept: bool
-    at_s: float
-    wait_s: float = RETRY_S  # until the next look
 
 
 def _address(number: int) -> str:
@@ -138,10 +111,7 @@ class NextHops:
         self._mirror = Mirror(interfaces)
         self._rows: dict[Prefix, _Row] = {}
         self._dependents: dict[NeighbourKey, set[Prefix]] = {}
-        self._asked: dict[NeighbourKey, _Asked] = {}
-        self._to_ask: dict[NeighbourKey, bool] = {}  # whether to keep it
-        self._to_let_go: set[NeighbourKey] = set()
-        self._recheck: list[NeighbourKey] = []
+        self._asking = Asking(netdev, self._mirror, self._need_of)
         self._requests = np.zeros(_REQUESTS, np.uint32)
         self._next_place = 0  # of the board of requests
         self._scratch = np.zeros(1, schema.NEXT_HOP)
@@ -154,9 +124,8 @@ class NextHops:
         self._recall()
         self._resolve_all()
         self._load_neighbours()
-        for key in self._asked:  # what a predecessor had kept stays so until `retain` tells who is wanted
-            self._to_ask.pop(key, None)
-        self._flush(self._clock())
+        self._asking.leave_adopted()  # until `retain` tells who is wanted
+        self._asking.flush(self._clock())
 
     # What others ask for.
 
@@ -166,7 +135,7 @@ class NextHops:
         if row is None:
             return NOBODY
         self._make_endpoint(row)
-        self._flush(self._clock())
+        self._asking.flush(self._clock())
         return row.number
 
     def retain(self, addresses: Iterable[int | IPv4Address]) -> None:
@@ -181,19 +150,14 @@ class NextHops:
             if row.is_endpoint and prefix not in wanted:
                 row.is_endpoint = False
                 row.is_client = True  # its flows are not cut: it is still looked after, but without haste
-                self._settle(row.hop.neighbour)
-        left_by_predecessor = [key for key, asked in self._asked.items() if asked.is_kept and not self._is_kept(key)]
-        self._to_let_go.update(left_by_predecessor)
-        self._flush(self._clock())
+                if row.hop.neighbour:
+                    self._asking.settle(row.hop.neighbour)
+        self._asking.let_go_of_the_rest()
+        self._asking.flush(self._clock())
 
     def let_go_all(self) -> None:
         """Give all that was asked for back to the kernel's own ageing, for a node that leaves its interfaces."""
-        ours = [ifindex for ifindex in self._mirror.interfaces if self._mirror.is_ours(ifindex)]
-        self._asked.clear()
-        self._to_ask.clear()
-        self._to_let_go.clear()
-        with contextlib.suppress(OSError):
-            self._netdev.let_go(left_with_the_kernel(self._netdev.neighbours(), ours))
+        self._asking.let_go_all()
 
     def describe(self) -> list[dict[str, object]]:
         """Return every row as `turnout get nexthops` shows it."""
@@ -246,8 +210,8 @@ class NextHops:
         elif changes.neighbours:
             self._apply(changes.neighbours)
         self._serve_requests(now)
-        self._look_again(now)
-        self._flush(now)
+        self._asking.look_again(now)
+        self._asking.flush(now)
 
     def _load(self, now: float) -> None:
         """Read interfaces and routes, index the routes, and resolve every row anew."""
@@ -313,8 +277,8 @@ class NextHops:
             self._store(neighbour, is_gone=is_gone)
         for key in changed:
             known = self._mirror.neighbours.get(key)
-            if known is not None and known.is_ours and known.is_managed and key not in self._asked:
-                self._asked[key] = _Asked(is_kept=True, at_s=self._clock())
+            if known is not None and known.is_ours and known.is_managed:
+                self._asking.adopt(key, self._clock())
             dependents = self._dependents.get(key)
             if dependents is None and is_usable(known):
                 self._learn(key)
@@ -330,10 +294,10 @@ class NextHops:
             was_forgotten = is_usable(old) and not neighbour.state & NeighbourState.FAILED
             if old is not None and was_forgotten and key in self._dependents and interface and interface.is_up:
                 self._mirror.neighbours[key] = old._replace(state=NeighbourState.STALE, is_managed=False)
-                self._ask(key)
+                self._asking.ask(key)
             else:
                 self._mirror.neighbours.pop(key, None)
-                self._asked.pop(key, None)  # whoever still needs it asks anew
+                self._asking.forget(key)
         elif is_usable(old) and neighbour.state in (NeighbourState.NONE, NeighbourState.INCOMPLETE):
             pass  # a forgotten one that is being asked for: what we know holds until the verdict
         else:
@@ -419,14 +383,14 @@ class NextHops:
         row.hop = hop
         if old.neighbour != hop.neighbour:
             if old.neighbour:
-                self._dependents[old.neighbour].discard(row.prefix)
-                self._settle(old.neighbour)
+                self._leave(row, old.neighbour)
             if hop.neighbour:
                 self._dependents.setdefault(hop.neighbour, set()).add(row.prefix)
         if hop.neighbour and (row.is_kept or row.is_client):
-            asked = self._asked.get(hop.neighbour)
-            if asked is None or asked.is_kept < row.is_kept or old.neighbour != hop.neighbour:
-                self._ask(hop.neighbour)
+            if old.neighbour != hop.neighbour:
+                self._asking.ask(hop.neighbour)
+            else:
+                self._asking.ask_unless_asked(hop.neighbour, keep=row.is_kept)
         if old != hop:
             self._write(row)
 
@@ -449,26 +413,20 @@ class NextHops:
         words: npt.NDArray[np.uint64] = self._scratch.view(np.uint64)
         compiled_hops.write_row(self.hops.rows, self._epochs, row.number, words)
 
-    # Asking the kernel.
+    def _leave(self, row: _Row, key: NeighbourKey) -> None:
+        """Note that a row does not need a neighbour any more."""
+        self._dependents[key].discard(row.prefix)
+        if not self._dependents[key]:
+            del self._dependents[key]
+        self._asking.settle(key)
 
-    def _is_kept(self, key: NeighbourKey) -> bool:
-        return any(self._rows[prefix].is_kept for prefix in self._dependents.get(key, ()))
-
-    def _ask(self, key: NeighbourKey) -> None:
-        if not is_fixed(self._mirror.neighbours.get(key)):
-            self._to_ask[key] = self._is_kept(key)
-            self._to_let_go.discard(key)
-
-    def _settle(self, key: NeighbourKey | None) -> None:
-        """Give a neighbour back to the kernel when no row, or none that keeps it, needs it any more."""
-        if key is None:
-            return
-        if not self._dependents.get(key):
-            self._dependents.pop(key, None)
-            self._to_ask.pop(key, None)
-        asked = self._asked.get(key)
-        if asked is not None and (key not in self._dependents or asked.is_kept > self._is_kept(key)):
-            self._to_let_go.add(key)
+    def _need_of(self, key: NeighbourKey) -> Need:
+        dependents = self._dependents.get(key)
+        if not dependents:
+            return Need.NOTHING
+        if any(self._rows[prefix].is_kept for prefix in dependents):
+            return Need.KEPT
+        return Need.CLIENT if any(self._rows[prefix].is_client for prefix in dependents) else Need.ROW
 
     def _serve_requests(self, now: float) -> None:
         """Resolve what compiled code has asked for."""
@@ -486,51 +444,5 @@ class NextHops:
             row.is_client = True
             self._resolve(row)
             key = row.hop.neighbour
-            asked = self._asked.get(key) if key else None
-            if key and row.hop.state is HopState.UNRESOLVED and (asked is None or now - asked.at_s >= _ASK_AGAIN_S):
-                self._ask(key)
-
-    def _look_again(self, now: float) -> None:
-        """Ask again for some neighbours: those the kernel does not manage, and those that did not answer."""
-        if not self._recheck:
-            self._recheck = list(self._asked)
-        for key in self._recheck[-_RECHECKS:]:
-            asked = self._asked.get(key)
-            if asked is None or now - asked.at_s < asked.wait_s:
-                continue
-            neighbour = self._mirror.neighbours.get(key)
-            if neighbour is not None and neighbour.is_managed:
-                asked.at_s = now
-            elif key in self._dependents:
-                self._ask(key)
-        del self._recheck[-_RECHECKS:]
-
-    def _flush(self, now: float) -> None:
-        """Send what was decided to the kernel, many at a time."""
-        if self._to_let_go:
-            let_go, self._to_let_go = self._to_let_go, set()
-            for key in let_go:
-                self._asked.pop(key, None)
-            with contextlib.suppress(OSError):
-                self._netdev.let_go(let_go)
-            for key in let_go:  # still used, but no longer kept: a client's from now on
-                if any(self._rows[prefix].is_client for prefix in self._dependents.get(key, ())):
-                    self._to_ask.setdefault(key, False)
-        if not self._to_ask:
-            return
-        to_ask, self._to_ask = self._to_ask, {}
-        for keep in (True, False):
-            keys = [key for key, kept in to_ask.items() if kept is keep]
-            for key in keys:
-                self._asked[key] = _Asked(keep, now, self._wait_s(key))
-            for key, code in (self._netdev.resolve(keys, keep=keep) if keys else {}).items():
-                reason = errno.errorcode.get(code, str(code))
-                _log.debug("neighbour %s on interface %d: not asked for (%s)", _address(key[1]), key[0], reason)
-                self._asked[key].wait_s = RETRY_S
-
-    def _wait_s(self, key: NeighbourKey) -> float:
-        """Return when to look at a neighbour again that is asked for now."""
-        if is_usable(self._mirror.neighbours.get(key)):
-            return RECHECK_S
-        asked = self._asked.get(key)
-        return min(2 * asked.wait_s, LONGEST_RETRY_S) if asked and asked.wait_s != RECHECK_S else RETRY_S
+            if key and row.hop.state is HopState.UNRESOLVED:
+                self._asking.ask_for_packets(key, now)
