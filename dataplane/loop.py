@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dataplane import rings
 from dataplane.libc import POLLIN, coarse_ns
-from dataplane.pipeline import handle
+from dataplane.pipeline import AWAITED, handle
 from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle, bundle_at
@@ -142,11 +142,11 @@ def _retry_held(node, frames, ports, own, pool, scratch, now, counters):
     for place in range(scratch.held_count[0]):
         descriptor = scratch.held[place]
         waited = np.int32(now - scratch.held_since[place])
-        reason, ifindex = np.int64(_NO_NEXT_HOP), np.uint32(0)
+        reason, ifindex = np.int64(_NO_NEXT_HOP), np.uint32(AWAITED)
         if changed:
             verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
             reason = np.int64(verdict)
-        if reason == _NO_NEXT_HOP and waited < np.int32(node.tables.control[0].hertz):
+        if ifindex == AWAITED and waited < np.int32(node.tables.control[0].hertz):
             scratch.held[kept].addr = descriptor.addr
             scratch.held[kept].len = descriptor.len
             scratch.held_since[kept] = scratch.held_since[place]
@@ -190,7 +190,7 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
             descriptor = scratch.burst[place]
             verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
             reason = np.int64(verdict)
-            if reason == _NO_NEXT_HOP:
+            if ifindex == AWAITED:
                 _hold(pool, scratch, descriptor, now, counters)
             else:
                 _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters)

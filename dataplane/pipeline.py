@@ -27,6 +27,7 @@ _FORWARD, _UNRESOLVED = int(HopState.FORWARD), int(HopState.UNRESOLVED)
 _ENDPOINTS_TRIED = 8  # when replies would clash: with two thirds of a client's ports taken, 4 % of new flows fail
 
 NOWHERE = 0  # the egress of a frame that is not forwarded
+AWAITED = 0xFFFFFFFF  # the egress of a frame whose next hop may be known soon: to be tried again
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,20 +44,18 @@ class Node(Bundle):
 
 
 @inlined
-def _refusal_of(tables, row, ttl, length):
-    """Return why a frame cannot go to next hop `row`, or FORWARDED."""
-    if ttl <= 1:
-        return Reason.TTL_EXPIRED
-    if row < 0:
-        return Reason.NO_NEXT_HOP
+def _way_to(tables, row, ttl, length):
+    """Return (FORWARDED, egress ifindex) of a frame to next hop `row`, or why it cannot go there and NOWHERE or AWAITED."""
     hop = tables.next_hops[row]
+    if ttl <= 1:
+        return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
     if hop.state == _UNRESOLVED:
-        return Reason.NO_NEXT_HOP
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
     if hop.state != _FORWARD:
-        return Reason.NOT_FORWARDABLE
+        return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
     if length > np.int64(hop.mtu) + wire.ETHERNET_BYTES:
-        return Reason.TOO_BIG
-    return Reason.FORWARDED
+        return Reason.TOO_BIG, np.uint32(NOWHERE)
+    return Reason.FORWARDED, hop.ifindex
 
 
 @inlined
@@ -65,12 +64,11 @@ def _forward(node, frames, start, length, slot, event, now):
     tables, packet = node.tables, node.packet[0]
     flow = tables.flows[slot]
     row = np.int64(flow.next_hop)
-    reason = _refusal_of(tables, row, packet.ttl, length)
-    if reason != Reason.FORWARDED:
-        return reason, np.uint32(NOWHERE)
-    flows.touch(tables, slot, event, length, now)
-    wire.rewrite(frames, start, packet.l4, flow, tables.next_hops, row)
-    return reason, tables.next_hops[row].ifindex
+    reason, egress = _way_to(tables, row, packet.ttl, length)
+    if reason == Reason.FORWARDED:
+        flows.touch(tables, slot, event, length, now)
+        wire.rewrite(frames, start, packet.l4, flow, tables.next_hops, row)
+    return reason, egress
 
 
 @inlined
@@ -87,15 +85,15 @@ def _admit(node, frames, start, length, service, event, now):
         return Reason.STRAY_RST if event == _RST else Reason.BAD_FLAGS, nowhere
     hop_back = hops_compiled.lookup(node.hops, np.uint32(addrs))
     if hop_back < 0:
-        return Reason.NO_NEXT_HOP, nowhere
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED if hop_back == hops_compiled.PENDING else NOWHERE)
     for attempt in range(_ENDPOINTS_TRIED):
         row = services.select(tables, service, addrs, ports, protocol, node.seed, attempt)
         if row == services.MISS:
             return Reason.NO_ENDPOINT, nowhere
         endpoint = tables.endpoints[row]
-        reason = _refusal_of(tables, np.int64(endpoint.next_hop), packet.ttl, length)
+        reason, egress = _way_to(tables, np.int64(endpoint.next_hop), packet.ttl, length)
         if reason != Reason.FORWARDED:
-            return reason, nowhere
+            return reason, egress
         new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | addrs & np.uint64(0xFFFFFFFF)
         new_ports = np.uint32(endpoint.port) << np.uint32(16) | ports & np.uint32(0xFFFF)
         slot = flows.insert(
@@ -124,19 +122,19 @@ def _translate_error(node, frames, start, length, now):
         return Reason.ICMP_UNUSABLE, np.uint32(NOWHERE)
     flow = tables.flows[slot]
     row = np.int64(flow.next_hop)
-    reason = _refusal_of(tables, row, packet.ttl, length)
-    if reason != Reason.FORWARDED:
-        return reason, np.uint32(NOWHERE)
-    wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
-    return reason, tables.next_hops[row].ifindex
+    reason, egress = _way_to(tables, row, packet.ttl, length)
+    if reason == Reason.FORWARDED:
+        wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
+    return reason, egress
 
 
 @compiled
 def handle(node, frames, start, length, now):
-    """Take a frame, `frames[start : start + length]`, to its verdict; return (reason, egress ifindex or NOWHERE).
+    """Take a frame, `frames[start : start + length]`, to its verdict; return (reason, egress: ifindex, NOWHERE or AWAITED).
 
     FORWARDED and ADMITTED: the frame was rewritten where it lies and is to be transmitted. Any other reason: it is as
-    it was, and what is to happen is the reason's verdict. NO_NEXT_HOP may be tried again: nothing was stored.
+    it was, and what is to happen is the reason's verdict. With AWAITED (the reason is NO_NEXT_HOP) nothing was stored,
+    and the frame may be tried again when control.next_hop_epoch has grown.
     """
     tables, packet = node.tables, node.packet[0]
 

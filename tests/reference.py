@@ -23,6 +23,7 @@ _ETHERNET, _IPV4 = 14, 20
 _M64 = (1 << 64) - 1
 _TRIES = 8
 _ICMP_ERRORS = (3, 4, 11, 12)
+AWAITED = 0xFFFFFFFF
 _CHECK_AT = {Protocol.TCP: 16, Protocol.UDP: 6}
 
 
@@ -208,7 +209,7 @@ class Connection:
 
 
 class Outcome(NamedTuple):
-    """What became of a frame: why, its bytes then, and the interface it leaves by (0: by none)."""
+    """What became of a frame: why, its bytes then, and the interface it leaves by (0: by none; AWAITED: not yet)."""
 
     reason: Reason
     frame: bytes
@@ -306,6 +307,11 @@ class Reference:
             reason = Reason.STALLED_PASSED if when_stalled == WhenStalled.PASS else Reason.STALLED_DROPPED
         return Outcome(reason, frame)
 
+    @staticmethod
+    def _refused(reason: Reason, frame: bytes) -> Outcome:
+        """Return what becomes of a frame that cannot go to its next hop: it waits where that is not resolved."""
+        return Outcome(reason, frame, AWAITED if reason == Reason.NO_NEXT_HOP else 0)
+
     def _hop_to(self, address: int) -> Hop:
         return self._hops.get(address, Hop(HopState.UNRESOLVED))
 
@@ -323,7 +329,7 @@ class Reference:
             endpoint = service.select(packet.key, self._seed, attempt)
             refusal = self._hop_to(endpoint[0]).refusal(packet.ttl, len(frame))
             if refusal != Reason.FORWARDED:
-                return Outcome(refusal, frame)
+                return self._refused(refusal, frame)
             translated = packet.key._replace(destination=endpoint)
             if translated.turned() not in self.flows:
                 connection = Connection(packet.key, translated, state, [now, now])
@@ -339,7 +345,7 @@ class Reference:
         hop = self._hop_to(after.destination[0])
         refusal = hop.refusal(packet.ttl, length)
         if refusal != Reason.FORWARDED:
-            return Outcome(refusal, frame)
+            return self._refused(refusal, frame)
         connection.touch(way, packet.event, length, now)
         return Outcome(Reason.FORWARDED, _rewritten(frame, packet, after, hop), hop.ifindex)
 
@@ -351,7 +357,7 @@ class Reference:
         hop = self._hop_to(after.destination[0])
         refusal = hop.refusal(packet.ttl, len(frame))
         if refusal != Reason.FORWARDED:
-            return Outcome(refusal, frame)
+            return self._refused(refusal, frame)
         return Outcome(Reason.FORWARDED, _translated_error(frame, packet, before, after, hop), hop.ifindex)
 
 

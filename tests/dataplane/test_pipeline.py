@@ -7,6 +7,8 @@ import pytest
 
 from conntrack import compiled as flows
 from conntrack.table import FlowTable
+from dataplane import hops_compiled
+from dataplane.pipeline import AWAITED, NOWHERE
 from tests import packets
 from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, VIP, Address
 from tests.reference import Key, Outcome, Reference, Service
@@ -29,6 +31,7 @@ from xdp.schema import Protocol, Reason, State, Tag, Verdict, verdict_of
 from xdp.tables import Tables
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
+ON_LINK_24 = 32 - 24  # the step of the search at which prefixes of 24 bits come
 
 
 class NodeUnderTest:
@@ -46,6 +49,11 @@ class NodeUnderTest:
     def apply(self, services: dict[tuple[int, int, int], Service]) -> None:
         """Change the Services."""
         self._services.apply(service_ports(services))
+
+    @property
+    def hops(self) -> hops_compiled.Hops:
+        """The ways to every address."""
+        return self._pipeline.node.hops
 
     def send(self, frame: bytes) -> Outcome:
         """Return what becomes of a frame."""
@@ -243,18 +251,31 @@ def test_a_rst_without_a_connection_creates_none(node: NodeUnderTest):
 
 
 @pytest.mark.parametrize(
-    ("vip", "reason"),
-    [(DEAD_VIP, Reason.NO_ENDPOINT), (LOST_VIP, Reason.NO_NEXT_HOP), (FOREIGN_VIP, Reason.NOT_FORWARDABLE)],
+    ("vip", "reason", "egress"),
+    [
+        (DEAD_VIP, Reason.NO_ENDPOINT, NOWHERE),
+        (LOST_VIP, Reason.NO_NEXT_HOP, AWAITED),
+        (FOREIGN_VIP, Reason.NOT_FORWARDABLE, NOWHERE),
+    ],
 )
-def test_what_cannot_be_reached_leaves_no_state(vip: Address, reason: Reason, node: NodeUnderTest):
+def test_what_cannot_be_reached_leaves_no_state(vip: Address, reason: Reason, egress: int, node: NodeUnderTest):
     frame = packets.syn(destination=vip)
-    assert node.send(frame) == (reason, frame, 0)
+    assert node.send(frame) == (reason, frame, egress)
     assert not node.tables.tags.any()
 
 
-def test_a_client_to_whom_no_way_is_known_waits(node: NodeUnderTest):
+def test_a_client_without_a_route_is_not_waited_for(node: NodeUnderTest):
     frame = packets.syn(packets.STRANGER)
-    assert node.send(frame) == (Reason.NO_NEXT_HOP, frame, 0)
+    assert node.send(frame) == (Reason.NO_NEXT_HOP, frame, NOWHERE)
+    assert not node.tables.tags.any()
+
+
+def test_a_client_on_the_link_whose_address_was_asked_for_is_waited_for(node: NodeUnderTest):
+    starts = np.array([0] * (ON_LINK_24 + 1) + [1] * (hops_compiled.LENGTHS - ON_LINK_24), np.uint32)
+    network, target = np.array([packets.STRANGER[0] & ~0xFF], np.uint32), np.array([hops_compiled.ON_LINK], np.uint32)
+    hops_compiled.publish_routes(node.hops, starts, network, target)
+    frame = packets.syn(packets.STRANGER)
+    assert node.send(frame) == (Reason.NO_NEXT_HOP, frame, AWAITED)
     assert not node.tables.tags.any()
 
 
