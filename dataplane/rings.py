@@ -211,13 +211,10 @@ def refill(queue, pool):
         return 0
     filled = 0
     while filled < room:
-        if pool.free[0] == 0:
-            _draw(pool)
-            if pool.free[0] == 0:
-                fetch_add(queue.counts, Count.FILL_SHORT, 1)
-                break
-        pool.free[0] -= 1
-        ring.slots[(producer + filled) & mask] = pool.chunks[pool.free[0]]
+        slot = (producer + filled) & mask
+        if not take_chunk(pool, ring.slots[slot : slot + 1]):
+            fetch_add(queue.counts, Count.FILL_SHORT, 1)
+            break
         filled += 1
     if filled > 0:
         store_release(ring.producer, 0, producer + filled)
