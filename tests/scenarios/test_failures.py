@@ -78,6 +78,24 @@ def test_a_restart_loses_and_moves_nothing(site, number):
         assert ask() is not None  # and new ones begin
 
 
+@pytest.mark.parametrize("site", ["afxdp"], indirect=True, scope="module")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_where_userspace_forwards_xdp_does_while_it_is_away(site, number):
+    """What lies in the rings of the worker that ends is lost; TCP sends it again."""
+    with site.load("http-load", site.web) as http:
+        site.daemon.wait_for(lambda: count_active(site) == 20)
+        before = site.endpoints_of_flows()
+        site.daemon.signal(number)
+        site.daemon.wait()
+        wait_for_packets(site, 1000)
+        site.daemon.start()
+        after = site.endpoints_of_flows()
+        assert {key: after.get(key) for key in before} == before
+        punted = site.counted(Reason.NOT_OFFLOADED)
+        assert wait_until(lambda: site.counted(Reason.NOT_OFFLOADED) > punted + 1000, 30, 0.05)
+    assert (http.result.flows, http.result.failures, http.result.moved) == (20, {}, 0)
+
+
 def test_a_restart_with_other_services_moves_nothing_that_is_known(site):
     with undisturbed(site):
         site.daemon.signal(signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import pytest
 from scapy.layers.inet import UDP
@@ -238,6 +239,15 @@ def test_T7_without_endpoints_new_connections_are_dropped_and_counted(node):
     for frame in (syn(node.client(), WEB.at), udp(node.client(), DNS.at)):
         sent = node.send(frame)
         assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.NO_ENDPOINT)
+
+
+def test_a_client_without_a_route_is_refused_at_once(node):
+    service = web(node, "web-1")
+    before = time.monotonic()
+    for port in range(1, 101):  # more than may wait for a neighbour at a time
+        sent = node.send(syn((STRANGER[0], port), service.at))
+        assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.NO_NEXT_HOP)
+    assert time.monotonic() - before < 50, "held frames would have taken a second each"
 
 
 def test_an_endpoint_that_comes_serves_at_once(node):
