@@ -45,7 +45,7 @@ class Node(Bundle):
 
 @inlined
 def _way_to(tables, row, ttl, length):
-    """Return (FORWARDED, egress ifindex) of a frame to next hop `row`, or why it cannot go there and NOWHERE or AWAITED."""
+    """Return (FORWARDED, egress ifindex) of a frame to next hop `row`; else why not, and NOWHERE or AWAITED."""
     hop = tables.next_hops[row]
     if ttl <= 1:
         return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
@@ -130,7 +130,9 @@ def _translate_error(node, frames, start, length, now):
 
 @compiled
 def handle(node, frames, start, length, now):
-    """Take a frame, `frames[start : start + length]`, to its verdict; return (reason, egress: ifindex, NOWHERE or AWAITED).
+    """Take a frame, `frames[start : start + length]`, to its verdict; return (reason, egress).
+
+    `egress` is an ifindex, NOWHERE or AWAITED.
 
     FORWARDED and ADMITTED: the frame was rewritten where it lies and is to be transmitted. Any other reason: it is as
     it was, and what is to happen is the reason's verdict. With AWAITED (the reason is NO_NEXT_HOP) nothing was stored,

@@ -63,7 +63,7 @@ def checksum_add(check, delta):
 
 @inlined
 def _parse_quote(frames, start, stop, packet):
-    """Take the five-tuple of an ICMP error's quote, turned round. The packet ends at offset `stop`, less any padding."""
+    """Take the five-tuple of an ICMP error's quote, turned round. At offset `stop` the packet ends."""
     icmp = np.int64(packet.l4)
     ip = icmp + ICMP_BYTES
     if ip + IPV4_BYTES > stop:
