@@ -20,7 +20,7 @@ from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Event, HopState, Protocol, Reason
 from xdp.tables import Tables
 
-_TCP, _ICMP = int(Protocol.TCP), int(Protocol.ICMP)
+_TCP = int(Protocol.TCP)
 _ORIGINAL = int(Direction.ORIGINAL)
 _SYN, _RST, _DATA = int(Event.SYN), int(Event.RST), int(Event.DATA)
 _FORWARD, _UNRESOLVED = int(HopState.FORWARD), int(HopState.UNRESOLVED)
