@@ -133,6 +133,9 @@ def assert_nothing_was_touched(world: World) -> None:
     for name in ("eth0", "eth1"):
         shown = json.loads(world.node.run(["ip", "-j", "link", "show", name]).stdout)
         assert "xdp" not in shown[0]
+    neighbours = world.node.run(["ip", "neigh", "show"]).stdout
+    assert "managed" not in neighbours
+    assert "extern_learn" not in neighbours
 
 
 # At the start.
@@ -312,6 +315,14 @@ def test_after_a_kill_it_is_not_running_and_detach_removes_what_is_left(world, w
         "removed eth1: the XDP program and its link",
         f"removed {SETTINGS.pins}: the tables",
     ]
+    assert_nothing_was_touched(world)
+
+
+def test_ctrl_c_leaves_nothing(world, web):
+    with daemon(world, web) as process:
+        assert wait_until(lambda: "managed" in world.node.run(["ip", "neigh", "show"]).stdout, 5)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 0
     assert_nothing_was_touched(world)
 
 
