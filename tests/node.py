@@ -15,6 +15,7 @@ that a frame it was given goes no further.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -52,7 +53,7 @@ from tests.packets import Address, address
 from xdp import maps
 from xdp.clock import ManualClock
 from xdp.errors import Error
-from xdp.schema import Reason, Verdict, verdict_of
+from xdp.schema import Protocol, Reason, Verdict, verdict_of
 from xdp.tables import Capacity, Tables
 
 ROOT = Path(__file__).parents[1]
@@ -318,10 +319,10 @@ class MemoryNode(ScenarioNode):
 
     def apply(self, *services: Service) -> None:
         write_manifests(self._file, services)
-        self._node.reload()
-        assert self._node.rejected is None, self._node.rejected
-        node = self._node  # what its sweep would do:
-        node._clear_up(node.services.take_parted(), node._gone)
+        node = self._node
+        node._apply(node._load())
+        node.services.release(node.services.take_parted())  # what its sweep would do, and:
+        node.flows.end_towards([(int(address), number, int(Protocol.UDP)) for address, number in node._gone])
         node._gone = set()
 
     def send(self, frame: bytes, host: str = "client") -> Sent:
@@ -342,7 +343,7 @@ class MemoryNode(ScenarioNode):
         return next(host for host, end in network.hosts.items() if _mac(end) == frame[:6])
 
     def answer(self, command: str, **options: Any) -> Any:
-        return self._node.answer(command, options)
+        return asyncio.run(self._node.answer(command, options))
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
