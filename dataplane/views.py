@@ -18,6 +18,7 @@ from xdp.redirects import Lost
 from xdp.schema import Protocol, Reason, Verdict, verdict_of
 
 if TYPE_CHECKING:
+    from dataplane.netdev import Interface
     from dataplane.node import Node
 
 _TROUBLE_SHOWN_S = 60.0
@@ -83,6 +84,20 @@ def reasons(node: Node) -> dict[str, int]:
     return {reason.name: count for reason, count in sorted(both.items())}
 
 
+def _complaints_of(node: Node, link: Interface) -> list[str]:
+    """Return what has happened to an interface since its program was attached."""
+    served = sum(queue.interface.name == link.name for queue in node.engine.queues)
+    if link.ifindex != node.engine.attachments[link.name].ifindex:
+        what = "deleted and made again since"
+    elif kernel.xdp_state(link.ifindex) is None:
+        what = "its XDP program was taken off"
+    elif node.netdev.interface(link.name).rx_queues != served:
+        what = "the number of its queues has changed"
+    else:
+        return []
+    return [f"{link.name}: {what}; restart the daemon"]
+
+
 def _complaints(node: Node) -> list[str]:
     """Return what is not as it should be, worst first."""
     found = list(node.engine.stalled())
@@ -99,12 +114,8 @@ def _complaints(node: Node) -> list[str]:
             found.append(f"{name}: the interface has gone")
         elif not link.is_up:
             found.append(f"{name}: the interface is down")
-        elif link.ifindex != node.engine.attachments[name].ifindex:
-            found.append(f"{name}: deleted and made again since; restart the daemon")
-        elif kernel.xdp_state(link.ifindex) is None:
-            found.append(f"{name}: its XDP program was taken off; restart the daemon")
-        elif node.netdev.interface(name).rx_queues != sum(q.interface.name == name for q in node.engine.queues):
-            found.append(f"{name}: the number of its queues has changed; restart the daemon")
+        elif name in node.engine.attachments:
+            found += _complaints_of(node, link)
     endpoints = {str(endpoint.address) for port in node.snapshot.ports for endpoint in port.cluster}
     for hop in node.next_hops.describe():
         if hop["destination"] in endpoints and hop["state"] == "foreign":

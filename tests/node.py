@@ -27,7 +27,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -343,7 +343,11 @@ class MemoryNode(ScenarioNode):
         return next(host for host, end in network.hosts.items() if _mac(end) == frame[:6])
 
     def answer(self, command: str, **options: Any) -> Any:
-        return asyncio.run(self._node.answer(command, options))
+        async def answered() -> Any:  # views that look at every flow are awaitables
+            data = self._node.answer(command, options)
+            return await data if isinstance(data, Awaitable) else data
+
+        return asyncio.run(answered())
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
