@@ -145,6 +145,8 @@ class Node:
             self.uncounted = str(error)
         # What packets see changes from here on.
         self.next_hops = NextHops(tables, self.netdev, settings.interfaces)
+        if self.shared.is_new:
+            stack.callback(self._let_go_if_unused)
         self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
         self.services.adopt()
         self._apply(first)
@@ -184,6 +186,11 @@ class Node:
         """Remove tables that this start has made if nothing came to be attached to them."""
         if not self.settings.link_pins():
             maps.remove(self.settings.pins)
+
+    def _let_go_if_unused(self) -> None:
+        """Give neighbours back to the kernel if this start came to nothing."""
+        if not self.settings.link_pins():
+            self.next_hops.let_go_all()
 
     def _announce_start(self) -> None:
         ports = len(self.snapshot.ports)
