@@ -161,7 +161,8 @@ class Node:
         """Count as lost what XDP had punted to the daemon before this one and that one never saw."""
         kernel.membarrier_global()
         xdp, user = (views.by_verdict(rows) for rows in (self.shared.tables.xdp_counters, self._worker_counters))
-        self._worker_counters[0]["packets"][Reason.PUNT_LOST] = xdp[Verdict.PUNT] - sum(user.values())
+        lost = max(0, xdp[Verdict.PUNT] - sum(user.values()))  # one cut short by a kill is no reason not to start
+        self._worker_counters[0]["packets"][Reason.PUNT_LOST] = lost
 
     @property
     def _worker_counters(self) -> Any:
