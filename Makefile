@@ -6,13 +6,17 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 BPFFS := /run/turnout/bpf
+BATCHES ?= 0:9000
 RESULTS ?= results/$(shell date +%Y%m%d-%H%M%S)
 # bcc comes from Debian and is seen through the system's site packages; the rest is tools that tests and perf call.
-PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps curl gcc libc6-dev
+PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps curl gcc libc6-dev \
+    bind9-dnsutils dnsmasq-base iperf3 iputils-ping iputils-tracepath
+# Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a file each.
+WORKERS ?= 3
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
 STAMP := .venv/.ready-$(shell { pwd; cat requirements.lock pyproject.toml; } | sha256sum | cut -c 1-16)
 
-.PHONY: help setup demo test test-unit lint type perf clean packages bpffs as-root
+.PHONY: help setup demo test test-unit fuzz lint type perf clean packages bpffs as-root
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,10 +27,13 @@ demo: setup  ## see it work: a node, clients and endpoints in network namespaces
 	@$(BIN)/turnout demo
 
 test: as-root setup  ## all tests, as root: namespaces, XDP, real packets
-	REQUIRE_ROOT=1 $(BIN)/pytest
+	REQUIRE_ROOT=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 test-unit: $(STAMP)  ## the tests that need no root
-	$(BIN)/pytest -m "not root"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not root"
+
+fuzz: as-root setup  ## a million random packets through XDP, compiled code and plain Python; BATCHES=FIRST:END
+	BATCHES=$(BATCHES) REQUIRE_ROOT=1 $(BIN)/pytest tests/xdp/test_fuzz.py
 
 lint: $(STAMP)  ## ruff: rules, then format
 	$(BIN)/ruff check .
@@ -35,7 +42,7 @@ lint: $(STAMP)  ## ruff: rules, then format
 type: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 
-perf: as-root setup  ## measure against a bare XDP program and iptables; results below results/
+perf: as-root setup  ## measure against bare programs, iptables and nftables; results below results/
 	$(BIN)/python -m perf --out $(RESULTS)
 
 clean:  ## remove what was built here: .venv and the tools' caches, not results/

@@ -2,14 +2,23 @@
 
 How writers agree (docs/adr/0003):
 
-* A slot is claimed by compare-and-swap of its tag from EMPTY to CLAIMED, filled, and published by a second one.
+* A slot is claimed by compare-and-swap of its tag from EMPTY to CLAIMED and filled; then its record says that it is
+  published, which is what readers believe, and a second swap shows the tag, by which writers find each other.
+* Readers look at a flow's home first, without its tag (docs/adr/0017): of most flows the record is the only line read.
 * A connection claims two slots. The reply's record is published first, so that nobody can be answered before the reply
   is translated; then the original's.
 * After each publication the writer looks for the key again, in both buckets. If it finds another record it rolls its
   own back, and never touches the other's: whoever published last sees the other one, so at most one stays, and a
   connection that is established cannot lose. Two writers may both roll back; then each tries again.
-* Withdrawing is one compare-and-swap of the tag. Both directions go: whoever withdraws looks at the other direction
-  after its own swap, and an insertion looks at its reply after publishing the original, so no half is left.
+* New flows go to the current *extent*, a range of buckets, so that few flows lie on few pages. A writer that finds its
+  buckets crowded makes the next extent current, which is larger; the last one is the whole table. Flows stay where they
+  are, and are looked for in every extent in use. Whoever publishes later has seen the larger extent, so two that race
+  for a key look in each other's.
+* Withdrawing is one compare-and-swap of the tag; who has done it takes `published` back. Both directions go: whoever
+  withdraws looks at the other direction after its own swap, and an insertion looks at its reply after publishing the
+  original, so no half is left.
+* XDP, which cannot wait for a grace period, retires records instead of withdrawing them, and may claim a retired one
+  for itself after a second. The sweep makes retired ones withdrawn, so that only one of the two frees a slot.
 * Only the sweep (one thread) makes a withdrawn slot EMPTY again, after a grace period in which every XDP run has ended
   and every worker has turned. Until then readers may look at the record, and follow it to its peer: a slot whose record
   was ever published, or led to by a published one, is never emptied without grace. The sweep notes a withdrawn slot
@@ -23,10 +32,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from xdp.atomic import compare_and_swap, fence, load_acquire, prefetch
-from xdp.hash import first_bucket, hash_tuple, hit_count, hits_of, lanes_equal, lowest_hit, second_bucket, tag_of
+from xdp.atomic import compare_and_swap, fence, load_acquire, prefetch, store_release
+from xdp.byteorder import swapped32
+from xdp.hash import (
+    extent_of,
+    first_bucket,
+    hash_tuple,
+    hit_count,
+    hits_of,
+    home_of,
+    is_hit,
+    lanes_equal,
+    lowest_hit,
+    named_extent,
+    second_bucket,
+    tag_of,
+)
 from xdp.jit import compiled, inlined
-from xdp.schema import Direction, Limit, Tag
+from xdp.schema import Direction, Limit, Protocol, State, Tag
 
 MISS = -1  # no such flow
 FULL = -2  # no slot in either bucket
@@ -37,12 +60,19 @@ _TAGS = int(Limit.BUCKET_TAGS)
 _EMPTY = np.uint64(Tag.EMPTY)
 _CLAIMED = np.uint64(Tag.CLAIMED)
 _WITHDRAWN = np.uint64(Tag.WITHDRAWN)
+_RETIRED = np.uint64(Tag.RETIRED)
 _FIRST = np.uint64(Tag.FIRST)
 _LANE = np.uint64(0xFFFF)
 _ONE = np.uint64(1)
 _ORIGINAL = np.uint8(Direction.ORIGINAL)
 _REPLY = np.uint8(Direction.REPLY)
-_ROOM_ENOUGH = 8  # with this many empty tags the first bucket is taken, so that most look-ups end there
+_ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
+_PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
+_IPV6 = int(Protocol.IPV6)
+_EXTENTS = int(Limit.EXTENTS)
+_FIRST_EXTENT = int(Limit.FIRST_EXTENT)
+_BITMAP = np.uint64((1 << _EXTENTS) - 1)
+_CROWDED, _ROOM_ENOUGH = int(Limit.CROWDED), int(Limit.ROOM_ENOUGH)
 
 
 @inlined
@@ -76,12 +106,47 @@ def _swap_tag(tags, slot, expected, tag):
 
 
 @inlined
-def _place_of(tables, addrs, ports, protocol):
-    """Return (tag, first bucket, second bucket) of a five-tuple."""
+def _hash_of(tables, addrs, ports, protocol):
     hash_key = tables.control[0].hash_key
+    return hash_tuple(addrs, ports, protocol, hash_key[0], hash_key[1])
+
+
+@inlined
+def _current(tables):
+    return named_extent(load_acquire(tables.extents, 0))
+
+
+@compiled
+def extents_with(bitmap, current, buckets):
+    """Return the word of control.extents: those in `bitmap` and the current one, of a table with `buckets` buckets."""
+    start, count = extent_of(current, buckets)
+    bits = np.uint64(bitmap) | _ONE << np.uint64(current)
+    return bits | np.uint64(start // _FIRST_EXTENT) << np.uint64(8) | np.uint64(count) << np.uint64(32)
+
+
+@compiled
+def number_of_current(extents, buckets):
+    """Return which extent is the current one of the word `extents`."""
+    for extent in range(_EXTENTS):
+        if extent_of(extent, buckets) == named_extent(extents):
+            return extent
+    return _EXTENTS - 1
+
+
+@inlined
+def _grow(tables, extents):
+    """Make the extent behind the current one of the word `extents` current; return whether there is one.
+
+    With the whole table every other extent is in use, too: what finds no room in its buckets may find it there.
+    """
     buckets = len(tables.tags) // _WORDS
-    hashed = hash_tuple(addrs, ports, protocol, hash_key[0], hash_key[1])
-    return tag_of(hashed), first_bucket(hashed, buckets), second_bucket(hashed, buckets)
+    if named_extent(extents)[1] == buckets:
+        return False
+    new = number_of_current(extents, buckets) + 1
+    bitmap = (_ONE << np.uint64(new)) - _ONE if extent_of(new, buckets)[1] == buckets else extents & _BITMAP
+    grown = extents_with(bitmap, new, buckets)
+    compare_and_swap(tables.extents, 0, extents, grown)  # if somebody was faster, that is as good
+    return True
 
 
 @inlined
@@ -97,8 +162,10 @@ def _hits_in(tags, bucket, tag):
 
 
 @inlined
-def _has_key(flows, slot, addrs, ports, protocol):
-    record = flows[slot]
+def _has_key(tables, slot, addrs, ports, protocol):
+    if load_acquire(tables.published, slot) == 0:  # first: what is published stays as it is until nobody looks
+        return False
+    record = tables.flows[slot]
     return (
         ((np.uint64(record.dst_addr) << np.uint64(32) | np.uint64(record.src_addr)) == addrs)
         & ((np.uint32(record.dst_port) << np.uint32(16) | np.uint32(record.src_port)) == ports)
@@ -107,30 +174,58 @@ def _has_key(flows, slot, addrs, ports, protocol):
 
 
 @inlined
-def _find_in_bucket(tags, flows, bucket, tag, addrs, ports, protocol, besides):
+def _find_in_bucket(tables, bucket, tag, addrs, ports, protocol, besides):
     """Return the slot of `bucket` with this key, other than slot `besides`; or MISS."""
-    hits = _hits_in(tags, bucket, tag)
+    hits = _hits_in(tables.tags, bucket, tag)
     while hits:
         slot = bucket * _TAGS + lowest_hit(hits)
-        if slot != besides and _has_key(flows, slot, addrs, ports, protocol):
+        if slot != besides and _has_key(tables, slot, addrs, ports, protocol):
             return slot
         hits &= hits - _ONE
     return MISS
 
 
 @inlined
-def _locate(tables, place, addrs, ports, protocol, besides):
-    tag, first, second = place
-    slot = _find_in_bucket(tables.tags, tables.flows, first, tag, addrs, ports, protocol, besides)
-    if slot != MISS:
-        return slot
-    return _find_in_bucket(tables.tags, tables.flows, second, tag, addrs, ports, protocol, besides)
+def _locate(tables, hashed, addrs, ports, protocol, besides):
+    """Return the slot with this key other than `besides`, or MISS. By tags: what a writer must see is in them."""
+    extents = load_acquire(tables.extents, 0)
+    buckets = len(tables.tags) // _WORDS
+    tag = tag_of(hashed)
+    for extent in range(_EXTENTS - 1, -1, -1):
+        if extents >> np.uint64(extent) & _ONE:
+            where = extent_of(extent, buckets)
+            slot = _find_in_bucket(tables, first_bucket(hashed, where), tag, addrs, ports, protocol, besides)
+            if slot == MISS:
+                slot = _find_in_bucket(tables, second_bucket(hashed, where), tag, addrs, ports, protocol, besides)
+            if slot != MISS:
+                return slot
+    return MISS
+
+
+@inlined
+def _find_at_home(tables, hashed, extent, addrs, ports, protocol):
+    home = first_bucket(hashed, extent) * _TAGS + home_of(hashed)
+    for slot in (home, home ^ 1):
+        if _has_key(tables, slot, addrs, ports, protocol):
+            return slot
+    return MISS
 
 
 @compiled
 def find(tables, addrs, ports, protocol):
     """Return the slot of the flow with this five-tuple, or MISS."""
-    return _locate(tables, _place_of(tables, addrs, ports, protocol), addrs, ports, protocol, MISS)
+    hashed = _hash_of(tables, addrs, ports, protocol)
+    slot = _find_at_home(tables, hashed, named_extent(tables.control[0].busiest), addrs, ports, protocol)
+    if slot != MISS:
+        return slot
+    extents = load_acquire(tables.extents, 0)
+    for extent in range(_EXTENTS - 1, -1, -1):
+        if extents >> np.uint64(extent) & _ONE:
+            where = extent_of(extent, len(tables.tags) // _WORDS)
+            slot = _find_at_home(tables, hashed, where, addrs, ports, protocol)
+            if slot != MISS:
+                return slot
+    return _locate(tables, hashed, addrs, ports, protocol, MISS)
 
 
 @inlined
@@ -150,37 +245,80 @@ def is_expired(tables, slot, now):
 
 
 @inlined
-def _claim_in(tags, bucket):
-    """Claim an empty slot of `bucket`; return it, or FULL."""
+def _claim_in(tags, bucket, home):
+    """Claim an empty slot of `bucket`, at `home` or beside it if possible; return it, or FULL."""
     while True:
         hits = _hits_in(tags, bucket, _EMPTY)
         if not hits:
             return FULL
-        slot = bucket * _TAGS + lowest_hit(hits)
+        number = lowest_hit(hits)
+        if is_hit(hits, home):
+            number = home
+        elif is_hit(hits, home ^ 1):
+            number = home ^ 1
+        slot = bucket * _TAGS + number
         if _swap_tag(tags, slot, _EMPTY, _CLAIMED):
             return slot
 
 
 @inlined
-def _claim(tags, place):
-    """Claim a slot in the emptier of the two buckets of `place`; return it, or FULL."""
-    _, first, second = place
-    room = hit_count(_hits_in(tags, first, _EMPTY))
-    if room < _ROOM_ENOUGH and hit_count(_hits_in(tags, second, _EMPTY)) > room:
-        first, second = second, first
-    slot = _claim_in(tags, first)
-    return slot if slot != FULL else _claim_in(tags, second)
+def _claim(tables, hashed):
+    """Claim a slot for a hash, in the emptier of its two buckets; return it, or FULL."""
+    tags, home = tables.tags, home_of(hashed)
+    while True:
+        extents = load_acquire(tables.extents, 0)
+        extent = named_extent(extents)
+        first, second = first_bucket(hashed, extent), second_bucket(hashed, extent)
+        room = hit_count(_hits_in(tags, first, _EMPTY))
+        has_grown = False
+        if room < _ROOM_ENOUGH:
+            other = hit_count(_hits_in(tags, second, _EMPTY))
+            if max(room, other) < _CROWDED:
+                has_grown = _grow(tables, extents)
+            if other > room:
+                first, second = second, first
+        slot = _claim_in(tags, first, home)
+        if slot == FULL:
+            slot = _claim_in(tags, second, home)
+        if slot != FULL:
+            return slot
+        if not has_grown:
+            return _claim_anywhere(tables, hashed)
+
+
+@inlined
+def _claim_anywhere(tables, hashed):
+    """Claim a slot in any extent in use; the sweep keeps them so as long as the whole table is current."""
+    extents = load_acquire(tables.extents, 0)
+    for extent in range(_EXTENTS):
+        if not extents >> np.uint64(extent) & _ONE:
+            continue
+        where = extent_of(extent, len(tables.tags) // _WORDS)
+        slot = _claim_in(tables.tags, first_bucket(hashed, where), home_of(hashed))
+        if slot == FULL:
+            slot = _claim_in(tables.tags, second_bucket(hashed, where), home_of(hashed))
+        if slot != FULL:
+            return slot
+    return FULL
 
 
 @compiled
-def withdraw_slot(tags, slot):
+def withdraw_slot(tables, slot):
     """Withdraw a published slot; return whether this call did it. The record stays for those who are looking at it."""
     while True:
-        tag = tag_at(tags, slot)
+        tag = tag_at(tables.tags, slot)
         if tag < _FIRST:
             return False
-        if _swap_tag(tags, slot, tag, _WITHDRAWN):
+        if _swap_tag(tables.tags, slot, tag, _WITHDRAWN):
+            store_release(tables.published, slot, _NOT_PUBLISHED)
             return True
+
+
+@inlined
+def _publish(tables, slot, tag):
+    """Publish the record at `slot`, which the caller has claimed and filled."""
+    store_release(tables.published, slot, _PUBLISHED)
+    _swap_tag(tables.tags, slot, _CLAIMED, tag)
 
 
 @inlined
@@ -199,10 +337,10 @@ def withdraw(tables, slot):
     peer = np.int64(flows[slot].peer)
     done = False
     if flows[slot].direction == _REPLY and _is_peer(tags, flows, peer, slot):
-        done = withdraw_slot(tags, peer)
-    done |= withdraw_slot(tags, slot)
+        done = withdraw_slot(tables, peer)
+    done |= withdraw_slot(tables, slot)
     if _is_peer(tags, flows, peer, slot):
-        done |= withdraw_slot(tags, peer)
+        done |= withdraw_slot(tables, peer)
     return done
 
 
@@ -221,8 +359,23 @@ def _words_of(value):
 
 
 @inlined
-def _fill(flows, slot, way, addrs, ports, new_addrs, new_ports, protocol, state, next_hop, peer, now):
-    record = flows[slot]
+def _sum_of_names(tables, addrs):
+    """Return the sum of the 16-bit words of two IPv6 addresses, given as names."""
+    source, destination = swapped32(np.uint32(addrs)), swapped32(np.uint32(addrs >> np.uint64(32)))
+    return np.uint64(tables.names[source].sum) + np.uint64(tables.names[destination].sum)
+
+
+@inlined
+def _growth_of(tables, addrs, new_addrs, protocol):
+    """Return what the sum of a pair of addresses grows by, not folded, as a u64."""
+    if protocol & _IPV6:
+        return np.uint64(2 * 0xFFFF) - _sum_of_names(tables, addrs) + _sum_of_names(tables, new_addrs)
+    return _words_of(~addrs) + _words_of(new_addrs)
+
+
+@inlined
+def _fill(tables, slot, way, addrs, ports, new_addrs, new_ports, protocol, state, next_hop, peer, now):
+    record = tables.flows[slot]
     record.src_addr = np.uint32(addrs)
     record.dst_addr = np.uint32(addrs >> np.uint64(32))
     record.src_port = np.uint16(ports)
@@ -234,7 +387,7 @@ def _fill(flows, slot, way, addrs, ports, new_addrs, new_ports, protocol, state,
     record.new_src_port = np.uint16(new_ports)
     record.new_dst_port = np.uint16(new_ports >> np.uint32(16))
     # RFC 1624 equation 3: ~old + new. TTL is the high byte of its word on the wire; as it lies here it falls by 1.
-    addresses = _words_of(~addrs) + _words_of(new_addrs)
+    addresses = _growth_of(tables, addrs, new_addrs, protocol)
     record.ip_delta = np.uint16(_fold(addresses + np.uint64(0xFFFE)))
     ports_sum = _words_of(np.uint64(~np.uint32(ports))) + _words_of(np.uint64(new_ports))
     record.l4_delta = np.uint16(_fold(addresses + ports_sum))
@@ -247,9 +400,10 @@ def _fill(flows, slot, way, addrs, ports, new_addrs, new_ports, protocol, state,
 
 
 @inlined
-def _prefetch_tags(tags, place):
-    prefetch(tags, place[1] * _WORDS)
-    prefetch(tags, place[2] * _WORDS)
+def _prefetch_tags(tables, hashed):
+    extent = _current(tables)
+    prefetch(tables.tags, first_bucket(hashed, extent) * _WORDS)
+    prefetch(tables.tags, second_bucket(hashed, extent) * _WORDS)
 
 
 @compiled
@@ -262,35 +416,46 @@ def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out,
     tags, flows = tables.tags, tables.flows
     reply_addrs, reply_ports = turned_addrs(new_addrs), turned_ports(new_ports)
     back_addrs, back_ports = turned_addrs(addrs), turned_ports(ports)
-    place = _place_of(tables, addrs, ports, protocol)
-    reply_place = _place_of(tables, reply_addrs, reply_ports, protocol)
-    _prefetch_tags(tags, reply_place)
-    _prefetch_tags(tags, place)
+    hashed = _hash_of(tables, addrs, ports, protocol)
+    reply_hashed = _hash_of(tables, reply_addrs, reply_ports, protocol)
+    _prefetch_tags(tables, reply_hashed)
+    _prefetch_tags(tables, hashed)
 
-    if _locate(tables, reply_place, reply_addrs, reply_ports, protocol, MISS) != MISS:
+    if _locate(tables, reply_hashed, reply_addrs, reply_ports, protocol, MISS) != MISS:
         return TAKEN
-    reply = _claim(tags, reply_place)
+    reply = _claim(tables, reply_hashed)
     if reply == FULL:
         return FULL
-    original = _claim(tags, place)
+    original = _claim(tables, hashed)
     if original == FULL:
         _swap_tag(tags, reply, _CLAIMED, _EMPTY)  # nobody has read it
         return FULL
     prefetch(flows, reply)
     prefetch(flows, original)
     _fill(
-        flows, reply, _REPLY, reply_addrs, reply_ports, back_addrs, back_ports, protocol, state, hop_back, original, now
+        tables,
+        reply,
+        _REPLY,
+        reply_addrs,
+        reply_ports,
+        back_addrs,
+        back_ports,
+        protocol,
+        state,
+        hop_back,
+        original,
+        now,
     )
-    _fill(flows, original, _ORIGINAL, addrs, ports, new_addrs, new_ports, protocol, state, hop_out, reply, now)
+    _fill(tables, original, _ORIGINAL, addrs, ports, new_addrs, new_ports, protocol, state, hop_out, reply, now)
 
-    _swap_tag(tags, reply, _CLAIMED, reply_place[0])
-    if _locate(tables, reply_place, reply_addrs, reply_ports, protocol, reply) != MISS:
-        withdraw_slot(tags, reply)
+    _publish(tables, reply, tag_of(reply_hashed))
+    if _locate(tables, reply_hashed, reply_addrs, reply_ports, protocol, reply) != MISS:
+        withdraw_slot(tables, reply)
         _swap_tag(tags, original, _CLAIMED, _WITHDRAWN)  # not EMPTY: the reply has led readers here
         return TAKEN
-    _swap_tag(tags, original, _CLAIMED, place[0])
-    is_alone = _locate(tables, place, addrs, ports, protocol, original) == MISS
-    if not is_alone or tag_at(tags, reply) != reply_place[0]:
+    _publish(tables, original, tag_of(hashed))
+    is_alone = _locate(tables, hashed, addrs, ports, protocol, original) == MISS
+    if not is_alone or tag_at(tags, reply) != tag_of(reply_hashed):
         withdraw(tables, original)
         return TAKEN
     return original
@@ -309,10 +474,10 @@ def _oldest_in(tables, bucket, rank, now, victim, age):
 
 
 @inlined
-def _drop_oldest(tables, place, now):
-    """Withdraw the oldest unreplied, else closing, connection in the buckets of `place`, unless a slot is free soon."""
-    tags = tables.tags
-    _, first, second = place
+def _drop_oldest(tables, hashed, now):
+    """Withdraw the oldest unreplied, else closing, connection in the buckets of a hash, unless a slot is free soon."""
+    tags, extent = tables.tags, _current(tables)
+    first, second = first_bucket(hashed, extent), second_bucket(hashed, extent)
     if _hits_in(tags, first, _EMPTY) | _hits_in(tags, second, _EMPTY):
         return False
     if _hits_in(tags, first, _WITHDRAWN) | _hits_in(tags, second, _WITHDRAWN):
@@ -332,8 +497,9 @@ def drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now):
     Where its original or its reply finds both buckets full, the oldest unreplied connection is withdrawn, else the
     oldest that is closing. Its slot is free after a grace period. Established ones are never touched (C6, C7).
     """
-    done = _drop_oldest(tables, _place_of(tables, addrs, ports, protocol), now)
-    done |= _drop_oldest(tables, _place_of(tables, turned_addrs(new_addrs), turned_ports(new_ports), protocol), now)
+    done = _drop_oldest(tables, _hash_of(tables, addrs, ports, protocol), now)
+    reply_hashed = _hash_of(tables, turned_addrs(new_addrs), turned_ports(new_ports), protocol)
+    done |= _drop_oldest(tables, reply_hashed, now)
     return done
 
 
@@ -352,12 +518,39 @@ def touch(tables, slot, event, length, now):
     record.bytes += np.uint64(length)
 
 
+@inlined
+def _note_extents(tables, slot, found):
+    """Add one to `found` (by extent) wherever the record at `slot` may have been inserted."""
+    record, buckets = tables.flows[slot], len(tables.tags) // _WORDS
+    addrs = np.uint64(record.dst_addr) << np.uint64(32) | np.uint64(record.src_addr)
+    hashed = _hash_of(
+        tables, addrs, np.uint32(record.dst_port) << np.uint32(16) | np.uint32(record.src_port), record.protocol
+    )
+    for extent in range(_EXTENTS):
+        where = extent_of(extent, buckets)
+        bucket = slot // _TAGS
+        if bucket == first_bucket(hashed, where) or bucket == second_bucket(hashed, where):
+            found[extent] += 1
+
+
+@inlined
+def _mark_names(record, named):
+    """Note in `named` (u8, by row of names) which names a record uses."""
+    named[swapped32(record.src_addr)] = 1
+    named[swapped32(record.dst_addr)] = 1
+    named[swapped32(record.new_src_addr)] = 1
+    named[swapped32(record.new_dst_addr)] = 1
+
+
 @compiled
-def sweep(tables, start, stop, now, withdrawn):
+def sweep(tables, start, stop, now, withdrawn, found, named):
     """Withdraw what has expired among slots [start, stop), and note which slots are withdrawn there.
 
-    `withdrawn` (i64 array, at least stop - start long) is filled from its start. Return (slots in use, slots noted).
-    A record looks at its own last-seen first, so a live table is read in one direction only.
+    `withdrawn` (i64 array, at least stop - start long) is filled from its start. To `found` (i64, by extent) is added
+    how many may have been inserted there; one that is being filled may be anywhere. With an empty one nobody looks.
+    In `named` (u8, by row of names) is noted which names the others use.
+    Return (slots in use, slots noted). A record looks at its own last-seen first, so a live table is read in one
+    direction only.
     """
     tags, flows, rules, words = tables.tags, tables.flows, tables.machine[0], tables.control[0]
     used, noted = 0, 0
@@ -365,23 +558,53 @@ def sweep(tables, start, stop, now, withdrawn):
         if not slot & 3 and not load_acquire(tags, slot >> 2):
             continue
         tag = tag_at(tags, slot)
+        if len(found) and tag == _CLAIMED:
+            for extent in range(_EXTENTS):
+                found[extent] += 1
+        elif len(found) and tag != _EMPTY:
+            _note_extents(tables, slot, found)
         if tag >= _FIRST:
             record = flows[slot]
-            timeout = rules.timeout[record.state & 15]
+            kept_in = _ESTABLISHED if record.state == _RESET else record.state & 15
+            timeout = rules.timeout[kept_in]
             used += 1
+            if record.protocol & _IPV6:
+                _mark_names(record, named)
             if is_older(now, record.last_seen, timeout) and is_older(now, words.aged_from, timeout):
                 peer = np.int64(record.peer)
                 if not _is_peer(tags, flows, peer, slot) or is_older(now, flows[peer].last_seen, timeout):
                     withdraw(tables, slot)
                     used -= 1
                     tag = tag_at(tags, slot)
+        if tag == _RETIRED and _swap_tag(tags, slot, _RETIRED, _WITHDRAWN):
+            tag = _WITHDRAWN
         if tag == _WITHDRAWN:
             peer = np.int64(flows[slot].peer)
             if _is_peer(tags, flows, peer, slot):
-                withdraw_slot(tags, peer)
+                withdraw_slot(tables, peer)
+            store_release(tables.published, slot, _NOT_PUBLISHED)  # who withdrew it may have died before
             withdrawn[noted] = slot
             noted += 1
     return used, noted
+
+
+@compiled
+def end_of(extent, buckets):
+    """Return the bucket behind an extent of a table with `buckets`."""
+    start, count = extent_of(extent, buckets)
+    return start + count
+
+
+@compiled
+def set_extents(tables, expected, bitmap, current):
+    """Change which extents are in use and which is current, if control.extents still is `expected`; return whether."""
+    return compare_and_swap(tables.extents, 0, expected, extents_with(bitmap, current, len(tables.tags) // _WORDS))
+
+
+@compiled
+def set_busiest(tables, extent):
+    """Change where flows are looked for first."""
+    store_release(tables.busiest, 0, extents_with(np.uint64(0), extent, len(tables.tags) // _WORDS))
 
 
 @compiled
@@ -436,36 +659,61 @@ def abandon(tags, slots, count):
 
 
 @inlined
-def endpoint_key(addr, port, protocol):
-    """Return an endpoint as one u64, address and port as on the wire."""
-    return np.uint64(addr) | np.uint64(port) << np.uint64(32) | np.uint64(protocol) << np.uint64(48)
+def place_key(addr, port):
+    """Return an address and a port, as on the wire, as one u64."""
+    return np.uint64(addr) | np.uint64(port) << np.uint64(32)
 
 
 @inlined
-def _is_in(ascending, wanted):
-    low, high = 0, len(ascending)
+def _has_pair(firsts, seconds, first, second):
+    """Tell whether (first, second) is among pairs that ascend by both."""
+    low, high = 0, len(firsts)
     while low < high:
         middle = (low + high) >> 1
-        if ascending[middle] < wanted:
+        if firsts[middle] < first or (firsts[middle] == first and seconds[middle] < second):
             low = middle + 1
         else:
             high = middle
-    return low < len(ascending) and ascending[low] == wanted
+    return low < len(firsts) and firsts[low] == first and seconds[low] == second
 
 
 @compiled
-def withdraw_towards(tables, endpoints):
-    """Withdraw the connections towards `endpoints`, a sorted u64 array of `endpoint_key`s; return how many."""
+def withdraw_strays(tables, protocol, frontends, endpoints):
+    """Withdraw the connections of a protocol but those from frontends[i] to endpoints[i] for any i; return how many.
+
+    Both are u64 arrays of `place_key`s, and ascend as pairs.
+    """
     tags, flows = tables.tags, tables.flows
     count = 0
     for slot in range(len(flows)):
         if not slot & 3 and not load_acquire(tags, slot >> 2):
             continue
         record = flows[slot]
-        if (
-            tag_at(tags, slot) >= _FIRST
-            and record.direction == _ORIGINAL
-            and _is_in(endpoints, endpoint_key(record.new_dst_addr, record.new_dst_port, record.protocol))
-        ):
-            count += withdraw(tables, slot)
+        if tag_at(tags, slot) >= _FIRST and record.direction == _ORIGINAL and record.protocol == protocol:
+            frontend = place_key(record.dst_addr, record.dst_port)
+            if not _has_pair(frontends, endpoints, frontend, place_key(record.new_dst_addr, record.new_dst_port)):
+                count += withdraw(tables, slot)
+    return count
+
+
+@compiled
+def reset_strays(tables, protocol, wanted, frontends, endpoints):
+    """Put those of a protocol's connections to one of `wanted` into state RESET that `withdraw_strays` would end.
+
+    Return how many were not. `wanted` is a u64 array of `place_key`s of frontends, and ascends.
+    """
+    tags, flows = tables.tags, tables.flows
+    count = 0
+    for slot in range(len(flows)):
+        if not slot & 3 and not load_acquire(tags, slot >> 2):
+            continue
+        record = flows[slot]
+        if tag_at(tags, slot) >= _FIRST and record.direction == _ORIGINAL and record.protocol == protocol:
+            frontend = place_key(record.dst_addr, record.dst_port)
+            if not _has_pair(wanted, wanted, frontend, frontend) or record.state == _RESET:
+                continue
+            if not _has_pair(frontends, endpoints, frontend, place_key(record.new_dst_addr, record.new_dst_port)):
+                record.state = _RESET
+                flows[record.peer].state = _RESET
+                count += 1
     return count

@@ -53,7 +53,7 @@ FIRST_STATE: dict[Event, State] = {
 }
 
 # A SYN from the client in one of these begins another connection (C2).
-REOPENS = (S.TIME_WAIT, S.CLOSING)
+REOPENS = (S.TIME_WAIT, S.CLOSING, S.RESET)
 
 # Idle for this long, a connection ends (C5; nf_conntrack's established timeout here is kube-proxy's 2 h 13 m 20 s).
 TIMEOUT_S: dict[State, float] = {
@@ -65,14 +65,17 @@ TIMEOUT_S: dict[State, float] = {
     S.FIN_REPLY: 8000,
     S.TIME_WAIT: 60,
     S.CLOSING: 10,
+    S.RESET: 8000,  # kept for so long; to packets it is over at once (write_machine)
     S.UDP_UNREPLIED: 30,
     S.UDP_REPLIED: 120,
 }
 
+AT_ONCE = 0xFFFFFFFF  # a timeout of -1 jiffies
+
 # Who goes first when both buckets are full: never an established connection (C6, C7).
 EARLY_DROP: dict[State, int] = {
     **dict.fromkeys((S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.UDP_UNREPLIED), 1),
-    **dict.fromkeys((S.CLOSING, S.TIME_WAIT), 2),
+    **dict.fromkeys((S.CLOSING, S.TIME_WAIT, S.RESET), 2),
 }
 
 
@@ -91,7 +94,10 @@ def event_of(flags: int) -> Event:
 
 
 def write_machine(machine: npt.NDArray[np.void], hertz: int) -> None:
-    """Write the tables into the one row of `machine`, timeouts as jiffies of `hertz`."""
+    """Write the tables into the one row of `machine`, timeouts as jiffies of `hertz`.
+
+    A connection in state RESET is over for every packet, however early (AT_ONCE), so that others pay nothing for it.
+    """
     row = machine[0]
     row["event_of_flags"] = [event_of(flags) for flags in range(64)]
     row["next_state"] = [
@@ -106,3 +112,4 @@ def write_machine(machine: npt.NDArray[np.void], hertz: int) -> None:
     row["reopens"] = [state in REOPENS for state in range(16)]
     row["early_drop"] = [EARLY_DROP.get(state, 0) for state in range(16)]  # type: ignore[call-overload]
     row["timeout"] = [round(TIMEOUT_S.get(state, 0) * hertz) for state in range(16)]  # type: ignore[call-overload]
+    row["timeout"][S.RESET] = AT_ONCE

@@ -5,18 +5,26 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from conntrack import compiled, states
+from conntrack import compiled, grace, states
+from xdp import naming
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
 from xdp.schema import Direction, Limit, State
 from xdp.tables import Tables
 
+_BITMAP = (1 << Limit.EXTENTS) - 1
+_SPARSE = 0.2  # load of the extent before the current one at which new flows go there again
+Place = tuple[int, int]  # address and port
+
+_PASS_S, _LONGEST_PASS_S = 4.0, 60.0  # the shortest timeout is 10 s
+_SHARE = 0.01  # of a CPU, for the sweep
+_TURN_S = 0.001  # how long a turn lasts at most, unless something else has the CPU
 _MOST_CLAIMED = 4096  # claims that a dead daemon can leave: one or two per worker
 
 
@@ -35,6 +43,19 @@ class Connection:
     expires_s: float
 
 
+@dataclass
+class _Pass:
+    """One look at every slot: the extents as it began, where it is, where it ends, and what it has seen."""
+
+    extents: np.uint64
+    stop: int = 0
+    position: int = 0
+    used: int = 0
+    found: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # by extent; none: one is in use
+
+
 class FlowTable:
     """The flow records, with the clock that they are timed by.
 
@@ -46,13 +67,18 @@ class FlowTable:
         self._clock = clock
         self._wait_for_readers = wait_for_readers
         self._withdrawn = np.zeros(len(tables.flows), np.int64)
-        self._position = 0
+        self._buckets = len(tables.flows) // Limit.BUCKET_TAGS
+        self._pass = _Pass(np.uint64(0))
+        self._named = np.zeros(len(tables.names), np.uint8)  # in this pass
+        self._has_dying = naming.count(tables) > 0  # a predecessor may have left such names
         # Threads of the control plane have no turns: while one looks at records, no slot is emptied for reuse.
         self._looking = threading.Lock()
 
     def create(self) -> None:
         """Prepare new tables: draw the secret of the hash."""
         self._tables.control[0]["hash_key"] = [secrets.randbits(64), secrets.randbits(64)]
+        compiled.set_extents(self._tables, self._tables.extents[0], np.uint64(0), 0)
+        compiled.set_busiest(self._tables, 0)
         self.prepare()
 
     def prepare(self) -> None:
@@ -69,6 +95,7 @@ class FlowTable:
         What XDP is filling at this moment is published when `wait_for_readers` returns, and stays.
         """
         self.prepare()
+        naming.take_over(self._tables)
         before, after = np.zeros(_MOST_CLAIMED, np.int64), np.zeros(_MOST_CLAIMED, np.int64)
         before_count = compiled.claimed_slots(self._tables.tags, before)
         if not before_count:
@@ -88,18 +115,75 @@ class FlowTable:
 
         Blocks for a grace period if there is anything to free.
         """
-        total = len(self._tables.flows)
-        start = self._position
-        stop = min(total, start + (slots or total))
-        self._position = stop % total
+        if self._pass.position == self._pass.stop:
+            self._pass = self._begin_pass()
+        this = self._pass
+        start, this.position = this.position, min(this.stop, this.position + (slots or this.stop))
         now = self._clock.now()
         self._keep_start_in_sight(now)
-        _, noted = compiled.sweep(self._tables, start, stop, np.uint32(now), self._withdrawn)
+        used, noted = compiled.sweep(
+            self._tables, start, this.position, np.uint32(now), self._withdrawn, this.found, self._named
+        )
+        this.used += int(used)
+        if this.position == this.stop:
+            self._end_pass(this)
         if noted:
             self.wait_for_grace()
             with self._looking:
                 compiled.release(self._tables.tags, self._withdrawn, noted)
         return int(noted)
+
+    @property
+    def slots_of_a_pass(self) -> int:
+        """Return how many slots the sweep looks at until it begins again: as far as flows lie, at least one."""
+        return max(1, self._pass.stop)
+
+    def _begin_pass(self) -> _Pass:
+        """Begin at the first slot, and go as far as flows may lie."""
+        extents = self._tables.extents[0]
+        bitmap = int(extents) & _BITMAP
+        self._named[:] = 0
+        if self._has_dying:
+            self.wait_for_grace()  # who held such a name has put it into a record, or let go of it
+        this = _Pass(extents, stop=self._end_of(bitmap.bit_length() - 1))
+        if bitmap != 1 << self._current(extents):
+            this.found = np.zeros(Limit.EXTENTS, np.int64)
+            self.wait_for_grace()  # nobody inserts by an older word any more
+        return this
+
+    def _end_pass(self, done: _Pass) -> None:
+        """Let go of names that nobody uses, of extents in which nothing lies, and of room that is not needed."""
+        self._end_names()
+        current = self._current(done.extents)
+        bitmap = int(done.extents) & _BITMAP
+        if len(done.found):
+            used = [extent for extent in range(Limit.EXTENTS) if bitmap >> extent & 1 and done.found[extent]]
+            compiled.set_busiest(self._tables, max(used, key=lambda extent: done.found[extent], default=current))
+            if not self._is_whole_table(current):
+                bitmap = sum(1 << extent for extent in used)
+        else:
+            compiled.set_busiest(self._tables, current)
+        wanted = current
+        if current and done.used < _SPARSE * self._end_of(current - 1):
+            wanted -= 1
+        compiled.set_extents(self._tables, done.extents, np.uint64(bitmap | 1 << current), wanted)
+
+    def _end_names(self) -> None:
+        dying, withdrawn = naming.end_pass(self._tables, self._named)
+        self._has_dying = bool(dying)
+        if withdrawn:
+            self.wait_for_grace()
+            naming.release(self._tables)
+
+    def _current(self, extents: np.uint64) -> int:
+        return int(compiled.number_of_current(extents, self._buckets))
+
+    def _is_whole_table(self, extent: int) -> bool:
+        return bool(self._end_of(extent) == len(self._tables.flows))
+
+    def _end_of(self, extent: int) -> int:
+        """Return the slot behind an extent."""
+        return int(compiled.end_of(extent, self._buckets)) * Limit.BUCKET_TAGS
 
     def _keep_start_in_sight(self, now: int) -> None:
         """Move `aged_from` along once it lies behind every deadline: differences of jiffies are signed 32-bit numbers.
@@ -107,29 +191,43 @@ class FlowTable:
         Left where it was it would lie ahead of `now` after 2^31 jiffies (25 to 248 days), and nothing would expire.
         """
         words = self._tables.control[0]
-        most = int(self._tables.machine[0]["timeout"].max()) + 1
+        most = int(self._tables.machine[0]["timeout"].view(np.int32).max()) + 1
         if (now - int(words["aged_from"])) & 0xFFFFFFFF > most:
             words["aged_from"] = (now - most) & 0xFFFFFFFF
 
     def wait_for_grace(self) -> None:
         """Return when nobody can be looking at a record or a row any more that was taken away before the call."""
-        workers = self._tables.workers
-        turns = workers["turn"].copy()
+        turns = np.zeros(Limit.MAX_WORKERS, np.uint64)
+        grace.readers(self._tables, turns)
         self._wait_for_readers()
-        # An idle worker turns every IDLE_WAKE_MS; one whose heartbeat is gone holds nothing.
-        while np.any((workers["turn"] == turns) & (workers["heartbeat"] != 0)):
-            time.sleep(Limit.IDLE_WAKE_MS / 4000)
+        while not grace.have_turned(self._tables, turns):
+            time.sleep(_TURN_S)
 
-    def end_towards(self, endpoints: Collection[tuple[int, int, int]]) -> int:
-        """End the connections to `endpoints`, given as (address, port, protocol) in host numbers; return how many.
+    def keep_only(self, protocol: int, pairs: Iterable[tuple[Place, Place]]) -> int:
+        """End the connections of a protocol but those of these (frontend, endpoint); return how many. Host numbers.
 
-        One pass over the table, however many endpoints there are.
+        One pass over the table, however many pairs there are.
         """
-        if not endpoints:
-            return 0
-        keys = [swap32(addr) | swap16(port) << 32 | protocol << 48 for addr, port, protocol in endpoints]
         with self._looking:
-            return int(compiled.withdraw_towards(self._tables, np.sort(np.array(keys, np.uint64))))
+            return int(compiled.withdraw_strays(self._tables, np.uint8(protocol), *_ascending(pairs)))
+
+    def reset_others(self, protocol: int, frontends: Iterable[Place], pairs: Iterable[tuple[Place, Place]]) -> int:
+        """Have the connections of these frontends reset but those of these pairs; return how many. As `keep_only`.
+
+        Twice, and between the two a grace period: a packet that was on its way may have stored its state over ours.
+        """
+        wanted = np.array(sorted(map(_key_of, frontends)), np.uint64)
+        if not len(wanted):
+            return 0
+        kept = _ascending(pairs)
+        count = 0
+        for is_again in (False, True):
+            if is_again:
+                self.wait_for_grace()
+            with self._looking:
+                found = int(compiled.reset_strays(self._tables, np.uint8(protocol), wanted, *kept))
+            count = max(count, found)
+        return count
 
     def records(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
         """Return copies of the records of both directions of every connection, as they were at about one moment."""
@@ -153,7 +251,7 @@ class FlowTable:
     def _connection(self, original: npt.NDArray[np.void], reply: npt.NDArray[np.void], now: int) -> Connection:
         idle = min(_elapsed(now, int(original["last_seen"])), _elapsed(now, int(reply["last_seen"])))
         aged = min(idle, _elapsed(now, int(self._tables.control[0]["aged_from"])))
-        timeout = int(self._tables.machine[0]["timeout"][original["state"] & 15])
+        timeout = round(states.TIMEOUT_S[State(int(original["state"]))] * self._clock.hertz)
         hertz = self._clock.hertz
         return Connection(
             protocol=int(original["protocol"]),
@@ -166,6 +264,25 @@ class FlowTable:
             idle_s=idle / hertz,
             expires_s=max(0, timeout - aged) / hertz,
         )
+
+
+def seconds_of_a_pass(cpu_s: float) -> float:
+    """Return in what time the sweep is to look at every slot once, where that takes so many seconds of CPU.
+
+    What is past its deadline is no connection any more, freed or not: large tables may wait.
+    """
+    return min(max(_PASS_S, cpu_s / _SHARE), _LONGEST_PASS_S)
+
+
+def _ascending(pairs: Iterable[tuple[Place, Place]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Return pairs of places as compiled code searches them."""
+    keys = sorted((_key_of(frontend), _key_of(endpoint)) for frontend, endpoint in pairs)
+    frontends, endpoints = np.array(keys, np.uint64).reshape(-1, 2).T.copy()
+    return frontends, endpoints
+
+
+def _key_of(place: Place) -> int:
+    return swap32(place[0]) | swap16(place[1]) << 32
 
 
 def _elapsed(now: int, then: int) -> int:

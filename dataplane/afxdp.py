@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataplane.rings import DESCRIPTOR, LOCAL_CHUNKS, Count, Pool, Queue, Ring, return_all
+from dataplane.window import CACHE_LINE_WORDS, Window, line
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 
 Mode: TypeAlias = Literal["auto", "copy", "zero-copy"]
@@ -35,8 +36,6 @@ _MAX_TX_SKB_BUDGET = 9  # Linux 6.17
 _SHARED_UMEM, _COPY, _ZERO_COPY, _USE_NEED_WAKEUP = 1, 2, 4, 8
 _PAGE_OFFSETS = {"rx": 0, "tx": 0x80000000, "fill": 0x100000000, "completion": 0x180000000}
 _SO_SNDBUFFORCE, _SO_BUSY_POLL, _SO_PREFER_BUSY_POLL, _SO_BUSY_POLL_BUDGET = 32, 46, 69, 70
-_MAP_FIXED = 0x10
-_CACHE_LINE_WORDS = 8
 _RELEASE_S, _RELEASE_STEP_S = 0.5, 0.002  # the kernel frees a closed socket's queue in a work item of its own
 
 # Sent frames keep their kernel buffers (about 0.8 KB each) charged to the socket until the receiver is done with them;
@@ -44,8 +43,6 @@ _RELEASE_S, _RELEASE_STEP_S = 0.5, 0.002  # the kernel frees a closed socket's q
 _SEND_BUFFER_BYTES = 16 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
 
 
 class Options(TypedDict, total=False):
@@ -71,40 +68,6 @@ class Statistics(NamedTuple):
     def lost(self) -> int:
         """Frames that were redirected to the socket and never reached the RX ring."""
         return self.rx_dropped + self.rx_ring_full
-
-
-class _Window:
-    """Memory of this process, over which a piece of the kernel's can be laid and taken off again.
-
-    Arrays over it stay valid all the time: after `clear` they see zeros. So a forgotten array neither crashes nor
-    keeps a closed socket alive, as its mapping would.
-    """
-
-    def __init__(self, length: int) -> None:
-        self._memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.bytes = np.frombuffer(self._memory, np.uint8)
-
-    def lay(self, fd: int, offset: int) -> None:
-        self._map(mmap.MAP_SHARED | mmap.MAP_POPULATE, fd, offset)
-
-    def clear(self) -> None:
-        self._map(mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-
-    def _map(self, flags: int, fd: int, offset: int) -> None:
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = self.bytes.ctypes.data
-        if _libc.mmap(address, len(self.bytes), protection, flags | _MAP_FIXED, fd, offset) != address:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    def array(self, offset: int, dtype: npt.DTypeLike, count: int) -> npt.NDArray[np.generic]:
-        return self.bytes[offset : offset + np.dtype(dtype).itemsize * count].view(dtype)
-
-
-def _line(dtype: npt.DTypeLike = np.uint64) -> npt.NDArray[np.generic]:
-    """Return one zero word that shares its cache line with nothing else."""
-    words = np.zeros(3 * _CACHE_LINE_WORDS, np.uint64)
-    skip = -(words.ctypes.data // words.itemsize) % _CACHE_LINE_WORDS
-    return words[skip : skip + 1].view(dtype)
 
 
 class Umem:
@@ -133,6 +96,7 @@ class Umem:
         self.shared.shared_chunks[:] = np.arange(chunks, dtype=np.uint64)[::-1] * np.uint64(chunk_bytes)
         self.shared.shared_count[0] = chunks
         self._pools: list[Pool] = []
+        self.lost_chunks = 0  # that the kernel held when their socket was closed; at most
 
     @property
     def frame_bytes(self) -> int:
@@ -142,10 +106,10 @@ class Umem:
     def _new_pool(self) -> Pool:
         return Pool(
             chunks=np.zeros(LOCAL_CHUNKS, np.uint64),
-            free=_line(np.int64),  # type: ignore[arg-type]
+            free=line(np.int64),  # type: ignore[arg-type]
             shared_chunks=np.zeros(self.chunks, np.uint64),
-            shared_count=_line(np.int64),  # type: ignore[arg-type]
-            shared_lock=_line(),  # type: ignore[arg-type]
+            shared_count=line(np.int64),  # type: ignore[arg-type]
+            shared_lock=line(),  # type: ignore[arg-type]
             chunk_mask=np.uint64(2**64 - self.chunk_bytes),
         )
 
@@ -155,6 +119,10 @@ class Umem:
         pool = replace(self.shared, chunks=own.chunks, free=own.free)
         self._pools.append(pool)
         return pool
+
+    def drop_pool(self, pool: Pool) -> None:
+        """Forget the chunks of a worker that has ended; it has given them back."""
+        self._pools = [other for other in self._pools if other is not pool]
 
     def open(self, interface: str, queue: int = 0, **options: Unpack[Options]) -> Socket:
         """Return a bound socket of `queue` of `interface`; see Socket for the options."""
@@ -187,6 +155,7 @@ class Umem:
         count = int(self.shared.shared_count[0])
         self.shared.shared_chunks[count : count + len(lost)] = lost
         self.shared.shared_count[0] = count + len(lost)
+        self.lost_chunks = 0
         return len(lost)
 
     def close(self) -> None:
@@ -236,7 +205,8 @@ class Socket:
         self.interface = interface
         self.queue_id = queue
         self._name = f"{interface} queue {queue}"
-        self._windows: list[_Window] = []
+        self._windows: list[Window] = []
+        self._is_dead = False
         if ring_entries <= 0 or ring_entries & (ring_entries - 1):
             raise UsageError(f"{self._name}: {ring_entries} ring entries: a power of two is needed")
         if any((other.interface, other.queue_id) == (interface, queue) for other in umem.sockets):
@@ -295,13 +265,13 @@ class Socket:
         answer = self._socket.getsockopt(_SOL_XDP, _MMAP_OFFSETS, 128)
         layouts = dict(zip(("rx", "tx", "fill", "completion"), struct.iter_unpack("=4Q", answer), strict=True))
         rings = {name: self._map_ring(name, layout, entries) for name, layout in layouts.items()}
-        counts = np.zeros(2 * _CACHE_LINE_WORDS, np.uint64)
-        return Queue(lock=_line(), counts=counts, frames=self.umem.frames, fd=self.fd, **rings)  # type: ignore[arg-type]
+        counts = np.zeros(2 * CACHE_LINE_WORDS, np.uint64)
+        return Queue(lock=line(), counts=counts, frames=self.umem.frames, fd=self.fd, **rings)  # type: ignore[arg-type]
 
     def _map_ring(self, name: str, layout: tuple[int, int, int, int], entries: int) -> Ring:
         producer, consumer, slots, flags = layout
         dtype = DESCRIPTOR if name in ("rx", "tx") else np.dtype(np.uint64)
-        window = _Window(-(-(slots + entries * dtype.itemsize) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        window = Window(-(-(slots + entries * dtype.itemsize) // mmap.PAGESIZE) * mmap.PAGESIZE)
         window.lay(self.fd, _PAGE_OFFSETS[name])
         self._windows.append(window)
         words = [window.array(offset, np.uint32, 1) for offset in (producer, consumer, flags)]
@@ -361,6 +331,11 @@ class Socket:
         """Return how many received frames nobody has taken from the RX ring yet."""
         return len(_waiting(self.queue.rx))
 
+    def is_dead(self) -> bool:
+        """Whether the socket has lost its interface, for good."""
+        self._is_dead |= self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ENETDOWN
+        return self._is_dead
+
     def counts(self) -> dict[str, int]:
         """Return our own counts, by the names of `Count` in lower case."""
         return {count.name.lower(): int(self.queue.counts[count]) for count in Count}
@@ -370,7 +345,10 @@ class Socket:
 
         The chunks in its rings return to the shared list, except those that the kernel still held (Umem.reclaim).
         """
-        chunks = self._chunks() if self in self.umem.sockets else np.zeros(0, np.uint64)
+        chunks = np.zeros(0, np.uint64)
+        if self in self.umem.sockets:
+            chunks = self._chunks()
+            self.umem.lost_chunks += self._held_by_kernel()
         for window in self._windows:  # a mapping keeps a socket alive, and its queue busy
             window.clear()
         self._windows.clear()
@@ -379,6 +357,12 @@ class Socket:
             self.umem.sockets.remove(self)
             # Only now: until the socket has gone the kernel may write into chunks of the fill ring.
             return_all(replace(self.umem.shared, chunks=chunks, free=np.array([len(chunks)])))
+
+    def _held_by_kernel(self) -> int:
+        """Return how many chunks the kernel has taken from the TX and fill rings and not given back."""
+        queue = self.queue
+        pairs = ((queue.tx.consumer, queue.completion.producer), (queue.fill.consumer, queue.rx.producer))
+        return sum((int(taken[0]) - int(given[0])) & 0xFFFFFFFF for taken, given in pairs)
 
     def _chunks(self) -> npt.NDArray[np.uint64]:
         """Return the chunks in the four rings."""

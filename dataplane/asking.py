@@ -13,17 +13,17 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from dataplane.mirror import Mirror, is_fixed, is_usable, left_with_the_kernel
 from dataplane.netdev import Neighbour, NeighbourKey
+from xdp.addresses import address_of
 
 RECHECK_S = 60.0  # a client's entry, which no packet through the kernel refreshes
 RETRY_S = 5.0  # a neighbour that does not answer, doubling ...
 LONGEST_RETRY_S = 320.0  # ... up to here
 _ASK_AGAIN_S = 1.0  # at most so often on behalf of packets: the kernel's own three probes take as long
-_RECHECKS = 512  # neighbours looked at in one turn
+_RECHECKS = 2048  # neighbours looked at in one turn: about 2 ms
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class Asking:
                 self._asked[key] = _Asked(keep, now, self._wait_s(key))
             for key, code in (self._asker.resolve(keys, keep=keep) if keys else {}).items():
                 reason = errno.errorcode.get(code, str(code))
-                _log.debug("neighbour %s on interface %d: not asked for (%s)", IPv4Address(key[1]), key[0], reason)
+                _log.debug("neighbour %s on interface %d: not asked for (%s)", address_of(key[1]), key[0], reason)
                 self._asked[key].wait_s = RETRY_S
 
     def _let_go(self) -> None:

@@ -18,7 +18,7 @@ import click
 
 from dataplane.arguments import Command, Group, common, common_with, flag, output
 from dataplane.preflight import need_interfaces, need_privileges
-from dataplane.settings import Settings, merge
+from dataplane.settings import DEFAULT_SNAT_PORTS, Settings, merge
 from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError
 
 _EXIT_OF_STATE = {"ok": 0, "degraded": 5, "failed": 1}
@@ -151,10 +151,15 @@ def turnout() -> None:
 @_CONFIG
 @flag("capacity", default="1000000")
 @flag("announce", default="none")
+@flag("ping", default="answer")
 @flag("on-exit")
 @flag("node-name")
 @flag("zone")
 @flag("allow-external-ips")
+@flag("nodeport-addresses")
+@flag("masquerade", default="auto")
+@flag("cluster-cidr")
+@flag("snat-ports", default=str(DEFAULT_SNAT_PORTS))
 @flag("metrics")
 @flag("log-format", default="text")
 @common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")

@@ -1,4 +1,4 @@
-"""Removing what a node has left on purpose: programs on their pinned links, neighbours being kept, and the tables."""
+"""Removing what a node has left: programs on their pinned links, a filter, neighbours being kept, and the tables."""
 
 from __future__ import annotations
 
@@ -26,28 +26,54 @@ def detach(settings: Settings, interfaces: Sequence[str] = ()) -> list[str]:
 
 
 def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
+    from dataplane import reserved
+    from dataplane.offloads import Offloads
     from xdp import loader, maps  # numpy takes a tenth of a second
 
     pins = {interface_of(pin): pin for pin in settings.link_pins()}
+    removed = [] if interfaces and pins else remove_raw(settings)
     if unknown := [name for name in interfaces if name not in pins]:
         if pins:
             raise UsageError(f"{unknown[0]}: node {settings.name!r} has no program there, only on {', '.join(pins)}")
         interfaces = ()
-    removed = []
     for name, pin in pins.items():
         if not interfaces or name in interfaces:
             loader.detach(pin)
+            loader.detach(settings.egress_pin(name))
             _let_neighbours_go(name)
-            removed.append(f"{name}: the XDP program and its link")
+            with contextlib.suppress(OSError):
+                Offloads(settings.offloads_path).restore([socket.if_nametoindex(name)])
+            removed.append(f"{name}: the programs and their links")
     if settings.pins.is_dir() and not settings.link_pins():
+        for pin in settings.egress_pins():  # of interfaces that have gone
+            loader.detach(pin)
         maps.remove(settings.pins)
         if settings.pins.is_dir():  # programs of a compiler that was interrupted
             for pin in settings.pins.iterdir():
                 pin.unlink()
             settings.pins.rmdir()
         removed.append(f"{settings.pins}: the tables")
+    if not settings.link_pins():
+        settings.offloads_path.unlink(missing_ok=True)  # of interfaces that have gone
+        reserved.give_back(settings.reserved_path)
     with contextlib.suppress(OSError):
         settings.socket_path.unlink()  # of a daemon that was killed
+    return removed
+
+
+def remove_raw(settings: Settings) -> list[str]:
+    """Remove what engine `raw` has left of a node that does not run; return what, in words."""
+    if not settings.filter_record.exists() and not settings.table_folder.exists():
+        return []
+    from dataplane import ingress
+    from xdp import files
+
+    removed = []
+    for name in ingress.remove(settings.filter_record) or ():
+        _let_neighbours_go(name)
+        removed.append(f"{name}: the ingress filter")
+    if files.remove(settings.table_folder):
+        removed.append(f"{settings.table_folder}: the tables")
     return removed
 
 

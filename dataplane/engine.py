@@ -2,6 +2,10 @@
 
 They differ in one compile-time constant: with `xdp` the program forwards the packets of known flows itself, with
 `afxdp` it hands them to userspace.
+
+Interfaces come, go and change while the node runs: `follow` brings sockets, workers and programs in line with what is
+there now, one interface after the other. The others are not disturbed: a packet loop may transmit on any socket, so one
+is closed only after it has left the ports and every loop has turned since.
 """
 
 from __future__ import annotations
@@ -9,63 +13,88 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import struct
-import time
-from dataclasses import dataclass
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
+from conntrack.table import FlowTable
 from dataplane import wire
-from dataplane.afxdp import Umem
+from dataplane.afxdp import Socket, Umem
+from dataplane.crew import Crew, Queue, need_ethernet, set_link
+from dataplane.fragments import new_fragments
+from dataplane.handback import open_handback
 from dataplane.hops_compiled import Hops
-from dataplane.loop import new_ports
+from dataplane.loop import new_ports, open_port, shut_port
 from dataplane.netdev import Interface
-from dataplane.pipeline import Node
+from dataplane.offloads import Offloads
+from dataplane.pipeline import new_node
 from dataplane.settings import Settings
 from dataplane.worker import Worker
+from lb.rows import ranges_of
 from xdp import kernel, loader
+from xdp.addresses import halves
 from xdp.clock import Clock
-from xdp.errors import AttachError, Error, UsageError
+from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 from xdp.loader import Attachment
 from xdp.maps import SharedMaps
 from xdp.schema import Limit
 
 _PROGRAM = Path(kernel.__file__).parent / "bpf" / "lb.c"
+_EGRESS_PROGRAM = _PROGRAM.with_name("egress.c")
 _CHUNKS_PER_QUEUE = 8192
-_COMPILE_S = 300.0  # of the packet loop on a slow machine; a second or two is usual, milliseconds with a warm cache
-_PATIENCE_S = 2.0
-_COMPLAIN_AFTER_S = 2.0  # XDP minds a stall after 50 ms; a person, one that lasts
+_CHUNKS_LEAST = 4096  # of a queue: a full fill ring, and as much again to work with
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Queue:
-    """One queue of one interface, and which worker serves it."""
+@dataclass
+class Line:
+    """An interface that was given: as it is now, with a socket and a worker for every queue.
+
+    `handback` gives frames of the workers to the kernel. `why` says what keeps it from being served as it should; it is
+    empty if nothing does.
+    """
 
     interface: Interface
-    index: int
+    sockets: list[Socket] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
+    handback: socket.socket | None = None
+    why: str = ""
 
 
-class Engine:
+class Engine(Crew):
     """The programs, sockets and workers of a node.
 
-    `prepare` does what may fail without touching what runs; `start` attaches last, and leaves no trace if it fails.
-    `stop` ends workers and sockets; programs, links and tables stay and go on forwarding known flows until `detach`.
+    `prepare` does what may fail without touching what runs; `start` attaches last, and leaves no trace if it fails;
+    `follow` keeps up with the interfaces, in any thread. `stop` ends workers and sockets; programs, links and tables
+    stay and go on forwarding known flows until `detach`. Interfaces are called by the names that were given.
     """
 
     def __init__(self, settings: Settings, shared: SharedMaps, clock: Clock, seed: int) -> None:
+        super().__init__(shared.tables, clock)
         self._settings = settings
         self._shared = shared
-        self._clock = clock
-        self._seed = np.uint64(seed)
+        self._seed = seed
         self._program = -1
-        self._interfaces: list[Interface] = []
+        self._program_id = 0
+        self._egress = -1
+        self._egress_id = 0
+        self._hops: Hops | None = None
         self._umem: Umem | None = None
-        self._workers: list[Worker] = []
-        self.queues: list[Queue] = []
+        self._ports = new_ports()
+        self._datagrams = new_fragments()
+        self._offloads = Offloads(settings.offloads_path)
+        self._lines: dict[str, Line] = {}
+        self._following = threading.Lock()
+        self._is_over = False  # a `follow` that comes late, in its thread, changes nothing any more
+        self._closing = threading.Lock()  # losses are read while sockets are being closed
+        self._lost_before = 0  # by sockets that have been closed
         self.attachments: dict[str, Attachment] = {}
+        self.egress_attachments: dict[str, Attachment] = {}
 
     @property
     def name(self) -> str:
@@ -73,125 +102,302 @@ class Engine:
         return "afxdp" if self._settings.engine == "afxdp" else "xdp"
 
     @property
+    def serves_through_kernel(self) -> bool:
+        """Whether requests may be left to the kernel to route: their replies are translated as they leave."""
+        return self._egress >= 0
+
+    @property
+    def redirects_natively(self) -> bool:
+        """Whether a driver that takes no redirected frames loses them."""
+        return self.offloads and any(attachment.mode == "native" for attachment in self.attachments.values())
+
+    @property
     def offloads(self) -> bool:
         """Whether XDP forwards known flows by itself."""
         return self.name == "xdp"
 
-    def prepare(self, interfaces: list[Interface]) -> None:
+    def prepare(self, interfaces: Sequence[Interface]) -> None:
         """Load the program and open the sockets of `interfaces`; nothing is attached yet."""
-        self._interfaces = interfaces
-        self._program = loader.load(self._shared.folder, _PROGRAM, "xdp_lb", {"OFFLOAD": int(self.offloads)})
-        self._open_sockets(interfaces)
+        self._load()
+        self._load_egress(interfaces[0])
+        self._umem = Umem(*_umem_size(interfaces))
+        for interface in interfaces:
+            need_ethernet(interface)
+            longest = _longest_mtu(self._umem)
+            if interface.mtu > longest:
+                raise AttachError(f"{interface.name}: {_does_not_fit(interface, longest)}")
+            line = self._lines[interface.name] = Line(interface)
+            self._open_sockets(line)
 
     def start(self, hops: Hops) -> None:
         """Start the workers and attach. On an error nothing stays attached that was not before."""
-        self._start_workers(hops)
-        self._register_queues()
-        self._attach(self._program, self._interfaces)
-
-    def _open_sockets(self, interfaces: list[Interface]) -> None:
-        self.queues = [Queue(interface, index) for interface in interfaces for index in range(interface.rx_queues)]
-        if len(self.queues) > Limit.MAX_WORKERS:
-            raise UsageError(
-                f"{len(self.queues)} queues on {len(interfaces)} interfaces: a node serves {Limit.MAX_WORKERS}; "
-                "reduce them with `ethtool -L`"
-            )
-        chunk_bytes = 2048 if max(interface.mtu for interface in interfaces) <= 1500 else 4096
-        self._umem = Umem(_CHUNKS_PER_QUEUE * len(self.queues), chunk_bytes)
-        for interface in interfaces:
-            longest = self._umem.frame_bytes - wire.ETHERNET_BYTES
-            if interface.mtu > longest:
-                raise AttachError(
-                    f"{interface.name}: MTU {interface.mtu} does not fit into an AF_XDP frame; "
-                    f"`ip link set {interface.name} mtu {longest}` or less"
-                )
-        for queue in self.queues:
-            self._umem.open(queue.interface.name, queue.index)
-
-    def _start_workers(self, hops: Hops) -> None:
-        assert self._umem is not None
-        tables, sockets = self._shared.tables, self._umem.sockets
-        tables.workers["heartbeat"] = 0
-        ports = new_ports(
-            [(queue.interface.ifindex, sock.queue) for queue, sock in zip(self.queues, sockets, strict=True)]
-        )
-        for number, sock in enumerate(sockets):
-            node = Node(tables, hops, self._seed, np.zeros(1, wire.PACKET))
-            pool = self._umem.new_pool()
-            self._workers.append(Worker(node, number, ports, number, sock, pool, self._clock))
-        for worker in self._workers:
-            worker.start()
-        self._await_heartbeats()
-
-    def _await_heartbeats(self) -> None:
-        started = time.monotonic()
-        said = False
-        while not all(worker.is_beating for worker in self._workers):
-            waited = time.monotonic() - started
-            if waited > _COMPILE_S:
-                raise Error(f"the packet loop was not compiled within {_COMPILE_S:.0f} s; is the machine overloaded?")
-            if waited > _PATIENCE_S and not said:
-                log.info("compiling the packet path, once for this version")
-                said = True
-            time.sleep(0.005)
-
-    def _register_queues(self) -> None:
-        """Tell XDP which worker and which socket serve a queue; queues of an earlier daemon are forgotten."""
-        assert self._umem is not None
-        for key in list(kernel.map_keys(self._shared.queues_fd, 8)):
+        self._hops = hops
+        self._shared.tables.workers[:] = 0  # what a killed predecessor left
+        for key in list(kernel.map_keys(self._shared.queues_fd, 8)):  # of an earlier daemon
             kernel.map_delete(self._shared.queues_fd, key)
-        for number, (queue, sock) in enumerate(zip(self.queues, self._umem.sockets, strict=True)):
-            kernel.map_update(self._shared.sockets_fd, struct.pack("=I", number), struct.pack("=I", sock.fd))
-            place = struct.pack("=II", queue.interface.ifindex, queue.index)
-            kernel.map_update(self._shared.queues_fd, place, struct.pack("=I", number))
+        for line in self._lines.values():
+            self._start_workers(line)
+        self._attach_all()
 
-    def _attach(self, program: int, interfaces: list[Interface]) -> None:
+    # A line's beginning and end.
+
+    def _open_sockets(self, line: Line) -> None:
+        """Open a socket for every queue that has none."""
+        assert self._umem is not None
+        for index in range(len(line.sockets), line.interface.rx_queues):
+            if len(self._umem.sockets) == Limit.MAX_WORKERS:
+                raise UsageError(
+                    f"{line.interface.name} queue {index}: a node serves {Limit.MAX_WORKERS} queues in all; "
+                    "reduce them with `ethtool -L`"
+                )
+            line.sockets.append(self._umem.open(line.interface.name, index))
+
+    def _start_workers(self, line: Line) -> None:
+        """Start a worker for every socket that has none, and tell XDP of it."""
+        assert self._umem is not None
+        assert self._hops is not None
+        networks = self._settings.cluster_cidr
+        inside = ranges_of(network for network in networks if network.version == 4) or ()
+        sixes = ranges_of(network for network in networks if network.version == 6) or ()
+        inside6 = [(halves(first), halves(last)) for first, last in sixes]
+        if line.handback is None:
+            try:
+                line.handback = open_handback(line.interface.name)
+            except OSError as error:
+                raise AttachError(f"{line.interface.name}: no packet socket ({error.strerror})") from None
+        fresh = []
+        for sock in line.sockets[len(line.workers) :]:
+            number = next(number for number in range(Limit.MAX_WORKERS) if not self._ports[number]["ifindex"])
+            open_port(self._ports, number, line.interface.ifindex, sock.queue)
+            node = new_node(
+                self._shared.tables, self._hops, self._seed, inside, self._settings.snat_ports, self._datagrams, inside6
+            )
+            set_link(node, line.interface)
+            node.link[0]["kernel"] = line.handback.fileno()
+            worker = Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)
+            line.workers.append(worker)
+            fresh.append(worker)
+        self._list_workers()
+        self._run(fresh)
+        for worker in fresh:
+            key = struct.pack("=I", worker.number)
+            kernel.map_update(self._shared.sockets_fd, key, struct.pack("=I", worker.sock.fd))
+            place = struct.pack("=II", line.interface.ifindex, worker.sock.queue_id)
+            kernel.map_update(self._shared.queues_fd, place, key)
+
+    def _close(self, lines: Collection[Line], flows: FlowTable) -> None:
+        """End workers and sockets, while all other loops go on."""
+        workers = [worker for line in lines for worker in line.workers]
+        for line in lines:
+            for worker in line.workers:  # first of all XDP must not punt there any more
+                place = struct.pack("=II", line.interface.ifindex, worker.sock.queue_id)
+                kernel.map_delete(self._shared.queues_fd, place)
+            line.workers = []
+        self._list_workers()
+        for worker in workers:
+            worker.stop()
+            shut_port(self._ports, worker.number)
+        flows.wait_for_grace()  # of XDP runs that have found the queue, and of loops that have found the port
+        with self._closing:
+            for line in lines:
+                for sock in line.sockets:
+                    self._lost_before += sock.statistics().lost + sock.unread()
+                    sock.close()
+                line.sockets = []
+                if line.handback is not None:
+                    line.handback.close()
+                    line.handback = None
+        for worker in workers:
+            self._umem.drop_pool(worker.pool)  # type: ignore[union-attr]
+
+    def _list_workers(self) -> None:
+        lines = [line for line in self._lines.values() for _ in line.workers]
+        workers = [worker for line in self._lines.values() for worker in line.workers]
+        self._workers = workers
+        self.queues = [Queue(line.interface, worker.sock.queue_id) for line, worker in zip(lines, workers, strict=True)]
+
+    # Programs.
+
+    def _load(self) -> None:
+        before = self._program
+        self._program = loader.load(self._shared.folder, _PROGRAM, "xdp_lb", {"OFFLOAD": int(self.offloads)})
+        self._program_id = kernel.prog_info(self._program).id
+        if before >= 0:
+            os.close(before)
+
+    def _load_egress(self, interface: Interface) -> None:
+        """Load the program for frames that leave, and try it: a kernel without tcx takes the program, and no link."""
+        try:
+            self._egress = loader.load(self._shared.folder, _EGRESS_PROGRAM, "tc_egress", kind="tc")
+            self._egress_id = kernel.prog_info(self._egress).id
+            os.close(kernel.link_create_egress(self._egress, interface.ifindex))
+        except MissingFeatureError as error:
+            self.why_no_egress = str(error)
+            if self._egress >= 0:
+                os.close(self._egress)
+                self._egress = -1
+
+    def _attach_all(self) -> None:
         settings = self._settings
         try:
-            for interface in interfaces:
-                pin = settings.link_pin(interface.name)
-                mode = settings.xdp_mode
-                self.attachments[interface.name] = loader.attach(program, interface.name, mode, pin)
+            for name in self._lines:
+                self._attach(name)
         except BaseException:
-            for attachment in self.attachments.values():
+            for attachment in (*self.attachments.values(), *self.egress_attachments.values()):
                 if not attachment.was_replaced:
                     loader.detach(attachment.pin)
+                    self._offloads.restore([attachment.ifindex])
             raise
-        wanted = {settings.link_pin(interface.name) for interface in interfaces}
-        for pin in settings.link_pins():
+        wanted = {pin(name) for name in self._lines for pin in (settings.link_pin, settings.egress_pin)}
+        for pin in (*settings.link_pins(), *settings.egress_pins()):
             if pin not in wanted:
                 loader.detach(pin)  # an interface that is no longer given
 
+    def _attach(self, name: str) -> None:
+        interface = self._lines[name].interface.name
+        pin = self._settings.link_pin(interface)
+        attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
+        self.attachments[name] = attachment
+        if attachment.mode == "generic":
+            self._offloads.switch_off(attachment.ifindex)
+        else:
+            self._offloads.restore([attachment.ifindex])
+        self._attach_egress(name)
+
+    def _attach_egress(self, name: str) -> None:
+        if self.serves_through_kernel:
+            interface = self._lines[name].interface.name
+            pin = self._settings.egress_pin(interface)
+            self.egress_attachments[name] = loader.attach_egress(self._egress, interface, pin)
+
+    # Keeping up.
+
+    def is_in_step(self, given: Mapping[str, Interface]) -> bool:
+        """Return whether `follow` would find nothing to do: a few system calls for each interface."""
+        return all(self._is_in_step(name, line, given.get(name)) for name, line in self._lines.items())
+
+    def _is_in_step(self, name: str, line: Line, link: Interface | None) -> bool:
+        attachment = self.attachments.get(name)
+        return (
+            link == line.interface
+            and not line.why
+            and attachment is not None
+            and len(line.workers) == link.rx_queues
+            and not any(sock.is_dead() for sock in line.sockets)
+            and loader.is_attached(attachment, self._program_id)
+            and self._is_egress_attached(name)
+        )
+
+    def _is_egress_attached(self, name: str) -> bool:
+        if not self.serves_through_kernel:
+            return True
+        attachment = self.egress_attachments.get(name)
+        return attachment is not None and loader.is_attached(attachment, self._egress_id)
+
+    def follow(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
+        """Bring sockets, workers and programs in line with the interfaces, by the names that were given.
+
+        Trouble with one of them is told in `why`, and tried again with the next call; the others go on.
+        """
+        with self._following:
+            if not self._is_over:
+                self._follow_all(given, flows)
+
+    def _follow_all(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
+        self._make_room(given, flows)
+        for name, line in self._lines.items():
+            before = line.why
+            try:
+                line.why = self._follow(name, line, given.get(name), flows)
+            except Error as error:
+                line.why = str(error)
+            if line.why != before:
+                log.log(logging.WARNING if line.why else logging.INFO, "%s", line.why or f"{name}: served again")
+
+    def _follow(self, name: str, line: Line, link: Interface | None, flows: FlowTable) -> str:
+        """Bring one line up to date; return what is wrong with it."""
+        attachment = self.attachments.get(name)
+        if link is None or link.ifindex != line.interface.ifindex or any(sock.is_dead() for sock in line.sockets):
+            if line.sockets:
+                self._close([line], flows)
+            if attachment is not None:
+                with contextlib.suppress(kernel.KernelError):  # it may live on in another namespace
+                    loader.detach(attachment.pin)
+                    self._offloads.restore([attachment.ifindex])
+                del self.attachments[name]
+            if (egress := self.egress_attachments.pop(name, None)) is not None:
+                with contextlib.suppress(kernel.KernelError):
+                    loader.detach(egress.pin)
+            attachment = None
+        if link is None:
+            return f"{name}: the interface has gone"
+        if attachment is not None and link.name != attachment.interface:
+            pin = self._settings.link_pin(link.name)
+            attachment = self.attachments[name] = loader.rename(attachment, link.name, pin)
+            if (egress := self.egress_attachments.get(name)) is not None:
+                pin = self._settings.egress_pin(link.name)
+                self.egress_attachments[name] = loader.rename(egress, link.name, pin)
+        line.interface = link
+        for worker in line.workers:
+            set_link(worker.node, link)
+        need_ethernet(link)
+        self._open_sockets(line)
+        if len(line.workers) < len(line.sockets):
+            has_more_queues = bool(line.workers)
+            self._start_workers(line)
+            if has_more_queues:
+                # A veth does not run its program on queues that it gets later, and the kernel does not let the same
+                # program replace itself: so another copy of it does, on all interfaces, without a gap.
+                self._load()
+        if attachment is None or not loader.is_attached(attachment, self._program_id):
+            self.attachments.pop(name, None)
+            self._attach(name)
+            if attachment is not None and not self.attachments[name].was_replaced:
+                log.warning("%s: its XDP program had been taken off; it is back", name)
+        if not self._is_egress_attached(name):
+            self._attach_egress(name)
+        return self._complaint(name, link)
+
+    def _complaint(self, name: str, link: Interface) -> str:
+        assert self._umem is not None
+        longest = _longest_mtu(self._umem)
+        if link.mtu > longest:
+            return f"{name}: {_does_not_fit(link, longest)}"
+        if link.name != name:
+            return f"{name}: is called {link.name} now; give -i {link.name} at the next start"
+        return ""
+
+    def _make_room(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
+        """Make the memory for frames anew if it is too small for what the interfaces have become.
+
+        It cannot grow while sockets use it: all are closed, and `follow` opens them again. XDP forwards meanwhile.
+        """
+        assert self._umem is not None
+        wanted = _umem_size(list(given.values()))
+        queues = sum(link.rx_queues for link in given.values())
+        room = self._umem.chunks - self._umem.lost_chunks
+        if wanted.chunk_bytes <= self._umem.chunk_bytes and queues * _CHUNKS_LEAST <= room:
+            return
+        self._close(self._lines.values(), flows)
+        self._umem.close()
+        self._umem = Umem(*wanted)
+
+    def complaints(self) -> list[str]:
+        """Return what is wrong with the interfaces, in words."""
+        return [line.why for line in self._lines.values() if line.why]
+
     def lost(self) -> int:
         """Return how many punted frames the sockets have lost; with the workers stopped, those unread are lost too."""
-        sockets = self._umem.sockets if self._umem else []
-        unread = 0 if self._workers else sum(sock.unread() for sock in sockets)
-        return unread + sum(sock.statistics().lost for sock in sockets)
-
-    def stalled(self) -> list[str]:
-        """Return what is wrong with the workers, in words."""
-        now = self._clock.now()
-        beats = self._shared.tables.heartbeats
-        found = []
-        for worker, queue in zip(self._workers, self.queues, strict=True):
-            place = f"worker of {queue.interface.name} queue {queue.index}"
-            age = (now - int(beats[worker.number])) & 0xFFFFFFFF
-            if worker.failure is not None:
-                found.append(f"{place}: ended by {type(worker.failure).__name__}; restart the daemon")
-            elif _COMPLAIN_AFTER_S * self._clock.hertz < age < 1 << 31:  # a beat may be a tick ahead of now
-                found.append(f"{place}: no heartbeat for {age / self._clock.hertz:.0f} s")
-        return found
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether any worker serves."""
-        return any(worker.failure is None for worker in self._workers)
+        with self._closing:
+            sockets = self._umem.sockets if self._umem else []
+            unread = 0 if self._workers else sum(sock.unread() for sock in sockets)
+            return self._lost_before + unread + sum(sock.statistics().lost for sock in sockets)
 
     def stop_workers(self) -> None:
         """End the packet loops."""
-        for worker in self._workers:
-            worker.stop()
-        self._workers = []
+        with self._following:
+            self._is_over = True
+        super().stop_workers()
 
     def stop(self) -> None:
         """End workers and sockets. Programs and tables stay."""
@@ -199,13 +405,43 @@ class Engine:
         if self._umem is not None:
             self._umem.close()
             self._umem = None
+        for line in self._lines.values():
+            if line.handback is not None:
+                line.handback.close()
+                line.handback = None
         if self._program >= 0:
             os.close(self._program)
             self._program = -1
+        if self._egress >= 0:
+            os.close(self._egress)
+            self._egress = -1
 
     def detach(self) -> None:
         """Take the programs off the interfaces."""
-        for attachment in self.attachments.values():
+        for attachment in (*self.egress_attachments.values(), *self.attachments.values()):
             with contextlib.suppress(kernel.KernelError):  # the interface went first, and its link with it
                 loader.detach(attachment.pin)
-        self.attachments = {}
+        self._offloads.restore()
+        self.attachments, self.egress_attachments = {}, {}
+
+
+class _UmemSize(NamedTuple):
+    chunks: int
+    chunk_bytes: int
+
+
+def _umem_size(interfaces: Sequence[Interface]) -> _UmemSize:
+    """Return how much memory the interfaces need."""
+    queues = sum(interface.rx_queues for interface in interfaces)
+    is_small = max((interface.mtu for interface in interfaces), default=0) <= 1500
+    return _UmemSize(_CHUNKS_PER_QUEUE * max(queues, 1), 2048 if is_small else 4096)
+
+
+def _longest_mtu(umem: Umem) -> int:
+    return umem.frame_bytes - wire.ETHERNET_BYTES
+
+
+def _does_not_fit(interface: Interface, longest: int) -> str:
+    return (
+        f"MTU {interface.mtu} does not fit into an AF_XDP frame; `ip link set {interface.name} mtu {longest}` or less"
+    )

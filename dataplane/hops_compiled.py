@@ -2,9 +2,11 @@
 
 The control plane (dataplane/nexthops.py) is the only writer of everything here but the board of requests.
 
-* Routes lie in two buffers. A generation says which one is live (its lowest bit); the writer fills the other one and
-  then advances the generation. A reader that finds the generation changed after its search searches again: only then
-  can its buffer have been written under its eyes. Numbers torn on the way stay inside the arrays.
+* Routes of a family lie in two buffers. A generation says which one is live (its lowest bit); the writer fills the
+  other one and then advances the generation. A reader that finds the generation changed after its search searches
+  again: only then can its buffer have been written under its eyes. Numbers torn on the way stay inside the arrays.
+* Hosts, and requests, are known by their IPv4 address or by the number of their IPv6 address's name, in host order.
+  Below 2^24 it is a name: no host of IPv4 is in 0.0.0.0/8 (RFC 1122 section 3.2.1.3).
 * Hosts are single words (address and row), so that a reader sees all of an entry or nothing; entries are never moved.
 * Requests are a board, not a ring: an address goes to the place of its hash, so that a thousand packets for one
   unresolved host are one request. Producers go from empty to full by compare-and-swap, the consumer back. The first
@@ -29,18 +31,20 @@ from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_r
 from xdp.bundle import Bundle
 from xdp.byteorder import swapped32
 from xdp.jit import compiled
-from xdp.schema import HopState
+from xdp.schema import HopState, RouteTarget
+from xdp.tables import Tables
 
 MISS = -1  # no route: nothing to wait for
 PENDING = -2  # asked for: try again when control.next_hop_epoch has grown
-ON_LINK = 0xFFFFFFFF  # a route's target: each destination has a row of its own
-NO_ROUTE = 0xFFFFFFFE  # a route's target: do not forward
+ON_LINK = int(RouteTarget.ON_LINK)  # each destination has a row of its own
+NO_ROUTE = int(RouteTarget.NO_ROUTE)  # do not forward
 
-LENGTHS = 33  # 32 bits first, then down to 0
+LENGTHS, LENGTHS6 = 33, 129  # all bits first, then down to 0
 REQUESTS = 4096  # places of one half of the board, a power of two
 _PLACES = 8  # that a request tries
 _TAKEN = 1 << 32
 _LOW = 0xFFFFFFFF
+_IPV4, _IPV6 = 0, 1  # families: places of their generations
 _HASH = 0x9E3779B97F4A7C15
 _UNRESOLVED = int(HopState.UNRESOLVED)
 _WORDS = schema.NEXT_HOP.itemsize // 8
@@ -52,11 +56,15 @@ _STATE_SHIFT = schema.NEXT_HOP.fields["state"][1] % 8 * 8  # type: ignore[index]
 class Hops(Bundle):
     """What `lookup` reads, as one argument for compiled code. Addresses are in host order."""
 
-    generation: npt.NDArray[np.uint64]  # [0]: its lowest bit is the live buffer of the next three
+    generation: npt.NDArray[np.uint64]  # [family]: its lowest bit is the live buffer of its three arrays
     starts: npt.NDArray[np.uint32]  # [buffer, 32 - prefix length]: first entry of that length; the last one is the end
     networks: npt.NDArray[np.uint32]  # [buffer, entry], ascending within a length
     targets: npt.NDArray[np.uint32]  # [buffer, entry]: a row, ON_LINK or NO_ROUTE
-    hosts: npt.NDArray[np.uint64]  # a power of two of them: address << 32 | row, 0: empty
+    starts6: npt.NDArray[np.uint32]  # [buffer, 128 - prefix length], and so on: the same of IPv6
+    highs6: npt.NDArray[np.uint64]  # the higher 64 bits of networks ...
+    lows6: npt.NDArray[np.uint64]  # ... and the lower
+    targets6: npt.NDArray[np.uint32]
+    hosts: npt.NDArray[np.uint64]  # the shared table: a power of two of them, address << 32 | row, 0: empty
     requests: npt.NDArray[np.uint64]  # 2 x REQUESTS of them: 1 << 32 | address, 0: empty
     lost_requests: npt.NDArray[np.uint64]  # [0]: those that found no place on the board
     rows: npt.NDArray[np.uint64]  # next_hops as words
@@ -64,19 +72,22 @@ class Hops(Bundle):
     doorbell: int  # an eventfd: readable when there is a request
 
 
-def new_hops(next_hops: npt.NDArray[np.void], routes: int) -> Hops:
-    """Return an empty index over the shared table, with room for that many routes."""
-    hosts = 1 << (2 * len(next_hops) - 1).bit_length()
+def new_hops(tables: Tables, routes: int) -> Hops:
+    """Return an index over the shared tables, without routes yet, with room for that many."""
     doorbell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     hops = Hops(
-        generation=np.zeros(1, np.uint64),
+        generation=np.zeros(2, np.uint64),
         starts=np.zeros((2, LENGTHS + 1), np.uint32),
         networks=np.zeros((2, routes), np.uint32),
         targets=np.zeros((2, routes), np.uint32),
-        hosts=np.zeros(hosts, np.uint64),
+        starts6=np.zeros((2, LENGTHS6 + 1), np.uint32),
+        highs6=np.zeros((2, routes), np.uint64),
+        lows6=np.zeros((2, routes), np.uint64),
+        targets6=np.zeros((2, routes), np.uint32),
+        hosts=tables.hosts,
         requests=np.zeros(2 * REQUESTS, np.uint64),
         lost_requests=np.zeros(1, np.uint64),
-        rows=next_hops.view(np.uint64),
+        rows=tables.next_hops.view(np.uint64),
         one=np.ones(1, np.uint64),
         doorbell=doorbell,
     )
@@ -91,7 +102,18 @@ def lookup(hops, address_be32):
     A row may be unresolved: then its neighbour is asked for again, and the caller waits as with PENDING.
     """
     address = swapped32(address_be32)
-    target = np.int64(route_target(hops, address))
+    return _row_of(hops, np.int64(route_target(hops, address)), address)
+
+
+@compiled
+def lookup6(hops, name_be32, high, low):
+    """Return the row of the way to an IPv6 address, as `lookup` does: its halves in host order, and its name."""
+    return _row_of(hops, np.int64(route_target6(hops, high, low)), swapped32(name_be32))
+
+
+@compiled
+def _row_of(hops, target, address):
+    """Return the row, MISS or PENDING that a route's target comes to for an address or a name's number."""
     if target == NO_ROUTE:
         return MISS
     row = host_row(hops, address) if target == ON_LINK else target
@@ -107,10 +129,21 @@ def lookup(hops, address_be32):
 def route_target(hops, address):
     """Return the target of the longest prefix that covers an address in host order, NO_ROUTE without one."""
     while True:
-        generation = load_acquire(hops.generation, 0)
+        generation = load_acquire(hops.generation, _IPV4)
         target = _search(hops, np.int64(generation & np.uint64(1)), np.uint32(address))
         fence()
-        if load_acquire(hops.generation, 0) == generation:
+        if load_acquire(hops.generation, _IPV4) == generation:
+            return target
+
+
+@compiled
+def route_target6(hops, high, low):
+    """Return the target of the longest prefix that covers an IPv6 address, NO_ROUTE without one."""
+    while True:
+        generation = load_acquire(hops.generation, _IPV6)
+        target = _search6(hops, np.int64(generation & np.uint64(1)), np.uint64(high), np.uint64(low))
+        fence()
+        if load_acquire(hops.generation, _IPV6) == generation:
             return target
 
 
@@ -135,9 +168,40 @@ def _search(hops, buffer, address):
 
 
 @compiled
+def _search6(hops, buffer, high, low):
+    for step in range(LENGTHS6):
+        first = np.int64(hops.starts6[buffer, step])
+        end = np.int64(hops.starts6[buffer, step + 1])
+        if first >= end:
+            continue
+        wanted_high, wanted_low = _masked6(high, low, step)
+        last = end
+        while first < last:
+            middle = (first + last) >> 1
+            network_high = hops.highs6[buffer, middle]
+            if network_high < wanted_high or (network_high == wanted_high and hops.lows6[buffer, middle] < wanted_low):
+                first = middle + 1
+            else:
+                last = middle
+        if first < end and hops.highs6[buffer, first] == wanted_high and hops.lows6[buffer, first] == wanted_low:
+            return hops.targets6[buffer, first]
+    return np.uint32(NO_ROUTE)
+
+
+@compiled
+def _masked6(high, low, step):
+    """Return the halves of an address without its lowest `step` bits."""
+    if step < 64:
+        return high, low >> np.uint64(step) << np.uint64(step)
+    if step < 128:
+        return high >> np.uint64(step - 64) << np.uint64(step - 64), np.uint64(0)
+    return np.uint64(0), np.uint64(0)
+
+
+@compiled
 def publish_routes(hops, starts, networks, targets):
-    """Change `hops` to these routes (arrays as in Hops, for one buffer)."""
-    generation = load_acquire(hops.generation, 0) + np.uint64(1)
+    """Change `hops` to these routes of IPv4 (arrays as in Hops, for one buffer)."""
+    generation = load_acquire(hops.generation, _IPV4) + np.uint64(1)
     buffer = np.int64(generation & np.uint64(1))
     fence()  # whoever still reads this buffer will find the generation changed
     for step in range(LENGTHS + 1):
@@ -145,7 +209,23 @@ def publish_routes(hops, starts, networks, targets):
     for entry in range(len(networks)):
         hops.networks[buffer, entry] = networks[entry]
         hops.targets[buffer, entry] = targets[entry]
-    store_release(hops.generation, 0, generation)
+    store_release(hops.generation, _IPV4, generation)
+    fence()
+
+
+@compiled
+def publish_routes6(hops, starts, highs, lows, targets):
+    """Change `hops` to these routes of IPv6."""
+    generation = load_acquire(hops.generation, _IPV6) + np.uint64(1)
+    buffer = np.int64(generation & np.uint64(1))
+    fence()
+    for step in range(LENGTHS6 + 1):
+        hops.starts6[buffer, step] = starts[step]
+    for entry in range(len(targets)):
+        hops.highs6[buffer, entry] = highs[entry]
+        hops.lows6[buffer, entry] = lows[entry]
+        hops.targets6[buffer, entry] = targets[entry]
+    store_release(hops.generation, _IPV6, generation)
     fence()
 
 
@@ -163,23 +243,26 @@ def _host_place(hosts, address):
 
 @compiled
 def host_row(hops, address):
-    """Return the row of a host (address in host order), MISS if it has none."""
+    """Return the row of a host (address, or its name's number), MISS if it has none."""
     word = load_acquire(hops.hosts, _host_place(hops.hosts, address))
     return np.int64(word & np.uint64(_LOW)) if word != 0 else MISS
 
 
 @compiled
 def set_host_row(hops, address, row):
-    """Change `hops`: an address (host order) has this row from now on."""
+    """Change `hops`: an address, or a name's number, has this row from now on."""
     word = np.uint64(address) << np.uint64(32) | np.uint64(row)
-    store_release(hops.hosts, _host_place(hops.hosts, address), word)
+    while True:
+        place = _host_place(hops.hosts, address)
+        if compare_and_swap(hops.hosts, place, load_acquire(hops.hosts, place), word):  # XDP adds hosts, too
+            return
 
 
 @compiled
 def request(hops, address, half):
-    """Ask the control plane for the way to an address (host order), in the half of the board that begins at `half`.
+    """Ask the control plane for the way to an address, or a name's number.
 
-    Where the board is full the request is lost, and counted.
+    It goes to the half of the board that begins at `half`. Where the board is full the request is lost, and counted.
     """
     word = np.uint64(address) | np.uint64(_TAKEN)
     first = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(40))

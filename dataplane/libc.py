@@ -35,6 +35,9 @@ write = types.ExternalFunction("write", types.int64(_int, _address, types.uint64
 # ssize_t recvfrom(int fd, void *buf, size_t len, int flags, struct sockaddr *from, socklen_t *from_len)
 recvfrom = types.ExternalFunction("recvfrom", types.int64(_int, _address, types.uint64, _int, _address, _address))
 
+# void *memcpy(void *to, const void *from, size_t count)
+memcpy = types.ExternalFunction("memcpy", _address(_address, _address, types.uint64))
+
 
 @intrinsic
 def errno(typing_context):

@@ -1,20 +1,24 @@
 """The packet loop of one queue, compiled: receive a burst, take each frame through the pipeline, transmit, recycle.
 
-Busy while there is work; asleep in poll(2) otherwise, waking every IDLE_WAKE_MS to beat. A turn ends in a quiescent
-state: the loop holds no record, so what was withdrawn before may be reused when the turn counter has moved.
+Busy while there is work; asleep in poll(2) otherwise, until a frame is punted or the loop is told to stop. A turn ends
+in a quiescent state: the loop holds no record, so what was withdrawn before may be reused when the turn counter has
+moved. A loop that sleeps is out (conntrack/grace.py): nobody waits for it.
+
+XDP minds how long a punted frame waits, not how long ago the loop turned; so each turn begins by saying that nothing
+waits, and receives after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from dataplane import rings
-from dataplane.libc import POLLIN, coarse_ns
-from dataplane.pipeline import AWAITED, handle
+from conntrack import grace
+from dataplane import holding, rings
+from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, sendto
+from dataplane.pipeline import AWAITED, KERNEL, NOWHERE, handle
 from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle, bundle_at
@@ -23,24 +27,32 @@ from xdp.jit import compiled, inlined
 from xdp.schema import Limit, Reason
 
 BURST = int(Limit.BURST)
-HELD = 64  # frames of a queue that wait for a neighbour, at most
-_IDLE_WAKE_MS = int(Limit.IDLE_WAKE_MS)
+NAP_MS = 250  # how often a sleeper turns: so long a frame counts as waiting that was lost on its way here
 _IDLE_TURNS = 32  # empty turns before the loop sleeps: about 3 us, less than a sleep and a wake-up cost
-_FORWARDED, _ADMITTED = int(Reason.FORWARDED), int(Reason.ADMITTED)
 _FIRST_PASS, _FIRST_DROP = 32, 64
-_NO_NEXT_HOP, _NEXT_HOP_QUEUE = int(Reason.NO_NEXT_HOP), int(Reason.NEXT_HOP_QUEUE)
 _VANISHED, _TX_FULL = int(Reason.VANISHED), int(Reason.TX_FULL)
 _NOT_FORWARDABLE = int(Reason.NOT_FORWARDABLE)
 
 
-# A queue that a loop may transmit on: its interface, and where its bundle is. An array of them is of one type whatever
-# the number of interfaces, which a tuple of queues would not be.
+# A queue that a loop may transmit on: its interface (0: none), and where its bundle is. An array of them is of one type
+# whatever the number of interfaces, which a tuple of queues would not be.
 PORT = np.dtype([("ifindex", "u8"), ("address", "u8")])
 
 
-def new_ports(queues: Sequence[tuple[int, Queue]]) -> npt.NDArray[np.void]:
-    """Return a PORT row for each (ifindex, queue). The queues must outlive the rows."""
-    return np.array([(ifindex, queue.address) for ifindex, queue in queues], PORT)
+def new_ports() -> npt.NDArray[np.void]:
+    """Return a PORT row for each worker that there may be, none of them open: a loop reads them on every turn."""
+    return np.zeros(int(Limit.MAX_WORKERS), PORT)
+
+
+def open_port(ports: npt.NDArray[np.void], number: int, ifindex: int, queue: Queue) -> None:
+    """Let the loops transmit on a queue, which must outlive its row."""
+    ports[number]["address"] = queue.address
+    ports[number]["ifindex"] = ifindex  # last: from here on the row is found
+
+
+def shut_port(ports: npt.NDArray[np.void], number: int) -> None:
+    """Take a row away. A loop that has found it uses the queue until the end of its turn."""
+    ports[number]["ifindex"] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +62,7 @@ class Scratch(Bundle):
     burst: npt.NDArray[np.void]
     held: npt.NDArray[np.void]
     held_since: npt.NDArray[np.uint32]
+    held_reason: npt.NDArray[np.int64]
     held_count: npt.NDArray[np.int64]
     held_epoch: npt.NDArray[np.uint32]
     outgoing: npt.NDArray[np.void]
@@ -58,21 +71,22 @@ class Scratch(Bundle):
     polls: npt.NDArray[np.void]
 
 
-def new_scratch(fd: int, ports: int) -> Scratch:
-    """Return the scratch space of the loop that sleeps on `fd` and may transmit on `ports` ports."""
-    room = BURST + HELD
+def new_scratch(fd: int, bell: int, ports: int) -> Scratch:
+    """Return the scratch space of the loop that sleeps on `fd`, and on `bell`, and may transmit on `ports` ports."""
+    room = BURST + holding.ROOM
     scratch = Scratch(
         burst=np.zeros(BURST, DESCRIPTOR),
-        held=np.zeros(HELD, DESCRIPTOR),
-        held_since=np.zeros(HELD, np.uint32),
+        held=np.zeros(holding.ROOM, DESCRIPTOR),
+        held_since=np.zeros(holding.ROOM, np.uint32),
+        held_reason=np.zeros(holding.ROOM, np.int64),
         held_count=np.zeros(1, np.int64),
         held_epoch=np.zeros(1, np.uint32),
         outgoing=np.zeros((ports, room), DESCRIPTOR),
         reasons=np.zeros((ports, room), np.int64),
         counts=np.zeros(ports, np.int64),
-        polls=np.zeros(1, POLL),
+        polls=np.zeros(2, POLL),
     )
-    scratch.polls[0]["fd"], scratch.polls[0]["events"] = fd, POLLIN
+    scratch.polls["fd"], scratch.polls["events"] = (fd, bell), POLLIN
     return scratch
 
 
@@ -100,9 +114,31 @@ def _port_of(ports, ifindex, own):
 
 
 @inlined
-def _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters):
-    """Put a frame among the outgoing ones, or give its chunk back, counted."""
-    port = _port_of(ports, ifindex, own) if reason == _FORWARDED or reason == _ADMITTED else -1
+def _handle(node, frames, descriptor, now):
+    """Take a frame to its verdict; return (reason, egress). Its descriptor says how long it is then."""
+    verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
+    descriptor.len = node.packet[0].length
+    return np.int64(verdict), ifindex
+
+
+@inlined
+def _hand_back(node, frames, pool, descriptor, reason, counters):
+    """Have the kernel take a frame as received on this loop's interface."""
+    frame = frames.ctypes.data + np.int64(descriptor.addr)
+    length = np.uint64(descriptor.len)
+    if sendto(node.link[0].kernel, np.uintp(frame), length, MSG_DONTWAIT, np.uintp(0), np.uint32(0)) < 0:
+        reason = np.int64(_TX_FULL)
+    rings.put_chunk(pool, descriptor.addr)
+    _count(counters, reason)
+
+
+@inlined
+def _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex, counters):
+    """Put a frame among the outgoing ones, or give its chunk back, counted. What is dropped may have an answer."""
+    if ifindex == KERNEL:
+        _hand_back(node, frames, pool, descriptor, reason, counters)
+        return
+    port = _port_of(ports, ifindex, own) if ifindex != NOWHERE else -1
     if port >= 0:
         place = scratch.counts[port]
         scratch.outgoing[port, place].addr = descriptor.addr
@@ -119,40 +155,41 @@ def _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters):
 
 
 @inlined
-def _hold(pool, scratch, descriptor, now, counters):
-    """Keep a frame until its next hop is known, if there is room."""
+def _hold(pool, scratch, descriptor, reason, now, counters):
+    """Keep a frame until what it waits for has come, if there is room."""
     place = scratch.held_count[0]
-    if place == len(scratch.held):
+    if not holding.has_room(scratch.held_reason, place, reason):
         rings.put_chunk(pool, descriptor.addr)
-        _count(counters, _NEXT_HOP_QUEUE)
+        _count(counters, holding.refusal(reason))
         return
     scratch.held[place].addr = descriptor.addr
     scratch.held[place].len = descriptor.len
     scratch.held_since[place] = now
+    scratch.held_reason[place] = reason
     scratch.held_count[0] = place + 1
 
 
 @inlined
 def _retry_held(node, frames, ports, own, pool, scratch, now, counters):
-    """Try the held frames again if a next hop has changed since, and drop those that have waited for a second."""
-    epoch = node.tables.control[0].next_hop_epoch
+    """Try the held frames again if something has come since, and drop those that have waited for too long."""
+    epoch = holding.epoch(node)
     changed = epoch != scratch.held_epoch[0]
     scratch.held_epoch[0] = epoch
     kept = 0
     for place in range(scratch.held_count[0]):
         descriptor = scratch.held[place]
         waited = np.int32(now - scratch.held_since[place])
-        reason, ifindex = np.int64(_NO_NEXT_HOP), np.uint32(AWAITED)
+        reason, ifindex = scratch.held_reason[place], np.uint32(AWAITED)
         if changed:
-            verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
-            reason = np.int64(verdict)
-        if ifindex == AWAITED and waited < np.int32(node.tables.control[0].hertz):
+            reason, ifindex = _handle(node, frames, descriptor, now)
+        if ifindex == AWAITED and waited < holding.patience(node, reason):
             scratch.held[kept].addr = descriptor.addr
             scratch.held[kept].len = descriptor.len
             scratch.held_since[kept] = scratch.held_since[place]
+            scratch.held_reason[kept] = reason
             kept += 1
         else:
-            _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters)
+            _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex, counters)
     scratch.held_count[0] = kept
 
 
@@ -167,10 +204,19 @@ def _transmit(ports, queue, pool, scratch, counters):
         sent = rings.transmit(bundle_at(queue, ports[port].address), pool, scratch.outgoing[port], count)
         for place in range(count):
             if place < sent:
-                _count(counters, scratch.reasons[port, place])
+                reason = scratch.reasons[port, place]
+                if reason >= _FIRST_DROP:  # it is our answer
+                    counters.originated += np.uint64(1)
+                _count(counters, reason)
             else:
                 rings.put_chunk(pool, scratch.outgoing[port, place].addr)
                 _count(counters, _TX_FULL)
+
+
+@inlined
+def beat(tables, number, now):
+    """Store the time of a turn of worker `number`."""
+    store_release(tables.heartbeats, number, np.uint64(now) | np.uint64(1 << 32))
 
 
 @compiled
@@ -182,33 +228,40 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
     empty = 0
     turns = np.uint64(0)
     rings.refill(queue, pool)
+    beat(tables, number, jiffies(clock))
+    grace.enter(tables, number)
     while load_acquire(stop, 0) == 0:
         now = jiffies(clock)
-        store_release(tables.heartbeats, number, np.uint64(now) | np.uint64(1 << 32))
+        beat(tables, number, now)
+        if load_acquire(tables.waiting_since, number):
+            store_release(tables.waiting_since, number, np.uint64(0))
         received = rings.receive(queue, scratch.burst, BURST)
         for place in range(received):
             descriptor = scratch.burst[place]
-            verdict, ifindex = handle(node, frames, np.int64(descriptor.addr), np.int64(descriptor.len), now)
-            reason = np.int64(verdict)
+            reason, ifindex = _handle(node, frames, descriptor, now)
             if ifindex == AWAITED:
-                _hold(pool, scratch, descriptor, now, counters)
+                _hold(pool, scratch, descriptor, reason, now, counters)
             else:
-                _settle(ports, own, pool, scratch, descriptor, reason, ifindex, counters)
+                _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex, counters)
         if scratch.held_count[0]:
             _retry_held(node, frames, ports, own, pool, scratch, now, counters)
         _transmit(ports, queue, pool, scratch, counters)
         rings.refill(queue, pool)
         turns += np.uint64(1)
-        store_release(tables.turns, number, load_acquire(tables.turns, number) + np.uint64(1))
+        grace.turn(tables, number)
         empty = 0 if received else empty + 1
         if empty >= _IDLE_TURNS:
             rings.reap(queue, pool)
-            is_waiting = rings.kick(queue, pool) > 0 or scratch.held_count[0] > 0
-            rings.wait(scratch.polls, 1 if is_waiting else _IDLE_WAKE_MS)
+            is_waiting = rings.kick(queue, pool) > 0 or rings.is_short(queue)
+            nap_ms = holding.nap_ms(scratch.held_reason, scratch.held_count[0], NAP_MS)
+            grace.leave(tables, number)
+            rings.wait(scratch.polls, 1 if is_waiting else nap_ms)
+            grace.enter(tables, number)
             empty = _IDLE_TURNS - 1
+    grace.leave(tables, number)
     for place in range(scratch.held_count[0]):
         rings.put_chunk(pool, scratch.held[place].addr)
-        _count(counters, _NO_NEXT_HOP)
+        _count(counters, scratch.held_reason[place])
     scratch.held_count[0] = 0
     rings.return_all(pool)
     store_release(tables.heartbeats, number, 0)

@@ -1,7 +1,8 @@
 """The kernel's view of the network as plain data, and where a packet for a destination goes by it. No I/O.
 
 The same choice as the kernel's for packets without TOS and without policy rules: the longest prefix; of equal ones the
-table local before main, then the lowest metric.
+table local before main, then the lowest metric. Addresses are numbers of both families (xdp/addresses.py), and a
+route leads to its own.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from dataplane.netdev import TABLE_LOCAL, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+from dataplane.netdev import TABLE_LOCAL, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind, Way
+from xdp.addresses import IPAddress, IPNetwork, address_of, host_bits, is_ipv6, masked
 from xdp.schema import HopState
 
 _USABLE = (
@@ -20,7 +22,6 @@ _USABLE = (
     | NeighbourState.NOARP
     | NeighbourState.PERMANENT
 )
-HOST_BITS = 32
 
 
 def is_usable(neighbour: Neighbour | None) -> bool:
@@ -45,13 +46,8 @@ def left_with_the_kernel(neighbours: Iterable[Neighbour], ifindexes: Collection[
     ]
 
 
-def mask(prefix_len: int) -> int:
-    """Return the netmask of a prefix length as a number."""
-    return (0xFFFFFFFF << (HOST_BITS - prefix_len)) & 0xFFFFFFFF
-
-
 class Hop(NamedTuple):
-    """Where packets for a destination go next. `mac`, `source_mac` and `mtu` matter with HOP_FORWARD only."""
+    """Where packets for a destination go next. All but the first three matter with HOP_FORWARD only."""
 
     state: HopState
     ifindex: int = 0
@@ -59,6 +55,7 @@ class Hop(NamedTuple):
     mac: bytes = b""
     source_mac: bytes = b""
     mtu: int = 0
+    source: int = 0  # the node's own address on the way there; 0: none
 
     @property
     def neighbour(self) -> NeighbourKey | None:
@@ -73,48 +70,120 @@ class Mirror:
     """Interfaces, routes and neighbours as last read, and those of our interfaces."""
 
     def __init__(self, our_names: Collection[str]) -> None:
-        self._our_names = frozenset(our_names)
-        self._by_length: dict[int, dict[int, Route]] = {}  # longest prefix first
+        self._our_names = tuple(our_names)
+        self.given: dict[str, Interface] = {}  # those of our names, as they are called now
+        self._ours: frozenset[int] = frozenset()
+        self._by_length: dict[int, _ByLength] = {32: {}, 128: {}}  # by the bits of an address of the family
         self.interfaces: dict[int, Interface] = {}
         self.neighbours: dict[NeighbourKey, Neighbour] = {}
 
     def set_interfaces(self, interfaces: Iterable[Interface]) -> None:
-        """Replace all interfaces."""
+        """Replace all interfaces.
+
+        A given name means the interface that is called so. One that is renamed is still meant, by its number, until
+        another takes the name.
+        """
         self.interfaces = {interface.ifindex: interface for interface in interfaces}
+        by_name = {interface.name: interface for interface in self.interfaces.values()}
+        given = {}
+        for name in self._our_names:
+            link = by_name.get(name)
+            if link is None and name in self.given:
+                link = self.interfaces.get(self.given[name].ifindex)
+                if link is not None and link.name in self._our_names:  # it is that one now
+                    link = None
+            if link is not None:
+                given[name] = link
+        self.given = given
+        self._ours = frozenset(link.ifindex for link in given.values())
 
     def set_routes(self, routes: Iterable[Route]) -> None:
         """Replace all routes; of several for one prefix the kernel's choice is kept."""
-        by_length: dict[int, dict[int, Route]] = {}
+        by_length: dict[int, _ByLength] = {32: {}, 128: {}}
         for route in routes:
-            of_length = by_length.setdefault(route.prefix_len, {})
+            of_length = by_length[host_bits(route.network)].setdefault(route.prefix_len, {})
             other = of_length.get(route.network)
             if other is None or _precedence(route) < _precedence(other):
                 of_length[route.network] = route
-        self._by_length = dict(sorted(by_length.items(), reverse=True))
+        self._by_length = {bits: dict(sorted(lengths.items(), reverse=True)) for bits, lengths in by_length.items()}
 
     def set_neighbours(self, neighbours: Iterable[Neighbour]) -> None:
         """Replace all neighbours."""
         self.neighbours = {neighbour.key: neighbour for neighbour in neighbours}
 
     def routes(self) -> Iterator[Route]:
-        """Yield the routes that count, longest prefix first, by network within a length."""
-        for of_length in self._by_length.values():
-            for network in sorted(of_length):
-                yield of_length[network]
+        """Yield the routes that count: IPv4's before IPv6's, longest prefix first, by network within a length."""
+        for lengths in self._by_length.values():
+            for of_length in lengths.values():
+                for network in sorted(of_length):
+                    yield of_length[network]
 
-    def match(self, address: int, longest: int = HOST_BITS) -> Route | None:
+    def own_addresses(self) -> frozenset[IPAddress]:
+        """Return the addresses of this node, on whatever interface, without those of the loopback network.
+
+        IPv6's link-local ones are not among them.
+        """
+        return frozenset(address for address, _ in self._own() if not address.is_loopback)
+
+    def is_own(self, address: int) -> bool:
+        """Return whether an address is the node's own."""
+        bits = host_bits(address)
+        route = self._by_length[bits].get(bits, {}).get(address)
+        return route is not None and route.kind is RouteKind.LOCAL
+
+    def node_port_addresses(self, networks: Collection[IPNetwork] = ()) -> tuple[IPAddress, ...]:
+        """Return which of them node ports are served at: those in `networks` or, without any, of our interfaces.
+
+        Those of IPv4 first, ascending.
+        """
+        found = [
+            address
+            for address, ifindex in self._own()
+            if not address.is_loopback
+            and (any(address in network for network in networks) if networks else self.is_ours(ifindex))
+        ]
+        return tuple(sorted(found, key=lambda address: (address.version, int(address))))
+
+    def _own(self) -> Iterator[tuple[IPAddress, int]]:
+        for bits in self._by_length:
+            for number, ifindex in self._own_of(bits):
+                yield address_of(number), ifindex
+
+    def _own_of(self, bits: int) -> Iterator[tuple[int, int]]:
+        """Yield (address, interface) of the node's own addresses of the family that has so many bits."""
+        for route in self._by_length[bits].get(bits, {}).values():
+            if route.kind is RouteKind.LOCAL:
+                yield route.network, route.ifindex
+
+    def match(self, address: int, longest: int = 128) -> Route | None:
         """Return the route of an address among those of at most `longest` bits."""
-        for prefix_len, of_length in self._by_length.items():
+        for prefix_len, of_length in self._by_length[host_bits(address)].items():
             if prefix_len <= longest:
-                route = of_length.get(address & mask(prefix_len))
+                route = of_length.get(masked(address, prefix_len))
                 if route is not None:
                     return route
         return None
 
+    def _source(self, route: Route, way: Way, destination: int) -> int:
+        """Return the node's address for what goes by a way: the route's choice, that of the link to the gateway, any.
+
+        Any of the same interface: the lowest or, of IPv6, the one with the most leading bits in common with the
+        destination (RFC 6724, rule 8), the lowest of several; 0 if there is none.
+        """
+        if route.preferred_source:
+            return route.preferred_source
+        bits = host_bits(destination)
+        link = self.match(way.gateway) if way.gateway and host_bits(way.gateway) == bits else None
+        if link is not None and link.preferred_source and link.ifindex == way.ifindex:
+            return link.preferred_source
+        candidates = (address for address, ifindex in self._own_of(bits) if ifindex == way.ifindex)
+        if not is_ipv6(destination):
+            return min(candidates, default=0)
+        return min(candidates, key=lambda own: ((own ^ destination).bit_length(), own), default=0)
+
     def is_ours(self, ifindex: int) -> bool:
         """Return whether we may transmit on an interface."""
-        interface = self.interfaces.get(ifindex)
-        return interface is not None and interface.name in self._our_names
+        return ifindex in self._ours
 
     def is_on_link(self, route: Route | None) -> bool:
         """Return whether each destination of the route is a neighbour of its own, on one of our interfaces."""
@@ -123,7 +192,7 @@ class Mirror:
         )
 
     def hop(self, network: int, prefix_len: int) -> Hop:
-        """Return the next hop of a host (32 bits) or of what a route of that prefix covers.
+        """Return the next hop of a host (all bits) or of what a route of that prefix covers.
 
         A prefix is resolved by its own route, or, when that was withdrawn, by the one that now covers it. If that one
         is on the link, a whole network has no single next hop and is unresolved.
@@ -133,17 +202,42 @@ class Mirror:
             return NOWHERE
         if route.kind is RouteKind.LOCAL:
             return Hop(HopState.FOREIGN, route.ifindex)
-        interface = self.interfaces.get(route.ifindex)
-        if route.kind is not RouteKind.UNICAST or interface is None or not interface.is_up:
+        if route.kind is not RouteKind.UNICAST:
+            return NOWHERE
+        ways = [self._hop_by(route, way, network, prefix_len) for way in route.ways]
+        return min(ways, key=self._hopelessness)
+
+    def _hop_by(self, route: Route, way: Way, network: int, prefix_len: int) -> Hop:
+        """Return the next hop by one of the ways of a route: its gateway or, of a host on the link, the host itself."""
+        ifindex, via = way.ifindex, way.gateway or (network if prefix_len == host_bits(network) else 0)
+        interface = self.interfaces.get(ifindex)
+        if interface is None or not interface.is_up:
             return NOWHERE
         mtu = min(interface.mtu, route.mtu) if route.mtu else interface.mtu
-        if not self.is_ours(route.ifindex) or not interface.mac:
-            return Hop(HopState.FOREIGN, route.ifindex, mtu=mtu)
-        via = route.gateway or (network if prefix_len == HOST_BITS else 0)
-        neighbour = self.neighbours.get((route.ifindex, via)) if via else None
+        if not self.is_ours(ifindex) or not interface.mac:
+            return Hop(HopState.FOREIGN, ifindex, mtu=mtu)
+        neighbour = self.neighbours.get((ifindex, via)) if via else None
         if neighbour is None or not is_usable(neighbour):
-            return Hop(HopState.UNRESOLVED, route.ifindex, via, mtu=mtu)
-        return Hop(HopState.FORWARD, route.ifindex, via, neighbour.mac, interface.mac, mtu)
+            return Hop(HopState.UNRESOLVED, ifindex, via, mtu=mtu)
+        return Hop(HopState.FORWARD, ifindex, via, neighbour.mac, interface.mac, mtu, self._source(route, way, network))
+
+    def _hopelessness(self, hop: Hop) -> int:
+        """Return what decides between the ways of a route: the lowest wins, the first of several.
+
+        One that may still be resolved is better than one whose neighbour has been found silent, so that a failure
+        makes the next way be tried; when that fails, too, the kernel has forgotten about the first.
+        """
+        if hop.state is HopState.FORWARD:
+            return 0
+        if hop.state is HopState.FOREIGN:
+            return 2
+        known = self.neighbours.get(hop.neighbour) if hop.neighbour else None
+        if hop.ifindex and not (known is not None and known.state & NeighbourState.FAILED):
+            return 1
+        return 3 if hop.ifindex else 4
+
+
+_ByLength = dict[int, dict[int, Route]]  # by prefix length, longest first, and by network
 
 
 def _precedence(route: Route) -> tuple[bool, int]:

@@ -4,8 +4,11 @@ The sockets are plain ones: pyroute2's own want the event loop for themselves. p
 link; neighbours and routes come by the ten thousand, where its 70 us per message would hold up the node, so these two
 are read with `struct` (about 5 us). It is imported with the first link, because that takes 0.2 s.
 
-Addresses are integers in host order (10.0.0.1 is 0x0a000001), MAC addresses are six bytes. Everything happens in the
-network namespace in which the object was made.
+Addresses are numbers as in xdp/addresses.py, MAC addresses are six bytes. Everything happens in the network namespace
+in which the object was made.
+
+Neighbours are read of both families: an IPv4 route may lead through an IPv6 gateway (RFC 8950). Link-local networks are
+no routes here: each interface has them, and nothing is forwarded to them (RFC 4291 2.5.6).
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Self
 
+from xdp import kernel
+from xdp.addresses import IPV6, from_wire, is_ipv6, masked, to_wire
 from xdp.errors import Error, MissingFeatureError, UsageError
 
 NeighbourKey = tuple[int, int]  # (ifindex, address)
@@ -37,16 +42,19 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR = 20, 21
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
-_GROUPS = (1, 3, 5, 7)  # RTNLGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE
+_GROUPS = (1, 3)  # RTNLGRP_LINK, _NEIGH: of both families
+# RTNLGRP_IPV4_IFADDR, _IPV4_ROUTE; the same of IPv6
+_GROUPS_OF: Mapping[int, tuple[int, int]] = {socket.AF_INET: (5, 7), socket.AF_INET6: (9, 11)}
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH = 1, 4, 5, 6, 7, 8, 9
-_RTA_TABLE, _RTAX_MTU = 15, 2
+_RTA_TABLE, _RTA_VIA, _RTAX_MTU = 15, 18, 2
 _RTM_F_CLONED = 0x200
 _RTNH_F_DEAD = 1
 _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
-_SIOCETHTOOL, _GET_CHANNELS = 0x8946, 0x3C
+_SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS = 0x8946, 0x3C, 0x2B, 0x2C, 0x25
+_FLAG_LRO = 1 << 15
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 OUR_PROTOCOL = 84  # marks the neighbour entries that we asked for, so that a successor knows them
@@ -62,8 +70,8 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, pr
 _RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
 _NDMSG = struct.Struct("=B3xiHBB")  # family, ifindex, state, flags, type
 _IFINFOMSG = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
-_BE32 = struct.Struct("!I")
 _U32 = struct.Struct("=I")
+_MULTICAST, _LINK_LOCAL = IPV6 | 0xFF << 120, IPV6 | 0xFE80 << 112  # ff00::/8, fe80::/10
 
 
 class NeighbourState(IntFlag):
@@ -124,8 +132,15 @@ class Statistics:
     tx_dropped: int
 
 
+class Way(NamedTuple):
+    """One of the next hops of a route. Gateway 0: the destination is on the link."""
+
+    ifindex: int
+    gateway: int = 0
+
+
 class Route(NamedTuple):
-    """An IPv4 route of the tables main or local. Of several next hops it has the first that lives."""
+    """A route of the tables main or local. Of several next hops, `ifindex` and `gateway` are the first's."""
 
     network: int
     prefix_len: int
@@ -136,10 +151,16 @@ class Route(NamedTuple):
     metric: int = 0
     preferred_source: int = 0
     mtu: int = 0  # 0: the interface's
+    others: tuple[Way, ...] = ()  # next hops that live, beside the first
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Return all next hops that live."""
+        return (Way(self.ifindex, self.gateway), *self.others)
 
 
 class Neighbour(NamedTuple):
-    """An IPv4 neighbour entry."""
+    """A neighbour entry."""
 
     ifindex: int
     address: int
@@ -179,34 +200,41 @@ def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def parse_neighbour(body: memoryview) -> Neighbour | None:
-    """Return the IPv4 neighbour entry in the payload of a RTM_*NEIGH message; None for other families."""
+    """Return the neighbour entry in the payload of a RTM_*NEIGH message; None for other families, and for groups."""
     family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
-    if family != socket.AF_INET:
+    if family not in _GROUPS_OF:
         return None
     address, mac, protocol, extended = 0, b"", 0, 0
     for kind, value in attributes(body[_NDMSG.size :]):
-        if kind == _NDA_DST and len(value) == 4:
-            (address,) = _BE32.unpack(value)
+        if kind == _NDA_DST:
+            address = from_wire(value)
         elif kind == _NDA_LLADDR and len(value) == 6:
             mac = bytes(value)
         elif kind == _NDA_PROTOCOL:
             protocol = value[0]
         elif kind == _NDA_FLAGS_EXT:
             (extended,) = _U32.unpack(value)
+    if is_ipv6(address) and masked(address, 8) == _MULTICAST:
+        return None
     is_managed = bool(extended & _NTF_EXT_MANAGED)
     return Neighbour(ifindex, address, mac, NeighbourState(state), is_managed, protocol == OUR_PROTOCOL)
 
 
 def parse_route(body: memoryview) -> Route | None:
-    """Return the IPv4 route in the payload of a RTM_*ROUTE message; None if it is none of the tables main and local."""
-    family, prefix_len, _src_len, tos, table, _protocol, _scope, kind, flags = _RTMSG.unpack_from(body)
-    if family != socket.AF_INET or tos or flags & _RTM_F_CLONED:
+    """Return the route in the payload of a RTM_*ROUTE message; None if it is none of the tables main and local.
+
+    Those for a TOS or for sources are left out, and so are IPv6's for what is link-local or multicast.
+    """
+    family, prefix_len, src_len, tos, table, _protocol, _scope, kind, flags = _RTMSG.unpack_from(body)
+    if family not in _GROUPS_OF or tos or src_len or flags & _RTM_F_CLONED:
         return None
-    found: dict[int, int] = {}
+    found: dict[int, int] = {_RTA_DST: IPV6 if family == socket.AF_INET6 else 0}
     mtu, hops = 0, memoryview(b"")
     for name, value in attributes(body[_RTMSG.size :]):
-        if name in (_RTA_DST, _RTA_GATEWAY, _RTA_PREFSRC):
-            (found[name],) = _BE32.unpack(value)
+        if name in (_RTA_DST, _RTA_PREFSRC):
+            found[name] = from_wire(value)
+        elif name in (_RTA_GATEWAY, _RTA_VIA):
+            found[_RTA_GATEWAY] = _gateway(name, value)
         elif name in (_RTA_OIF, _RTA_PRIORITY, _RTA_TABLE):
             (found[name],) = _U32.unpack(value)
         elif name == _RTA_METRICS:
@@ -214,28 +242,29 @@ def parse_route(body: memoryview) -> Route | None:
         elif name == _RTA_MULTIPATH:
             hops = value
     table = found.get(_RTA_TABLE, table)
-    if table not in (TABLE_MAIN, TABLE_LOCAL):
+    network = found[_RTA_DST]
+    if table not in (TABLE_MAIN, TABLE_LOCAL) or _is_of_a_link(network, prefix_len):
         return None
-    ifindex, gateway = found.get(_RTA_OIF, 0), found.get(_RTA_GATEWAY, 0)
-    if hops:
-        ifindex, gateway = _first_living_hop(hops)
-    elif flags & _RTNH_F_DEAD:
+    ways = list(_living_ways(hops)) if hops else [Way(found.get(_RTA_OIF, 0), found.get(_RTA_GATEWAY, 0))]
+    if not hops and flags & _RTNH_F_DEAD:
         return None
+    first, *others = ways or [Way(0)]
     return Route(
-        network=found.get(_RTA_DST, 0),
+        network=network,
         prefix_len=prefix_len,
         kind=RouteKind(kind) if kind <= RouteKind.XRESOLVE else RouteKind.UNSPEC,
-        ifindex=ifindex,
-        gateway=gateway,
+        ifindex=first.ifindex,
+        gateway=first.gateway,
         table=table,
         metric=found.get(_RTA_PRIORITY, 0),
         preferred_source=found.get(_RTA_PREFSRC, 0),
         mtu=mtu,
+        others=tuple(others),
     )
 
 
-def _first_living_hop(hops: memoryview) -> tuple[int, int]:
-    """Return (ifindex, gateway) of the first next hop of a multipath route that is not dead; (0, 0) if all are."""
+def _living_ways(hops: memoryview) -> Iterator[Way]:
+    """Yield the next hops of a multipath route that are not dead."""
     offset = 0
     while offset + _RTNEXTHOP.size <= len(hops):
         length, flags, _weight, ifindex = _RTNEXTHOP.unpack_from(hops, offset)
@@ -243,13 +272,25 @@ def _first_living_hop(hops: memoryview) -> tuple[int, int]:
             break
         if not flags & _RTNH_F_DEAD:
             gateways = (
-                _BE32.unpack(value)[0]
+                _gateway(name, value)
                 for name, value in attributes(hops[offset + _RTNEXTHOP.size : offset + length])
-                if name == _RTA_GATEWAY
+                if name in (_RTA_GATEWAY, _RTA_VIA)
             )
-            return ifindex, next(gateways, 0)
+            yield Way(ifindex, next(gateways, 0))
         offset += (length + 3) & ~3
-    return 0, 0
+
+
+def _gateway(name: int, value: memoryview) -> int:
+    """Return the address in RTA_GATEWAY or, of another family than the route's, in RTA_VIA: behind two bytes."""
+    return from_wire(value[2:] if name == _RTA_VIA else value)
+
+
+def _is_of_a_link(network: int, prefix_len: int) -> bool:
+    """Return whether a network is IPv6's and link-local or multicast: every interface has it."""
+    if not is_ipv6(network):
+        return False
+    is_multicast = prefix_len >= 8 and masked(network, 8) == _MULTICAST
+    return is_multicast or (prefix_len >= 10 and masked(network, 10) == _LINK_LOCAL)
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -360,15 +401,19 @@ def _interface(link: Any) -> Interface:
 
 
 class NetDev:
-    """The kernel's interfaces, routes and neighbours in the current network namespace. A context manager."""
+    """The kernel's interfaces, routes and neighbours in the current network namespace. A context manager.
 
-    def __init__(self) -> None:
+    Routes, and events of addresses and routes, are those of `families` (AF_INET, AF_INET6).
+    """
+
+    def __init__(self, families: Collection[int] = (socket.AF_INET,)) -> None:
+        self._families = tuple(families)
         self._requests = _Socket(socket.NETLINK_ROUTE)
         self._events = _Socket(socket.NETLINK_ROUTE).raw
         self._events.setblocking(False)
         with contextlib.suppress(PermissionError):  # without the privilege an overrun comes sooner; it is handled
             self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER_BYTES)
-        for group in _GROUPS:
+        for group in (*_GROUPS, *(group for family in self._families for group in _GROUPS_OF[family])):
             self._events.setsockopt(270, _ADD_MEMBERSHIP, group)  # SOL_NETLINK
 
     def __enter__(self) -> Self:
@@ -391,16 +436,16 @@ class NetDev:
     def interfaces(self) -> list[Interface]:
         """Return every interface."""
         links = _links(self._requests.dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)))
-        return [self._with_real_queues(_interface(link)) for link in links]
+        return [self.with_real_queues(_interface(link)) for link in links]
 
-    def _with_real_queues(self, interface: Interface) -> Interface:
-        """Return `interface` with the queues that are in use: a veth has room for one per CPU, and uses one."""
+    def with_real_queues(self, interface: Interface) -> Interface:
+        """Return `interface` with the queues that are in use now, of which netlink tells no changes.
+
+        A veth has room for one per CPU, and uses one.
+        """
         # struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined
         channels = array.array("I", [_GET_CHANNELS, *[0] * 8])
-        request = struct.pack("=16sQ16x", os.fsencode(interface.name), channels.buffer_info()[0])
-        try:
-            fcntl.ioctl(self._events, _SIOCETHTOOL, request)
-        except OSError:  # the driver has no such notion, or the interface has gone
+        if not _ethtool(interface.name, channels):  # the driver has no such notion, or the interface has gone
             return interface
         rx, tx, combined = channels[5], channels[6], channels[8]
         return replace(interface, rx_queues=rx + combined or 1, tx_queues=tx + combined or 1)
@@ -426,15 +471,23 @@ class NetDev:
         return Statistics(**{name: counters[name] for name in Statistics.__dataclass_fields__})
 
     def routes(self) -> list[Route]:
-        """Return the IPv4 routes of the tables main and local; those of another TOS are left out."""
-        answers = self._requests.dump(_GETROUTE, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
-        parsed = (parse_route(memoryview(body)) for kind, body in answers if kind == _NEWROUTE)
+        """Return the routes of the tables main and local (`parse_route`)."""
+        parsed = (
+            parse_route(memoryview(body))
+            for family in self._families
+            for kind, body in self._requests.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+            if kind == _NEWROUTE
+        )
         return [route for route in parsed if route is not None]
 
     def neighbours(self) -> list[Neighbour]:
-        """Return the IPv4 neighbour entries of all interfaces."""
-        answers = self._requests.dump(_GETNEIGH, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0))
-        parsed = (parse_neighbour(memoryview(body)) for kind, body in answers if kind == _NEWNEIGH)
+        """Return the neighbour entries of all interfaces, of both families."""
+        parsed = (
+            parse_neighbour(memoryview(body))
+            for family in _GROUPS_OF
+            for kind, body in self._requests.dump(_GETNEIGH, _NDMSG.pack(family, 0, 0, 0, 0))
+            if kind == _NEWNEIGH
+        )
         return [neighbour for neighbour in parsed if neighbour is not None]
 
     def changes(self, limit: int = 1024) -> Changes:
@@ -486,6 +539,10 @@ class NetDev:
         for _ in self._requests.change((_DELNEIGH, 0, _neighbour_request(key, 0, 0)) for key in unresolved):
             pass  # gone already, like its interface
 
+    def is_forwarding(self) -> bool:
+        """Return whether the kernel routes packets between interfaces (net.ipv4.ip_forward)."""
+        return kernel.read_sysctl("net/ipv4/ip_forward") == "1"
+
     def takes_redirects(self, ifindex: int) -> bool | None:
         """Return whether the driver accepts frames that XDP redirects to the interface; None: the kernel cannot tell.
 
@@ -496,9 +553,36 @@ class NetDev:
         return None if features is None else bool(features & _NDO_XMIT)
 
 
+def _ethtool(name: str, command: array.array[int]) -> bool:
+    """Make an ethtool request, whose answer takes its place; return whether there is one."""
+    request = struct.pack("=16sQ16x", os.fsencode(name), command.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door, contextlib.suppress(OSError):
+        fcntl.ioctl(door, _SIOCETHTOOL, request)
+        return True
+    return False
+
+
+def has_gro(name: str) -> bool:
+    """Return whether an interface of this network namespace merges received frames (GRO)."""
+    value = array.array("I", [_GET_GRO, 0])
+    return _ethtool(name, value) and bool(value[1])
+
+
+def has_lro(name: str) -> bool:
+    """Return whether an interface merges received frames so that they cannot be cut again as they were (LRO)."""
+    value = array.array("I", [_GET_FLAGS, 0])
+    return _ethtool(name, value) and bool(value[1] & _FLAG_LRO)
+
+
+def set_gro(name: str, *, is_on: bool) -> bool:
+    """Switch GRO on or off; return whether the interface let us."""
+    return _ethtool(name, array.array("I", [_SET_GRO, int(is_on)]))
+
+
 def _neighbour_request(key: NeighbourKey, state: int, flags: int) -> bytes:
     ifindex, address = key
-    return _NDMSG.pack(socket.AF_INET, ifindex, state, flags, 0) + _attribute(_NDA_DST, _BE32.pack(address))
+    family = socket.AF_INET6 if is_ipv6(address) else socket.AF_INET
+    return _NDMSG.pack(family, ifindex, state, flags, 0) + _attribute(_NDA_DST, to_wire(address))
 
 
 def xdp_features(ifindex: int) -> int | None:

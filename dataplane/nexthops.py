@@ -1,8 +1,9 @@
 """The rows of next_hops: handed out, resolved through netlink, and kept right while the network changes.
 
-A row leads to a *prefix*: one host (32 bits), or all that a route with a gateway covers. It is resolved by the route of
-that prefix, and flows hold its number: when a MAC address, a gateway or an interface changes, the row is written anew
-and every flow follows. Compiled code finds a client's row by `lookup(hops, address)` in dataplane/hops_compiled.py.
+A row leads to a *prefix*: one host (all bits), or all that a route with a gateway covers. It is resolved by the route
+of that prefix, and flows hold its number: when a MAC address, a gateway or an interface changes, the row is written
+anew and every flow follows. Compiled code finds a client's row by `lookup(hops, address)`, which is in
+dataplane/hops_compiled.py.
 
 Endpoints and gateways are kept resolved; clients on the link have a row as soon as the kernel knows them, or as soon as
 compiled code asks. How the kernel is asked for them is dataplane/asking.py.
@@ -21,7 +22,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Protocol
 
 import numpy as np
@@ -30,21 +30,27 @@ import numpy.typing as npt
 from dataplane import hops_compiled as compiled_hops
 from dataplane.asking import Asker, Asking, Need
 from dataplane.hops_compiled import Hops, new_hops
-from dataplane.mirror import HOST_BITS, NOWHERE, Hop, Mirror, is_usable
+from dataplane.mirror import NOWHERE, Hop, Mirror, is_usable
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+from dataplane.ticks import next_tick, tick
 from xdp import schema
+from xdp.addresses import IPAddress, IPNetwork, address_of, halves, host_bits, is_ipv6, number_of
 from xdp.byteorder import swap32
-from xdp.schema import HopState
+from xdp.errors import TableFullError
+from xdp.names import Names
+from xdp.routes import Targets
+from xdp.schema import HopState, Limit
 from xdp.tables import Tables
 
-Prefix = tuple[int, int]  # (network in host order, prefix length)
+Prefix = tuple[int, int]  # (network as in xdp/addresses.py, prefix length)
 
 NOBODY = 0  # the row that leads nowhere
-ROUTES = 131_072  # that `lookup` can tell apart
-TICK_S = 0.25  # how often what is due is looked for; requests of compiled code ring a bell
+ROUTES = int(Limit.MAX_ROUTES)  # that `lookup` can tell apart
+TICK_S = 1.0  # how often what is due is looked for; the kernel's events and compiled code's requests are served at once
 _REQUESTS = 512  # of compiled code served in one turn: about 30 ms
 _LOAD_SHARE = 5  # reading all routes again takes at most one part of so many of the time
 _HOSTS_SHARE = 0.75  # of the rows may go to clients, so that a scan of the subnet leaves room for endpoints
+
 
 _ADOPTED = Hop(HopState.UNRESOLVED, ifindex=-1)  # what a predecessor wrote: equal to no result of ours
 
@@ -82,8 +88,22 @@ class _Row:
         return self.is_endpoint or self.is_route
 
 
-def _address(number: int) -> str:
-    return str(IPv4Address(number))
+def _host(address: int | IPAddress) -> Prefix:
+    """Return the prefix of a single address."""
+    number = number_of(address)
+    return number, host_bits(number)
+
+
+def _starts(routes: Iterable[Route], lengths: int) -> npt.NDArray[np.uint32]:
+    """Return where each prefix length begins among routes of one family (hops_compiled.Hops)."""
+    starts = np.zeros(lengths + 1, np.uint32)
+    for route in routes:
+        starts[lengths - route.prefix_len] += 1
+    return np.cumsum(starts, dtype=np.uint32)
+
+
+def _is_host(prefix: Prefix) -> bool:
+    return prefix[1] == host_bits(prefix[0])
 
 
 class NextHops:
@@ -98,17 +118,31 @@ class NextHops:
         netdev: Kernel,
         interfaces: Collection[str],
         *,
+        publish: Callable[[Targets], None] = lambda _: None,
+        serves_through_kernel: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read everything from the kernel and resolve what is in the table. `interfaces`: the names that are ours."""
-        self.hops: Hops = new_hops(tables.next_hops, ROUTES)
+        """Read everything from the kernel and resolve what is in the table.
+
+        `interfaces`: the names that are ours. `publish` is told all routes whenever they change (xdp/routes.py).
+        `serves_through_kernel`: whether packets for endpoints on this node may be left to the kernel to route.
+        """
+        self.hops: Hops = new_hops(tables, ROUTES)
         self.rows_refused = 0  # destinations that found the table full
         self.routes_refused = 0  # routes that do not fit into the index now
         self._table = tables.next_hops
+        self._names = Names(tables)
+        self._numbers: dict[int, int] = {}  # of the IPv6 addresses in rows: pinned for good, as rows are
+        self._control = tables.control[0]
+        self._learned = 0  # rows that XDP has taken and we know of
+        self._publish = publish
         self._epochs = tables.control["next_hop_epoch"]
         self._netdev = netdev
         self._clock = clock
         self._mirror = Mirror(interfaces)
+        self._serves_through_kernel = serves_through_kernel
+        self._local: set[int] = set()  # addresses of endpoints on this node
+        self._refusing: frozenset[int] = frozenset()  # interfaces whose drivers take no redirected frames
         self._rows: dict[Prefix, _Row] = {}
         self._dependents: dict[NeighbourKey, set[Prefix]] = {}
         self._asking = Asking(netdev, self._mirror, self._need_of)
@@ -117,6 +151,9 @@ class NextHops:
         self._scratch = np.zeros(1, schema.NEXT_HOP)
         self._is_stale = False  # interfaces or routes have changed since they were read
         self._next_load_s = 0.0
+        self.when_links_change: Callable[[], None] = lambda: None
+        self.when_addresses_change: Callable[[], None] = lambda: None
+        self._load_put_off = asyncio.Event()
         self._adopt()
         # First of all: packets use a predecessor's rows, which must not look unresolved even for a moment.
         self._mirror.set_neighbours(netdev.neighbours())
@@ -129,35 +166,118 @@ class NextHops:
 
     # What others ask for.
 
-    def row_for(self, address: int | IPv4Address) -> int:
+    def row_for(self, address: int | IPAddress) -> int:
         """Return the row of the way to an endpoint, resolved now or later; NOBODY, counted, when the table is full."""
-        row = self._row((int(address), HOST_BITS))
+        row = self._row(_host(address))
         if row is None:
             return NOBODY
         self._make_endpoint(row)
         self._asking.flush(self._clock())
         return row.number
 
-    def retain(self, addresses: Iterable[int | IPv4Address]) -> None:
+    def add_local(self, addresses: Iterable[int | IPAddress]) -> None:
+        """Let these endpoints be on this node: where they are behind interfaces that are not ours, the kernel routes.
+
+        An address that moves to another node is reached through an interface of ours, so none is ever taken back.
+        """
+        fresh = {number_of(address) for address in addresses} - self._local
+        self._local |= fresh
+        for address in fresh:
+            row = self._rows.get(_host(address))
+            if row is not None:
+                self._resolve(row)
+
+    def set_refusing(self, ifindexes: Collection[int]) -> None:
+        """Let the kernel route what would leave by these interfaces, and no others: redirects there are lost."""
+        refusing = frozenset(ifindexes)
+        if self._serves_through_kernel and refusing != self._refusing:
+            changed, self._refusing = refusing ^ self._refusing, refusing
+            for row in self._rows.values():
+                if row.hop.ifindex in changed:
+                    self._resolve(row)
+
+    def interfaces_of_local(self) -> dict[str, int]:
+        """Return {interface that is not ours: endpoints on this node behind it, which the kernel routes to}."""
+        counts: dict[str, int] = {}
+        for row in self._rows.values():
+            link = self._mirror.interfaces.get(row.hop.ifindex)
+            if row.is_endpoint and row.hop.state is HopState.KERNEL and link and not self._mirror.is_ours(link.ifindex):
+                counts[link.name] = counts.get(link.name, 0) + 1
+        return counts
+
+    def _as_we_go(self, prefix: Prefix, hop: Hop) -> Hop:
+        """Return a hop as the network has it, changed where the kernel is to route."""
+        if not self._serves_through_kernel:
+            return hop
+        is_here = _is_host(prefix) and (prefix[0] in self._local or self._mirror.is_own(prefix[0]))
+        if hop.state is HopState.FOREIGN and is_here and not is_ipv6(prefix[0]):  # no program translates its replies
+            return hop._replace(state=HopState.KERNEL)
+        if hop.state is HopState.FORWARD and hop.ifindex in self._refusing:
+            return hop._replace(state=HopState.KERNEL, source=0)
+        return hop
+
+    def retain(self, addresses: Iterable[int | IPAddress]) -> None:
         """Keep these endpoints resolved and no others; rows of others stay as they are for the flows that hold them.
 
         A successor need not ask for the rows of endpoints that it has taken over: they become endpoints here.
         """
-        wanted = {(int(address), HOST_BITS) for address in addresses}
+        wanted = {_host(address) for address in addresses}
         for prefix in wanted & self._rows.keys():
             self._make_endpoint(self._rows[prefix])
         for prefix, row in self._rows.items():
             if row.is_endpoint and prefix not in wanted:
-                row.is_endpoint = False
-                row.is_client = True  # its flows are not cut: it is still looked after, but without haste
-                if row.hop.neighbour:
-                    self._asking.settle(row.hop.neighbour)
+                self._make_client(row)
         self._asking.let_go_of_the_rest()
         self._asking.flush(self._clock())
+
+    def leave(self, addresses: Iterable[int | IPAddress]) -> None:
+        """Keep these endpoints resolved no longer: what `retain` does, of those that are wanted no more."""
+        for address in addresses:
+            row = self._rows.get(_host(address))
+            if row is not None and row.is_endpoint:
+                self._make_client(row)
+        self._asking.flush(self._clock())
+
+    def _make_client(self, row: _Row) -> None:
+        """Have the neighbour of an endpoint looked after without haste: its flows are not cut."""
+        row.is_endpoint = False
+        row.is_client = True
+        if row.hop.neighbour:
+            self._asking.settle(row.hop.neighbour)
 
     def let_go_all(self) -> None:
         """Give all that was asked for back to the kernel's own ageing, for a node that leaves its interfaces."""
         self._asking.let_go_all()
+
+    def given(self) -> dict[str, Interface]:
+        """Return our interfaces that are there, by the names that were given, as last read (Mirror.set_interfaces).
+
+        `when_links_change` is called when they are others.
+        """
+        return self._mirror.given
+
+    def own_addresses(self) -> frozenset[IPAddress]:
+        """Return the addresses of this node; `when_addresses_change` is called when there are others."""
+        return self._mirror.own_addresses()
+
+    def node_port_addresses(self, networks: Collection[IPNetwork]) -> tuple[IPAddress, ...]:
+        """Return the addresses that node ports are served at (Mirror.node_port_addresses)."""
+        return self._mirror.node_port_addresses(networks)
+
+    # Addresses in tables.
+
+    def _number(self, address: int) -> int:
+        """Return what stands for an address in tables, in host order; TableFullError if no name can be had for it."""
+        if not is_ipv6(address):
+            return address
+        number = self._numbers.get(address)
+        if number is None:
+            number = self._numbers[address] = self._names.pin(address_of(address))  # type: ignore[arg-type]
+        return number
+
+    def _address(self, number: int) -> int:
+        """Return the address that a number in tables stands for."""
+        return number_of(self._names.address_of(number)) if 0 < number < Limit.MAX_NAMES else number
 
     def describe(self) -> list[dict[str, object]]:
         """Return every row as `turnout get nexthops` shows it."""
@@ -169,8 +289,8 @@ class NextHops:
         interface = self._mirror.interfaces.get(hop.ifindex)
         return {
             "row": row.number,
-            "destination": _address(network) + ("" if prefix_len == HOST_BITS else f"/{prefix_len}"),
-            "via": _address(hop.via) if hop.via and hop.via != network else None,
+            "destination": str(address_of(network)) + ("" if _is_host(row.prefix) else f"/{prefix_len}"),
+            "via": str(address_of(hop.via)) if hop.via and hop.via != network else None,
             "interface": interface.name if interface else None,
             "mac": hop.mac.hex(":") if hop.mac else None,
             "state": hop.state.name.lower(),
@@ -182,19 +302,22 @@ class NextHops:
     async def run(self) -> None:
         """Follow the kernel and serve requests until cancelled."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._netdev.fileno(), self.turn)
-        loop.add_reader(self.hops.doorbell, self._answer_the_door)
+        loop.add_reader(self._netdev.fileno(), self._follow)
+        loop.add_reader(self.hops.doorbell, self.turn)
         try:
             while True:
                 self.turn()
-                await asyncio.sleep(TICK_S)
+                self._load_put_off.clear()
+                until_load_s = self._next_load_s - self._clock() if self._is_stale else TICK_S
+                await tick(self._load_put_off, min(loop.time() + until_load_s, next_tick(TICK_S)))
         finally:
             loop.remove_reader(self.hops.doorbell)
             loop.remove_reader(self._netdev.fileno())
 
-    def _answer_the_door(self) -> None:
-        os.eventfd_read(self.hops.doorbell)
+    def _follow(self) -> None:
         self.turn()
+        if self._is_stale:
+            self._load_put_off.set()
 
     def turn(self) -> None:
         """Do what is to be done now: events, requests of compiled code, neighbours that need another look."""
@@ -209,16 +332,26 @@ class NextHops:
             self._load_neighbours()
         elif changes.neighbours:
             self._apply(changes.neighbours)
+        if self._learned != self._control["learned"]:
+            self._adopt_learned()
         self._serve_requests(now)
         self._asking.look_again(now)
         self._asking.flush(now)
 
     def _load(self, now: float) -> None:
         """Read interfaces and routes, index the routes, and resolve every row anew."""
-        started = self._clock()
+        started, links, addresses = self._clock(), self._mirror.given, self._addresses()
         self._read()
         self._resolve_all()
         self._next_load_s = now + (_LOAD_SHARE - 1) * (self._clock() - started)
+        if self._mirror.given != links:
+            self.when_links_change()
+        if self._addresses() != addresses:
+            self.when_addresses_change()
+
+    def _addresses(self) -> tuple[Collection[IPAddress], Collection[IPAddress]]:
+        """Return the node's addresses, and those of our interfaces: an interface may become ours with what it has."""
+        return self._mirror.own_addresses(), self._mirror.node_port_addresses()
 
     def _read(self) -> None:
         self._is_stale = False
@@ -232,23 +365,28 @@ class NextHops:
 
     def _index_routes(self) -> None:
         """Publish the routes for `lookup`, with a row for each that leads through a gateway or a foreign interface."""
-        routes = list(self._mirror.routes())
-        self.routes_refused = max(0, len(routes) - ROUTES)
-        if self.routes_refused:
-            _log.error("%d routes: only the %d longest prefixes are used", len(routes), ROUTES)
-            del routes[ROUTES:]
         led = {row.prefix for row in self._rows.values() if row.is_route}
-        starts = np.zeros(compiled_hops.LENGTHS + 1, np.uint32)
-        networks = np.zeros(len(routes), np.uint32)
-        targets = np.zeros(len(routes), np.uint32)
-        for entry, route in enumerate(routes):
-            starts[HOST_BITS - route.prefix_len + 1] += 1
-            networks[entry] = route.network
-            targets[entry] = self._target(route)
-            led.discard((route.network, route.prefix_len))
+        self.routes_refused = 0
+        fours: list[Route] = []
+        sixes: list[Route] = []
+        for route in self._mirror.routes():
+            (sixes if is_ipv6(route.network) else fours).append(route)
+        for routes in (fours, sixes):
+            refused = max(0, len(routes) - ROUTES)
+            self.routes_refused += refused
+            if refused:
+                _log.error("%d routes: only the %d longest prefixes are used", len(routes), ROUTES)
+                del routes[ROUTES:]
+            led.difference_update((route.network, route.prefix_len) for route in routes)
+        targets = np.array([self._target(route) for route in fours], np.uint32)
+        networks = np.array([route.network for route in fours], np.uint32)
+        compiled_hops.publish_routes(self.hops, _starts(fours, compiled_hops.LENGTHS), networks, targets)
+        targets6 = np.array([self._target(route) for route in sixes], np.uint32)
+        highs6, lows6 = np.array([halves(route.network) for route in sixes], np.uint64).reshape(-1, 2).T.copy()
+        compiled_hops.publish_routes6(self.hops, _starts(sixes, compiled_hops.LENGTHS6), highs6, lows6, targets6)
         for prefix in led:  # withdrawn: flows still hold the row, and go by the route that covers it now
             self._rows[prefix].is_route = False
-        compiled_hops.publish_routes(self.hops, np.cumsum(starts, dtype=np.uint32), networks, targets)
+        self._publish({(r.network, r.prefix_len): int(target) for r, target in zip(fours, targets, strict=True)})
 
     def _target(self, route: Route) -> int:
         if route.kind is not RouteKind.UNICAST:
@@ -319,26 +457,44 @@ class NextHops:
         used = np.flatnonzero(self._table["used"])
         for number in used.tolist():
             record = self._table[number]
-            prefix = (swap32(record["destination"]), int(record["prefix_len"]))
+            prefix = (self._address(swap32(record["destination"])), int(record["prefix_len"]))
             self._rows[prefix] = _Row(number, prefix, is_client=True, hop=_ADOPTED)
-            if prefix[1] == HOST_BITS:
-                compiled_hops.set_host_row(self.hops, prefix[0], number)
+            destination = self._number(prefix[0])
+            if _is_host(prefix):
+                compiled_hops.set_host_row(self.hops, destination, number)
         free = np.ones(len(self._table), bool)
         free[used] = False
         free[NOBODY] = False
+        self._learned = int(self._control["learned"])
+        free[len(free) - len(free) // Limit.LEARNED_SHARE :] = False  # for XDP to take
         self._free: list[int] = np.flatnonzero(free)[::-1].tolist()
-        self._rows_for_others = int(len(self._table) * (1 - _HOSTS_SHARE))
+        self._rows_for_others = int(len(self._table) * (1 - _HOSTS_SHARE)) - len(free) // Limit.LEARNED_SHARE
+
+    def _adopt_learned(self) -> None:
+        """Look after rows that XDP has taken for clients while no worker answered."""
+        self._learned = int(self._control["learned"])
+        first = len(self._table) - len(self._table) // Limit.LEARNED_SHARE
+        for number in (first + np.flatnonzero(self._table["used"][first:])).tolist():
+            record = self._table[number]
+            prefix = _host(self._address(swap32(record["destination"])))
+            if prefix not in self._rows:
+                self._rows[prefix] = _Row(number, prefix, is_client=True, hop=_ADOPTED)
+                self._believe(self._rows[prefix])
+                self._resolve(self._rows[prefix])
 
     def _recall(self) -> None:
         """Believe a predecessor's rows about neighbours that the kernel has forgotten since, until it has asked."""
         for row in self._rows.values():
-            record = self._table[row.number]
-            key = self._mirror.hop(*row.prefix).neighbour
-            if record["state"] != HopState.FORWARD or key is None or record["ifindex"] != key[0]:
-                continue
-            known = self._mirror.neighbours.get(key)
-            if known is None or known.state in (NeighbourState.NONE, NeighbourState.INCOMPLETE):
-                self._mirror.neighbours[key] = Neighbour(*key, bytes(record["dst_mac"]), NeighbourState.STALE)
+            self._believe(row)
+
+    def _believe(self, row: _Row) -> None:
+        record = self._table[row.number]
+        key = self._mirror.hop(*row.prefix).neighbour
+        if record["state"] != HopState.FORWARD or key is None or record["ifindex"] != key[0]:
+            return
+        known = self._mirror.neighbours.get(key)
+        if known is None or known.state in (NeighbourState.NONE, NeighbourState.INCOMPLETE):
+            self._mirror.neighbours[key] = Neighbour(*key, bytes(record["dst_mac"]), NeighbourState.STALE)
 
     def _make_endpoint(self, row: _Row) -> None:
         """Have the neighbour of `row` kept resolved from now on."""
@@ -351,19 +507,23 @@ class NextHops:
         row = self._rows.get(prefix)
         if row is not None:
             return row
-        if not self._free:
+        try:
+            destination = self._number(prefix[0])
+        except TableFullError:
+            destination = -1
+        if not self._free or destination < 0:
             self._refuse(prefix)
             return None
         row = _Row(self._free.pop(), prefix)
         self._rows[prefix] = row
         self._write(row)
-        if prefix[1] == HOST_BITS:
-            compiled_hops.set_host_row(self.hops, prefix[0], row.number)
+        if _is_host(prefix):
+            compiled_hops.set_host_row(self.hops, destination, row.number)
         return row
 
     def _client_row(self, address: int) -> _Row | None:
         """Return the row of a host on the link; None, counted, when the clients' share of the table is taken."""
-        prefix = (address, HOST_BITS)
+        prefix = _host(address)
         if prefix not in self._rows and len(self._free) <= self._rows_for_others:
             self._refuse(prefix)
             return None
@@ -374,12 +534,12 @@ class NextHops:
         if self.rows_refused & (self.rows_refused - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
             _log.error(
                 "next hops: no row for %s: %d of %d are taken (refused %d times); this version has no more",
-                _address(prefix[0]), len(self._rows), len(self._table), self.rows_refused,
+                address_of(prefix[0]), len(self._rows), len(self._table), self.rows_refused,
             )  # fmt: skip
 
     def _resolve(self, row: _Row) -> None:
         """Change a row to where its prefix leads now, and ask for the neighbour that it needs."""
-        old, hop = row.hop, self._mirror.hop(*row.prefix)
+        old, hop = row.hop, self._as_we_go(row.prefix, self._mirror.hop(*row.prefix))
         row.hop = hop
         if old.neighbour != hop.neighbour:
             if old.neighbour:
@@ -399,7 +559,7 @@ class NextHops:
         new, old = self._scratch[0], self._table[row.number]
         network, prefix_len = row.prefix
         new["used"], new["prefix_len"] = 1, prefix_len
-        new["destination"] = swap32(network)
+        new["destination"], new["source"] = swap32(self._number(network)), swap32(self._source_number(row.hop))
         new["state"] = row.hop.state
         if row.hop.state is HopState.FORWARD:
             new["dst_mac"] = np.frombuffer(row.hop.mac, np.uint8)
@@ -412,6 +572,13 @@ class NextHops:
             new["ifindex"], new["mtu"] = row.hop.ifindex, row.hop.mtu
         words: npt.NDArray[np.uint64] = self._scratch.view(np.uint64)
         compiled_hops.write_row(self.hops.rows, self._epochs, row.number, words)
+
+    def _source_number(self, hop: Hop) -> int:
+        """Return what stands for the node's address on a way: 0 also where there is no room for its name."""
+        try:
+            return self._number(hop.source)
+        except TableFullError:
+            return 0
 
     def _leave(self, row: _Row, key: NeighbourKey) -> None:
         """Note that a row does not need a neighbour any more."""
@@ -429,9 +596,16 @@ class NextHops:
         return Need.CLIENT if any(self._rows[prefix].is_client for prefix in dependents) else Need.ROW
 
     def _serve_requests(self, now: float) -> None:
-        """Resolve what compiled code has asked for."""
+        """Resolve what compiled code has asked for, if the bell has rung."""
+        try:
+            os.eventfd_read(self.hops.doorbell)
+        except BlockingIOError:
+            return
         count, self._next_place = compiled_hops.take_requests(self.hops, self._next_place, self._requests)
-        for address in self._requests[:count].tolist():
+        if count == _REQUESTS:
+            os.eventfd_write(self.hops.doorbell, 1)  # there may be more: after what else the node has to do
+        for number in self._requests[:count].tolist():
+            address = self._address(number)
             route = self._mirror.match(address)
             if route is None or route.kind is not RouteKind.UNICAST:
                 continue

@@ -8,40 +8,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
+import errno
 import logging
 import os
 import signal
-import sys
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from ipaddress import IPv4Address
 from typing import Any
 
-from conntrack.table import FlowTable
+from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import views
+from dataplane.announce import Announcer
 from dataplane.control import Lock, Server
+from dataplane.detach import remove_raw
 from dataplane.engine import Engine
+from dataplane.health_checks import HealthChecks
 from dataplane.netdev import Interface, NetDev
 from dataplane.nexthops import NextHops
+from dataplane.rawengine import RawEngine
+from dataplane.reserved import give_back, reserve
 from dataplane.settings import Settings
+from dataplane.ticks import every, next_tick, tick
 from dataplane.watch import changes
 from lb import maglev, manifests
-from lb.model import NodeView, Snapshot
-from lb.resolve import resolve
-from lb.rows import Address, rows_of
-from lb.table import ServiceTable
-from xdp import kernel, maps
-from xdp.clock import JiffyClock
+from lb.live import Live, Plan
+from lb.model import NodeView, NotHonoured, Snapshot
+from lb.not_yet import NO_IPV6, NOT_YET
+from lb.rows import NOTHING_HERE, Here, impatient, living, local_addresses, rows_of
+from lb.table import Change, Parted, ServiceTable
+from xdp import files, kernel, loader, maps
+from xdp.addresses import IPAddress
+from xdp.clock import JiffyClock, MonotonicClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
-from xdp.redirects import RedirectErrors
+from xdp.names import Names
+from xdp.redirects import Lost, RedirectErrors
+from xdp.routes import RouteMap, Targets
 from xdp.schema import Protocol, Reason, Verdict
 from xdp.tables import Capacity
 
-_SWEEP_PASS_S = 4.0  # one look at every record; the shortest timeout is 10 s
 _SWEEP_SLOTS = 1 << 20  # at a time: 20 ms when all are in use
 _CALIBRATE_S = 5.0  # two clocks that drift by 500 ppm at worst: half a jiffy
 _READ_LOSSES_S = 5.0
 _BEGIN_AGAIN_S = 1.0
+_ANNOUNCE_S = 0.25
+_LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; of all else at once
+_LOOK_AT_REDIRECTS_S = 0.5
+_LISTEN_AGAIN_S = 10.0
+_TIDY_S = 5.0
+
+_NO_REDIRECTS = (errno.EOPNOTSUPP, errno.ENXIO)
 
 log = logging.getLogger(__name__)
 
@@ -51,33 +68,46 @@ class Node:
 
     # What `_start` makes, in this order.
     netdev: NetDev
-    shared: maps.SharedMaps
-    clock: JiffyClock
+    shared: maps.SharedMaps | files.SharedFile
+    clock: JiffyClock | MonotonicClock
     flows: FlowTable
     next_hops: NextHops
     services: ServiceTable
-    engine: Engine
+    engine: Engine | RawEngine
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.started = time.monotonic()
-        self.snapshot = Snapshot((), ())
+        self.live = Live()
+        self.here = Here()  # what was programmed with it
         self.desired = 0
         self.programmed = 0
         self.rejected: Error | None = None  # the manifests that the files say now, if they cannot be applied
         self.applied_at_s = time.time()
         self.redirects: RedirectErrors | None = None
         self.uncounted = ""  # why redirects that fail are not counted
-        self._cache: manifests.Cache = {}
-        self._stdin: bytes | None = None
-        self._files: AsyncIterator[None] = changes(())
-        self._gone: set[Address] = set()  # endpoints that no Service port has any more
+        self._not_yet: Mapping[str, str] = NOT_YET  # with what the engine does not do
+        self._manifests = manifests.Reader(settings.files)
+        self._files: AsyncIterator[set[str] | None] = changes(())
+        self._changed_files: set[str] | None = set()  # since they were read; None: any may have
+        self._is_in_step = False  # what was read last is what runs
         self.troubles: dict[str, tuple[float, str]] = {}  # by job: when it last failed, and how
         self._changed = asyncio.Event()
+        self._links_changed = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._checks_changed = asyncio.Event()
+        self.health_checks = HealthChecks(lambda: self.engine.is_alive)
         self._stopping = asyncio.Event()
         self._signal = signal.SIGTERM
         self._lost_seen = 0
+        self._vips: frozenset[int] = frozenset()
+        self._has_served = False
+        self.announcer = Announcer() if settings.announce == "arp" else None
+        self._found_no_port = 0
+        self.refusing: dict[int, str] = {}  # interfaces that take no redirected frames
+        self.lost_at: dict[Lost, float] = {}  # when frames were lost last
+        self.losing_since: dict[Lost, float] = {}  # since when some were at every look
+        self._failures_seen: dict[Lost, int] = {}
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
         """Return what `command` of the control socket asks for, as plain data (docs/operations.md).
@@ -92,8 +122,6 @@ class Node:
     async def run(self) -> None:
         """Start, serve until a signal, stop. Error: what kept it from starting."""
         settings = self.settings
-        if settings.engine == "raw":
-            raise MissingFeatureError("--engine raw: not in this version; use xdp, afxdp or auto")
         with contextlib.ExitStack() as stack:
             stack.enter_context(Lock(settings))
             self._files = changes(settings.files)  # from here on: what is written while we start is not missed
@@ -107,55 +135,127 @@ class Node:
 
     # Starting.
 
-    def _load(self) -> Snapshot:
+    def _load(self) -> Live:
+        """Read all manifests, and resolve them."""
         settings = self.settings
         self.desired += 1
-        if "-" in settings.files and self._stdin is None:
-            self._stdin = sys.stdin.buffer.read()  # there is no reading it again at a SIGHUP
-        found = manifests.load(settings.files, io.BytesIO(self._stdin or b""), cache=self._cache)
+        found = self._manifests.load()
         view = NodeView(settings.node_name, settings.zone)
-        return resolve(found.services, found.slices, view, settings.allow_external_ips)
+        return Live.of(found.services, found.slices, view, settings.allow_external_ips, self._not_yet)
 
-    def _start(self, stack: contextlib.ExitStack, first: Snapshot) -> None:
+    def _plan(self, names: set[str]) -> Plan | None:
+        """Read the files that have changed, and resolve what they change; return None if all have to be read."""
+        changes = self._manifests.reload(names)
+        if changes is None:
+            return None
+        self.desired += 1
+        return self.live.plan(changes, self.here)
+
+    def _start(self, stack: contextlib.ExitStack, first: Live) -> None:
         settings = self.settings
-        self.netdev = stack.enter_context(NetDev())
+        self.netdev = stack.enter_context(NetDev([socket.AF_INET, socket.AF_INET6]))
         interfaces = [self.netdev.interface(name) for name in settings.interfaces]
-        kernel.mount_bpffs(settings.bpffs)
-        self._refuse_foreign_programs(interfaces)
-        self.shared = stack.enter_context(maps.open_or_create(settings.pins, self._capacity()))
-        if self.shared.is_new:
-            stack.callback(self._remove_if_unused)
+        self._open(stack, interfaces)
         tables = self.shared.tables
-        self.clock = JiffyClock()
-        self.flows = FlowTable(tables, self.clock, kernel.membarrier_global)
-        if self.shared.is_new:
-            self.flows.create()
-        else:
-            abandoned = self.flows.take_over()
-            self._write_off()
-            log.info(
-                "took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else ""
-            )
-        self.engine = Engine(settings, self.shared, self.clock, maglev.DEFAULT_SEED)
-        stack.callback(self._stop)
-        self.engine.prepare(interfaces)
-        try:
-            self.redirects = stack.enter_context(RedirectErrors())
-        except Error as error:
-            self.uncounted = str(error)
+        if not self.engine.serves_ipv6:
+            self._not_yet = {**NOT_YET, **NO_IPV6}
+            first = first.without(NO_IPV6)
+        reserve(settings.snat_ports, settings.reserved_path)
+        stack.callback(self._give_ports_back_if_unused)
         # What packets see changes from here on.
-        self.next_hops = NextHops(tables, self.netdev, settings.interfaces)
+        self.next_hops = NextHops(
+            tables,
+            self.netdev,
+            settings.interfaces,
+            publish=self._publisher(),
+            serves_through_kernel=self.engine.serves_through_kernel,
+        )
         if self.shared.is_new:
             stack.callback(self._let_go_if_unused)
         self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
         self.services.adopt()
         self._apply(first)
+        self._found_no_port = int(self._worker_counters["packets"][:, Reason.NO_SNAT_PORT].sum())
+        self.next_hops.when_addresses_change = self._reprogram
+        self.engine.tidy(self.flows)
         self.engine.start(self.next_hops.hops)
-        if self.settings.announce != "none":
-            log.warning("--announce %s: not honoured yet: route the VIPs to this node", self.settings.announce)
+        self._has_served = True
+        self.shared.tables.control[0]["answers_arp"] = self.announcer is not None
+        self.shared.tables.control[0]["answers_echo"] = self.settings.ping == "answer"
+        self._announce()  # what packets can reach by now
         if self.uncounted:
             log.warning("%s", self.uncounted)
         self._announce_start()
+
+    def _publisher(self) -> Callable[[Targets], None]:
+        """Return what is to be told of routes: XDP's own map, where there is XDP."""
+        if isinstance(self.shared, maps.SharedMaps):
+            return RouteMap(self.shared.routes_fd).replace
+        return lambda _: None
+
+    def _open(self, stack: contextlib.ExitStack, interfaces: list[Interface]) -> None:
+        """Open tables, clock and engine: those asked for, or the best that work."""
+        if self.settings.engine == "raw":
+            self._open_raw(stack, interfaces, "asked for")
+            return
+        try:
+            with contextlib.ExitStack() as attempt:
+                self._open_xdp(attempt, interfaces)
+                stack.push(attempt.pop_all())
+        except MissingFeatureError as error:
+            if self.settings.engine != "auto":
+                raise
+            log.warning("no engine xdp: %s", error)
+            self._open_raw(stack, interfaces, f"no engine xdp: {error}")
+
+    def _open_xdp(self, stack: contextlib.ExitStack, interfaces: list[Interface]) -> None:
+        settings = self.settings
+        kernel.mount_bpffs(settings.bpffs)
+        self._refuse_foreign_programs(interfaces)
+        self.shared = shared = stack.enter_context(maps.open_or_create(settings.pins, self._capacity()))
+        if shared.is_new:
+            stack.callback(self._remove_if_unused)
+        self.clock = JiffyClock()
+        self._open_flows(kernel.membarrier_global)
+        if not shared.is_new:
+            self._write_off()
+        self.engine = engine = Engine(settings, shared, self.clock, maglev.DEFAULT_SEED)
+        stack.callback(self._stop)
+        engine.prepare(interfaces)
+        remove_raw(settings)  # what engine raw has left is in nobody's way, and of no use
+        try:
+            self.redirects = stack.enter_context(RedirectErrors())
+        except Error as error:
+            self.uncounted = str(error)
+
+    def _open_raw(self, stack: contextlib.ExitStack, interfaces: list[Interface], why: str) -> None:
+        settings = self.settings
+        if settings.link_pins():
+            raise AttachError(
+                f"node {settings.name!r} has left XDP programs, which would take packets first; `turnout detach` first"
+            )
+        capacity = self._capacity()
+        try:
+            self.shared = stack.enter_context(files.open_or_create(settings.table_folder, capacity))
+        except files.NoRoomError as error:
+            log.warning("%s: tables in memory; a restart forgets connections", error)
+            self.shared = files.in_memory(capacity)
+        if self.shared.is_new:
+            stack.callback(self._remove_if_unused)
+        self.clock = MonotonicClock()
+        self._open_flows(lambda: None)
+        self.engine = RawEngine(settings, self.shared.tables, capacity, self.clock, maglev.DEFAULT_SEED, why)
+        stack.callback(self._stop)
+        self.engine.prepare(interfaces)
+
+    def _open_flows(self, wait_for_readers: Callable[[], None]) -> None:
+        """Make the flow table, or take over what is in it."""
+        self.flows = FlowTable(self.shared.tables, self.clock, wait_for_readers)
+        if self.shared.is_new:
+            self.flows.create()
+            return
+        abandoned = self.flows.take_over()
+        log.info("took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else "")
 
     def _write_off(self) -> None:
         """Count as lost what XDP had punted to the daemon before this one and that one never saw."""
@@ -176,7 +276,12 @@ class Node:
         """Refuse an interface that has somebody else's XDP program, before anything is changed."""
         for interface in interfaces:
             state = kernel.xdp_state(interface.ifindex)
-            if state is not None and not self.settings.link_pin(interface.name).exists():
+            pin = self.settings.link_pin(interface.name)
+            if state is not None and not pin.exists():
+                renamed = loader.find_renamed(self.settings.link_pins(), interface.ifindex)
+                if renamed is not None:  # since an earlier daemon attached it
+                    renamed.rename(pin)
+                    continue
                 raise AttachError(
                     f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; "
                     f"remove it (`ip link set {interface.name} xdp off`, or stop the program that owns it) "
@@ -185,19 +290,29 @@ class Node:
 
     def _remove_if_unused(self) -> None:
         """Remove tables that this start has made if nothing came to be attached to them."""
-        if not self.settings.link_pins():
+        if not self._has_served and not self.settings.link_pins():
             maps.remove(self.settings.pins)
+            files.remove(self.settings.table_folder)
 
     def _let_go_if_unused(self) -> None:
         """Give neighbours back to the kernel if this start came to nothing."""
-        if not self.settings.link_pins():
+        if not self._has_served and not self.settings.link_pins():
             self.next_hops.let_go_all()
+
+    def _give_ports_back_if_unused(self) -> None:
+        if not self.settings.link_pins():
+            give_back(self.settings.reserved_path)
 
     def _announce_start(self) -> None:
         ports = len(self.snapshot.ports)
         for name, attachment in self.engine.attachments.items():
-            log.info("%s: XDP %s%s", name, attachment.mode, f" ({attachment.why})" if attachment.why else "")
+            how = f"XDP {attachment.mode}" if attachment.mode else "packet sockets"
+            log.info("%s: %s%s", name, how, f" ({attachment.why})" if attachment.why else "")
         log.info("serving %d Service ports, engine %s", ports, self.engine.name)
+        if not self.engine.serves_the_node:
+            log.warning(
+                "engine raw serves no node ports and masquerades nobody: what is addressed to the node is the kernel's"
+            )
 
     # Serving.
 
@@ -206,15 +321,23 @@ class Node:
         loop.set_exception_handler(lambda _, context: self._note("event loop", context.get("exception") or context))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "next hops": self.next_hops.run,
+            "interfaces": self._follow_interfaces,
+            "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self.watch_redirects),
             "sweep": self._sweep,
-            "clock": lambda: _every(_CALIBRATE_S, self.clock.calibrate),
-            "losses": lambda: _every(_READ_LOSSES_S, self.read_losses),
+            "clock": lambda: every(_CALIBRATE_S, self.clock.calibrate),
+            "losses": lambda: every(_READ_LOSSES_S, self.read_losses),
+            "ports": lambda: every(_READ_LOSSES_S, self.watch_ports),
+            "health checks": self._answer_health_checks,
             "files": self._follow_files,
             "reload": self._reload,
         }
+        if self.engine.needs_rows:
+            jobs["tidy"] = self._tidy
+        if self.announcer is not None:
+            jobs["announcing"] = lambda: every(_ANNOUNCE_S, self._announce)
         async with Server(self.settings, self.answer), asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._keep_up(name, job)) for name, job in jobs.items()]
             with self._metrics():
@@ -250,11 +373,19 @@ class Node:
 
     async def _follow_files(self) -> None:
         try:
-            async for _ in self._files:
+            async for names in self._files:
+                if names is None or self._changed_files is None:
+                    self._changed_files = None
+                else:
+                    self._changed_files |= names
                 self._reload_wanted.set()
         finally:
             self._files = changes(self.settings.files)
-            self._reload_wanted.set()
+            self._reload_all()
+
+    def _reload_all(self) -> None:
+        self._changed_files = None
+        self._reload_wanted.set()
 
     async def _reload(self) -> None:
         """Read the manifests again when asked to, one time after the other, and apply them if they are right.
@@ -264,69 +395,228 @@ class Node:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
+            names, self._changed_files = self._changed_files, set()
+            is_in_step, self._is_in_step = self._is_in_step, False
             try:
-                self._apply(await asyncio.to_thread(self._load))
+                plan = await asyncio.to_thread(self._plan, names) if names is not None and is_in_step else None
+                if plan is not None:
+                    self._apply_plan(plan)
+                else:
+                    self._apply(await asyncio.to_thread(self._load))
             except Error as error:
                 self.rejected = error
                 kind = "manifests" if isinstance(error, ConfigError) else "configuration"
                 log.error("%s not applied, what ran before goes on:\n%s", kind, error)
 
-    def _apply(self, snapshot: Snapshot) -> None:
-        change = self.services.apply(rows_of(snapshot))
-        for note in set(snapshot.not_honoured) - set(self.snapshot.not_honoured):
+    @property
+    def snapshot(self) -> Snapshot:
+        """What runs, resolved."""
+        return self.live.snapshot()
+
+    def _apply(self, live: Live) -> None:
+        """Make the node do what all manifests say."""
+        snapshot = live.snapshot()
+        change = self._program(snapshot)
+        known = set(self.snapshot.not_honoured)
+        self.live = live
+        self.next_hops.retain(live.endpoint_addresses())
+        self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
+
+    def _apply_plan(self, plan: Plan) -> None:
+        """Make the node do what a few manifests have changed."""
+        if plan.here != self.here:  # the node's addresses have changed since
+            plan = self.live.plan(plan.changes, self.here)
+        self.engine.expect_more(plan.rows)
+        self.next_hops.add_local(local_addresses(plan.rows))
+        change = self.services.update(plan.rows, plan.without)
+        self.next_hops.leave(self.live.commit(plan))
+        if self.engine.needs_rows:
+            self.engine.expect(rows_of(self.snapshot, self.here))
+        self._has_applied(change, plan.not_honoured)
+
+    def _has_applied(self, change: Change, not_honoured: Iterable[NotHonoured]) -> None:
+        for note in not_honoured:
             log.warning("%s", note)
-        self.snapshot, self.rejected, self.applied_at_s = snapshot, None, time.time()
+        self._is_in_step, self.rejected, self.applied_at_s = True, None, time.time()
         self.programmed = self.desired
-        self.next_hops.retain({endpoint.address for port in snapshot.ports for endpoint in port.endpoints})  # type: ignore[misc]
-        present = {(endpoint.address, endpoint.port) for port in snapshot.ports for endpoint in port.endpoints}
-        self._gone = (self._gone | change.gone) - present
+        self._has_programmed(change)
+
+    def _reprogram(self) -> None:
+        """Bring the rows up to date when not the Services but the node's addresses have changed."""
+        try:
+            self._has_programmed(self._program(self.snapshot))
+        except Error as error:
+            self._note("addresses", error)
+
+    def _program(self, snapshot: Snapshot) -> Change:
+        """Make the tables say all of a snapshot, at the addresses that the node has now."""
+        settings, here = self.settings, NOTHING_HERE
+        if self.engine.serves_the_node:
+            families = tuple(sorted({network.version for network in settings.cluster_cidr}))
+            here = Here(self._node_port_addresses(), settings.masquerades, knows_inside=families)
+        rows = rows_of(snapshot, here)
+        self.next_hops.add_local(local_addresses(rows))
+        self.engine.expect(rows)
+        change = self.services.apply(rows, self.next_hops.own_addresses())
+        self.here = here
+        return change
+
+    def _node_port_addresses(self) -> tuple[IPAddress, ...]:
+        return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)
+
+    def _has_programmed(self, change: Change) -> None:
+        if self.announcer is not None:
+            own = self.next_hops.own_addresses()  # the kernel's to answer for
+            vips = {frontend.address for port in self.snapshot.ports for frontend in port.frontends}
+            self._vips = frozenset(int(vip) for vip in vips if isinstance(vip, IPv4Address) and vip not in own)
         self._changed.set()
+        self._checks_changed.set()
         log.debug("applied %s", change)
+
+    async def _follow_interfaces(self) -> None:
+        """Have the engine serve what the interfaces are now."""
+        self.next_hops.when_links_change = self._links_changed.set
+        while True:
+            given = {name: self.netdev.with_real_queues(link) for name, link in self.next_hops.given().items()}
+            if not self.engine.is_in_step(given):
+                await asyncio.to_thread(self.engine.follow, given, self.flows)
+            await tick(self._links_changed, next_tick(_LOOK_AT_INTERFACES_S))
+            self._links_changed.clear()
+
+    def watch_redirects(self) -> None:
+        """Have the kernel route what would leave by an interface whose driver loses redirected frames, while it does.
+
+        Asked before, the kernel tells of most; of others, frames that were lost do.
+        """
+        failures = self.redirects.counts() if self.redirects else {}
+        fresh = [lost for lost, frames in failures.items() if frames > self._failures_seen.get(lost, 0)]
+        self._failures_seen = failures
+        now = time.monotonic()
+        self.lost_at |= dict.fromkeys(fresh, now)
+        self.losing_since = {lost: self.losing_since.get(lost, now) for lost in fresh}
+        losing = {lost.to_ifindex for lost in fresh if lost.errno in _NO_REDIRECTS}
+        refusing = {}
+        for name, link in self.next_hops.given().items() if self.engine.redirects_natively else ():
+            takes = self.netdev.takes_redirects(link.ifindex)
+            if takes is False or link.ifindex in losing or (takes is None and link.ifindex in self.refusing):
+                refusing[link.ifindex] = name
+        for ifindex in refusing.keys() - self.refusing.keys():
+            log.warning("%s: takes no redirected frames; the kernel routes what leaves there", refusing[ifindex])
+        for ifindex in self.refusing.keys() - refusing.keys():
+            log.info("%s: takes redirected frames again", self.refusing[ifindex])
+            self.lost_at = {lost: at for lost, at in self.lost_at.items() if lost.to_ifindex != ifindex}
+        self.refusing = refusing
+        self.next_hops.set_refusing(refusing)
+
+    def _announce(self) -> None:
+        """Announce the VIPs on our interfaces, as they are now; hear who else does."""
+        if self.announcer is None:
+            return
+        now = time.monotonic()
+        served = {name: link for name, link in self.next_hops.given().items() if name in self.engine.attachments}
+        self.announcer.announce(self._vips, served, now)
+        self.announcer.turn(now)
+
+    async def _answer_health_checks(self) -> None:
+        """Have the health check ports answered as of the last change; where that failed, try again."""
+        try:
+            while True:
+                self._checks_changed.clear()
+                problems = await self.health_checks.apply(self.snapshot.health_checks, self._node_port_addresses())
+                for problem in problems:
+                    self._note("health check", problem)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LISTEN_AGAIN_S if problems else None):
+                        await self._checks_changed.wait()
+        finally:
+            self.health_checks.close()
 
     async def _sweep(self) -> None:
         """Look at every flow in turn, and clear up behind a change as soon as nobody can see what was before."""
-        slices = -(-len(self.shared.tables.flows) // _SWEEP_SLOTS)
         while True:
-            await asyncio.to_thread(self.flows.sweep, _SWEEP_SLOTS)
+            cpu_s = await asyncio.to_thread(self._sweep_slice)
+            await asyncio.to_thread(self.services.forget, self.clock.now())
             if self._changed.is_set():
                 self._changed.clear()
-                parted, gone = self.services.take_parted(), self._gone
-                self._gone = set()
+                parted = self.services.take_parted()
                 await asyncio.to_thread(self.flows.wait_for_grace)
-                self.services.release(parted)
-                # A packet that chose such an endpoint before the change has inserted its flow by now. TCP connections
-                # go on (C8), but a UDP flow never ends by itself.
-                udp = [(int(address), number, int(Protocol.UDP)) for address, number in gone]
-                await asyncio.to_thread(self.flows.end_towards, udp)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SWEEP_PASS_S / slices):
-                    await self._changed.wait()
+                self.clear_up(parted)
+                await asyncio.to_thread(self.end_strays)
+                await asyncio.to_thread(self.engine.tidy, self.flows)
+            slices = -(-self.flows.slots_of_a_pass // _SWEEP_SLOTS)
+            await tick(self._changed, next_tick(seconds_of_a_pass(cpu_s * slices) / slices))
+
+    def _sweep_slice(self) -> float:
+        """Sweep a slice of the flows; return the seconds of CPU that it took."""
+        began = time.thread_time()
+        self.flows.sweep(_SWEEP_SLOTS)
+        return time.thread_time() - began
+
+    def clear_up(self, parted: Parted) -> None:
+        """Make reusable what a change has parted with; nobody looks at it any more."""
+        self.services.forget(self.clock.now(), parted.endpoints)
+        self.services.release(parted)
+
+    def end_strays(self) -> None:
+        """End UDP flows whose Service has their endpoint no more: by themselves they never would (C8).
+
+        TCP goes on, but for Services that would rather have it reset.
+
+        After a grace period: a packet that chose such an endpoint before the change has inserted its flow by then.
+        """
+        names = Names(self.shared.tables)
+        for protocol in (Protocol.UDP, Protocol.UDP | Protocol.IPV6):
+            self.flows.keep_only(protocol, living(self.snapshot, self.here, protocol, names))
+        for protocol in (Protocol.TCP, Protocol.TCP | Protocol.IPV6):
+            lost = impatient(self.snapshot, self.here, protocol, names)
+            if lost:
+                self.flows.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            await asyncio.to_thread(self.engine.tidy, self.flows)
 
     def read_losses(self) -> None:
-        """Add what the AF_XDP sockets have lost since the last call to the counters, which outlive the sockets."""
+        """Add what the sockets have lost since the last call to the counters, which outlive the sockets."""
         lost = self.engine.lost()
         row = self._worker_counters[0]["packets"]
         row[Reason.PUNT_LOST] += lost - self._lost_seen
         self._lost_seen = lost
 
+    def watch_ports(self) -> None:
+        """Say so when new connections have found no port to leave from since the last call."""
+        found_none = int(self._worker_counters["packets"][:, Reason.NO_SNAT_PORT].sum())
+        more, self._found_no_port = found_none - self._found_no_port, found_none
+        if more > 0:
+            ports = self.settings.snat_ports
+            text = f"{more} new connections found no free port among {ports}; give more with --snat-ports"
+            self._note("masquerading", text)
+
     # Stopping.
 
     def _stop(self) -> None:
+        self.shared.tables.control[0]["answers_arp"] = 0  # before anything goes that answers would lead to
+        if self.announcer is not None:
+            self.announcer.withdraw()
         self.engine.stop_workers()
         self.read_losses()
         self.engine.stop()
-        if not self.engine.attachments:
-            return  # it never came to serve
-        if (self.settings.on_exit or ("detach" if self._signal == signal.SIGINT else "keep")) == "detach":
+        if not self._has_served:
+            return
+        settings, goes_on = self.settings, self.engine.goes_on_alone
+        if (settings.on_exit or ("detach" if self._signal == signal.SIGINT else "keep")) == "detach":
             self.engine.detach()
             self.next_hops.let_go_all()
-            maps.remove(self.settings.pins)
-            log.info("stopped; programs and tables removed")
-        else:
+            give_back(settings.reserved_path)
+            maps.remove(settings.pins)
+            files.remove(settings.table_folder)
+            log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
+        elif goes_on:
             log.info("stopped; XDP goes on forwarding known flows; `turnout detach` ends that")
-
-
-async def _every(seconds: float, job: Callable[[], None]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        job()
+        elif settings.on_exit == "keep":
+            log.info("stopped; packets of Services are dropped until the next start, or `turnout detach`")
+        else:
+            self.engine.detach()
+            self.next_hops.let_go_all()
+            log.info("stopped; the next start goes on with the connections, `turnout detach` forgets them")

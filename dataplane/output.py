@@ -93,7 +93,9 @@ def _next_step(status: Mapping[str, Any]) -> str:
 
 def _interface_line(interface: Row) -> str:
     why = f": {printable(interface['why'])}" if interface["why"] else ""
-    name, mode = printable(interface["name"]), printable(interface["xdp_mode"])
+    is_raw = interface["engine"] == "raw" and not interface["why"].startswith("not attached")
+    without = "raw" if is_raw else "not attached"
+    name, mode = printable(interface["name"]), printable(interface["xdp_mode"] or without)
     return f"{name} {mode}, {interface['rx_packets']:,} packets received{why}"
 
 

@@ -224,6 +224,14 @@ def refill(queue, pool):
 
 
 @compiled
+def is_short(queue):
+    """Return whether the fill ring lacks chunks that `refill` did not find in the pool."""
+    ring = queue.fill
+    room = len(ring.slots) - distance(load_acquire(ring.producer, 0), load_acquire(ring.consumer, 0))
+    return room >= min(REFILL_CHUNKS, len(ring.slots))
+
+
+@compiled
 def drive(queue):
     """Make the driver look at the fill ring or, where busy polling is preferred, poll its queue now."""
     recvfrom(queue.fd, 0, 0, MSG_DONTWAIT, 0, 0)

@@ -16,13 +16,27 @@ from typing import Any, Literal, NamedTuple
 DEFAULT_NAME = "node"
 DEFAULT_RUN_FOLDER = "/run/turnout"
 ENGINES = ("auto", "xdp", "afxdp", "raw")
+MASQUERADES = ("auto", "none", "external", "all")
 XDP_MODES = ("auto", "native", "generic")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MOST_CONNECTIONS = 500_000_000  # 165 bytes each: 82 GB
 _LONGEST_INTERFACE = 15  # IFNAMSIZ, without its end
-_LINK = "link-"
+_LINK, _EGRESS = "link-", "egress-"
 _Network = IPv4Network | IPv6Network
+
+
+class PortRange(NamedTuple):
+    """Ports from `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+DEFAULT_SNAT_PORTS = PortRange(61000, 65535)  # beyond those that Linux gives to its own connections
 
 
 def _run_folder() -> Path:
@@ -40,13 +54,25 @@ class Settings:
     xdp_mode: Literal["auto", "native", "generic"] = "auto"
     capacity: int = 1_000_000  # connections
     announce: str = "none"
+    ping: str = "answer"
     on_exit: str | None = None  # None: keep after SIGTERM, detach after Ctrl-C
     node_name: str = ""
     zone: str = ""
     allow_external_ips: tuple[_Network, ...] = ()
+    nodeport_addresses: tuple[_Network, ...] = ()  # none: all addresses of the interfaces
+    masquerade: str = "auto"
+    cluster_cidr: tuple[_Network, ...] = ()
+    snat_ports: PortRange = DEFAULT_SNAT_PORTS
     metrics: tuple[str, int] | None = None  # address and port
     log_format: str = "text"
     run_folder: Path = field(default_factory=_run_folder)
+
+    @property
+    def masquerades(self) -> str:
+        """Who is masqueraded: none, external or all (docs/adr/0022)."""
+        if self.masquerade != "auto":
+            return self.masquerade
+        return "external" if self.cluster_cidr else "none"
 
     @property
     def socket_path(self) -> Path:
@@ -59,6 +85,16 @@ class Settings:
         return self.run_folder / f"{self.name}.lock"
 
     @property
+    def offloads_path(self) -> Path:
+        """The file that says what is to be switched on again at the end."""
+        return self.run_folder / f"{self.name}.offloads"
+
+    @property
+    def reserved_path(self) -> Path:
+        """The file that says which ports the node has reserved."""
+        return self.run_folder / f"{self.name}.ports"
+
+    @property
     def bpffs(self) -> Path:
         """The mount that holds the pins of all nodes."""
         return self.run_folder / "bpf"
@@ -68,14 +104,38 @@ class Settings:
         """The folder of this node's pins."""
         return self.bpffs / self.name
 
+    @property
+    def table_folder(self) -> Path:
+        """The folder of the tables of engine `raw`."""
+        return self.run_folder / "tables" / self.name
+
+    @property
+    def filter_record(self) -> Path:
+        """The file that tells of the ingress filter of engine `raw`."""
+        return self.run_folder / f"{self.name}.filter"
+
     def link_pin(self, interface: str) -> Path:
         """Return where the link to `interface` is pinned. A bpffs takes no dots, which interfaces may have."""
-        return self.pins / f"{_LINK}{interface.replace('%', '%25').replace('.', '%2e')}"
+        return self._pin(_LINK, interface)
+
+    def egress_pin(self, interface: str) -> Path:
+        """Return where the link of the program is pinned that frames meet as they leave by `interface`."""
+        return self._pin(_EGRESS, interface)
+
+    def _pin(self, kind: str, interface: str) -> Path:
+        return self.pins / f"{kind}{interface.replace('%', '%25').replace('.', '%2e')}"
 
     def link_pins(self) -> list[Path]:
-        """Return the links that are pinned, whichever interface they are on."""
+        """Return the links of XDP programs that are pinned, whichever interface they are on."""
+        return self._pins_of(_LINK)
+
+    def egress_pins(self) -> list[Path]:
+        """Return the others."""
+        return self._pins_of(_EGRESS)
+
+    def _pins_of(self, kind: str) -> list[Path]:
         try:
-            return sorted(pin for pin in self.pins.iterdir() if pin.name.startswith(_LINK))
+            return sorted(pin for pin in self.pins.iterdir() if pin.name.startswith(kind))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -127,6 +187,16 @@ def _read_network(text: str) -> _Network:
         raise ValueError(f"{error}; expected a network like 203.0.113.0/24") from None
 
 
+def _read_ports(text: str) -> PortRange:
+    first, _, last = text.partition("-")
+    if (
+        not all(re.fullmatch(r"[0-9]{1,5}", part) for part in (first, last))
+        or not 1023 < int(first) <= int(last) < 65536
+    ):
+        raise ValueError(f"{text!r} is no range of ports; expected one like {DEFAULT_SNAT_PORTS}, from 1024 on")
+    return PortRange(int(first), int(last))
+
+
 def _read_endpoint(text: str) -> tuple[str, int]:
     """Return (address, port) of `ADDR:PORT` or `[ADDR6]:PORT`; `:PORT` is every address."""
     host, colon, number = text.rpartition(":")
@@ -171,12 +241,13 @@ OPTIONS: Mapping[str, Option] = {
     "name": Option("name", read_name, "NAME", "Which node."),
     "file": Option("files", _read_path, "PATH...", "Manifests: files, folders, or - for stdin.", is_list=True),
     "interface": Option("interfaces", _read_interface, "IFACE...", "Interfaces to serve.", is_list=True),
-    "engine": _choice("engine", ENGINES, "What forwards packets; auto: xdp (raw: not in this version)."),
+    "engine": _choice("engine", ENGINES, "What forwards packets; auto: xdp, without BPF raw."),
     "xdp-mode": _choice("xdp_mode", XDP_MODES, "In the driver, or after it; auto: in the driver if it can."),
     "capacity": Option("capacity", _read_capacity, "CONNECTIONS", "Room in the flow table, 165 bytes each."),
     "announce": _choice(
-        "announce", ("none", "arp"), "Whether to answer ARP for the Services' addresses (arp: not in this version)."
+        "announce", ("none", "arp"), "Whether to answer ARP for the Services' addresses, and to announce them."
     ),
+    "ping": _choice("ping", ("answer", "drop"), "What becomes of echo requests to the Services' addresses."),
     "on-exit": _choice(
         "on_exit", ("keep", "detach"), "Programs and tables after the end. Default: keep, after Ctrl-C detach."
     ),
@@ -189,6 +260,29 @@ OPTIONS: Mapping[str, Option] = {
         "A network that externalIPs may be in; repeat for more.",
         is_list=True,
     ),
+    "nodeport-addresses": Option(
+        "nodeport_addresses",
+        _read_network,
+        "CIDR",
+        "Serve node ports at the node's addresses in this network; repeat for more. Default: at all those of the "
+        "interfaces.",
+        is_list=True,
+    ),
+    "masquerade": _choice(
+        "masquerade",
+        MASQUERADES,
+        "Whose source address becomes the node's; auto: external with --cluster-cidr, else none.",
+    ),
+    "cluster-cidr": Option(
+        "cluster_cidr",
+        _read_network,
+        "CIDR",
+        "A network of pods: clients in it are inside the cluster; repeat for more.",
+        is_list=True,
+    ),
+    "snat-ports": Option(
+        "snat_ports", _read_ports, "FIRST-LAST", "The node's ports that masqueraded connections leave from."
+    ),
     "metrics": Option("metrics", _read_endpoint, "ADDR:PORT", "Serve Prometheus metrics here."),
     "log-format": _choice("log_format", ("text", "json"), "How messages on stderr look."),
 }
@@ -197,6 +291,6 @@ OPTIONS: Mapping[str, Option] = {
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> Settings:
     """Return settings from two mappings of fields; a flag wins over the file, None and () mean not given."""
     given = {name: value for source in (file, flags) for name, value in source.items() if value not in (None, ())}
-    for name in ("files", "interfaces", "allow_external_ips"):
+    for name in ("files", "interfaces", "allow_external_ips", "nodeport_addresses", "cluster_cidr"):
         given[name] = tuple(dict.fromkeys(given.get(name, ())))
     return Settings(**{"name": DEFAULT_NAME, **given})

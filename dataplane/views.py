@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conntrack.table import Connection
-from xdp import kernel
+from lb.rows import frontends_of, known_as
+from xdp.addresses import IPAddress, with_port
 from xdp.byteorder import swap16, swap32
 from xdp.errors import UsageError
+from xdp.names import Names
 from xdp.redirects import Lost
 from xdp.schema import Protocol, Reason, Verdict, verdict_of
 
 if TYPE_CHECKING:
-    from dataplane.netdev import Interface
     from dataplane.node import Node
 
 _TROUBLE_SHOWN_S = 60.0
+_OVERLOAD_S = 5.0  # for so long a full ring is a burst
 _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 
 
@@ -41,10 +44,14 @@ def by_verdict(rows: Any) -> Counter[Verdict]:
 
 
 def packets(node: Node) -> dict[str, dict[str, int]]:
-    """Return the accounts: xdp.received = forwarded + passed + dropped + punted; userspace's likewise."""
+    """Return the accounts: xdp.received = forwarded + passed + dropped + punted; userspace's likewise.
+
+    `egress` is what the kernel sends by our interfaces: replies that are translated there, and all else.
+    """
     node.read_losses()
     xdp, user = _totals(node.shared.tables.xdp_counters), _totals(node.shared.tables.worker_counters)
     x, u = by_verdict(node.shared.tables.xdp_counters), by_verdict(node.shared.tables.worker_counters)
+    e = by_verdict(node.shared.tables.egress_counters)
     return {
         "xdp": {
             "received": sum(x.values()),
@@ -58,9 +65,16 @@ def packets(node: Node) -> dict[str, dict[str, int]]:
         "userspace": {
             "received": sum(u.values()),
             "forwarded": u[Verdict.FORWARD],
+            "passed": u[Verdict.PASS],
             "dropped": u[Verdict.DROP],
             "punt_lost": user.get(Reason.PUNT_LOST, 0),
-            "originated": 0,
+            "originated": int(node.shared.tables.worker_counters["originated"].sum())
+            + (node.announcer.sent if node.announcer else 0),
+        },
+        "egress": {
+            "received": sum(e.values()),
+            "forwarded": e[Verdict.FORWARD],
+            "passed": e[Verdict.PASS],
         },
     }
 
@@ -84,20 +98,6 @@ def reasons(node: Node) -> dict[str, int]:
     return {reason.name: count for reason, count in sorted(both.items())}
 
 
-def _complaints_of(node: Node, link: Interface) -> list[str]:
-    """Return what has happened to an interface since its program was attached."""
-    served = sum(queue.interface.name == link.name for queue in node.engine.queues)
-    if link.ifindex != node.engine.attachments[link.name].ifindex:
-        what = "deleted and made again since"
-    elif kernel.xdp_state(link.ifindex) is None:
-        what = "its XDP program was taken off"
-    elif node.netdev.interface(link.name).rx_queues != served:
-        what = "the number of its queues has changed"
-    else:
-        return []
-    return [f"{link.name}: {what}; restart the daemon"]
-
-
 def _complaints(node: Node) -> list[str]:
     """Return what is not as it should be, worst first."""
     found = list(node.engine.stalled())
@@ -107,30 +107,49 @@ def _complaints(node: Node) -> list[str]:
         problems = str(node.rejected).splitlines()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
-    links = {link.name: link for link in node.netdev.interfaces()}
-    for name in node.settings.interfaces:
-        link = links.get(name)
-        if link is None:
-            found.append(f"{name}: the interface has gone")
-        elif not link.is_up:
-            found.append(f"{name}: the interface is down")
-        elif name in node.engine.attachments:
-            found += _complaints_of(node, link)
+    found += node.engine.complaints()
+    if node.announcer:
+        found += node.announcer.conflicts(now)
+    given = node.next_hops.given()
+    found += [f"{name}: the interface is down" for name, link in given.items() if not link.is_up]
     endpoints = {str(endpoint.address) for port in node.snapshot.ports for endpoint in port.cluster}
     for hop in node.next_hops.describe():
         if hop["destination"] in endpoints and hop["state"] == "foreign":
+            unless = f" ({node.engine.why_no_egress})" if node.engine.why_no_egress else ""
             found.append(
                 f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; "
-                f"add -i {hop['interface']}"
+                f"add -i {hop['interface']}, or the nodeName {node.settings.node_name} if it is on this node{unless}"
             )
         elif hop["destination"] in endpoints and hop["state"] == "unresolved":
             found.append(f"endpoint {hop['destination']}: no route, or its neighbour does not answer")
-    for (_, to, error), frames in _redirect_failures(node).items():
-        name = next((link.name for link in links.values() if link.ifindex == to), f"interface {to}")
-        found.append(
-            f"{name}: {frames} frames were lost on their way out (errno {error}); "
-            "a veth's far end needs an XDP program or GRO"
-        )
+    found += [
+        f"{name}: takes no redirected frames, and what leaves there is routed by the kernel; "
+        "a veth's far end needs an XDP program or GRO"
+        for name in node.refusing.values()
+    ]
+    if node.next_hops.interfaces_of_local() and not node.netdev.is_forwarding():
+        found.append("endpoints on this node: the kernel does not forward to them; set net.ipv4.ip_forward to 1")
+    return found + _losses(node, now)
+
+
+def _losses(node: Node, now: float) -> list[str]:
+    """Return what is to be said of frames that were lost on their way out of XDP."""
+    found = []
+    names = {link.ifindex: link.name for link in node.netdev.interfaces()}
+    for lost, frames in _redirect_failures(node).items():
+        is_recent = now - node.lost_at.get(lost, -_TROUBLE_SHOWN_S) < _TROUBLE_SHOWN_S
+        name = names.get(lost.to_ifindex, f"interface {lost.to_ifindex}")
+        if not lost.errno:  # the driver took only some: its ring was full, or they were too long for the far end
+            if now - node.losing_since.get(lost, now) >= _OVERLOAD_S:
+                found.append(
+                    f"{name}: frames are being lost on their way out, {frames} so far; "
+                    "there are more than it takes, or a veth's far end has a smaller MTU"
+                )
+        elif is_recent and lost.to_ifindex not in node.refusing:
+            found.append(
+                f"{name}: {frames} frames were lost on their way out (errno {lost.errno}); "
+                "a veth's far end needs an XDP program or GRO"
+            )
     return found
 
 
@@ -155,43 +174,62 @@ def status(node: Node) -> dict[str, Any]:
 
 
 def interfaces(node: Node) -> list[dict[str, Any]]:
-    """Return the interfaces that take part."""
-    known = {link.name: link for link in node.netdev.interfaces()}
+    """Return the interfaces that take part: those that were given, and those that the kernel reaches endpoints by."""
+    given = node.next_hops.given()
     shown = []
-    for name, attachment in node.engine.attachments.items():
-        link = known.get(name)
-        received = node.netdev.statistics(link.ifindex).rx_packets if link else 0
+    for name in node.settings.interfaces:
+        link, attachment = given.get(name), node.engine.attachments.get(name)
+        with contextlib.suppress(UsageError):  # it has gone
+            received = 0
+            received = node.netdev.statistics(link.ifindex).rx_packets if link else 0
         shown.append(
             {
                 "name": name,
                 "engine": node.engine.name,
-                "xdp_mode": attachment.mode,
-                "why": attachment.why,
+                "xdp_mode": attachment.mode if attachment else None,
+                "why": attachment.why if attachment else "not attached: see `turnout status`",
                 "rx_packets": received,
+            }
+        )
+    for name, count in sorted(node.next_hops.interfaces_of_local().items()):
+        shown.append(
+            {
+                "name": name,
+                "engine": "kernel",
+                "xdp_mode": None,
+                "why": f"{count} endpoint{'s' if count > 1 else ''} on this node",
+                "rx_packets": _received(node, name),
             }
         )
     return shown
 
 
-def _place(address: int, port: int) -> str:
-    return f"{IPv4Address(address)}:{port}"
+def _received(node: Node, name: str) -> int:
+    with contextlib.suppress(UsageError):  # it has gone
+        return node.netdev.statistics(node.netdev.interface(name).ifindex).rx_packets
+    return 0
 
 
 def _services_by_frontend(node: Node) -> dict[tuple[int, int, int], str]:
+    here, addresses = node.here, Names(node.shared.tables)
     return {
-        (int(frontend.address), frontend.port, Protocol[port.protocol]): port.key
+        known_as(frontend, addresses): port.key
         for port in node.snapshot.ports
-        for frontend in port.frontends
-        if frontend.address is not None
+        for _, frontend in frontends_of(port, here)
     }
 
 
-def _shown(connection: Connection, service: str | None, offloaded: bool) -> dict[str, Any]:
+def _shown(connection: Connection, service: str | None, offloaded: bool, addresses: Names) -> dict[str, Any]:
+    protocol = connection.protocol
+
+    def shown(place: tuple[int, int]) -> str:
+        return _shown_place(*place, protocol, addresses)
+
     return {
-        "protocol": Protocol(connection.protocol).name,
-        "client": _place(*connection.client),
-        "frontend": _place(*connection.frontend),
-        "endpoint": _place(*connection.endpoint),
+        "protocol": Protocol(protocol & ~Protocol.IPV6).name,
+        "client": shown(connection.client),
+        "frontend": shown(connection.frontend),
+        "endpoint": shown(connection.endpoint),
         "service": service,
         "state": connection.state.name.lower(),
         "offloaded": offloaded,
@@ -202,20 +240,28 @@ def _shown(connection: Connection, service: str | None, offloaded: bool) -> dict
     }
 
 
-def _wire_place(text: str) -> tuple[int, int | None]:
-    """Return (address, port) of "ip" or "ip:port" as they lie in a record; the port is None if it is not given."""
-    address, _, port = text.partition(":")
-    return swap32(int(IPv4Address(address))), swap16(int(port)) if port else None
+def _shown_place(address: int, port: int, protocol: int, addresses: Names) -> str:
+    """Return an address and a port of a flow of this protocol, in host order, as text."""
+    return with_port(addresses.address_of(address) if protocol & Protocol.IPV6 else address, port)
 
 
-def _is_at(records: Any, way: str, text: str) -> Any:
+def _read_place(text: str) -> tuple[IPAddress, int | None]:
+    """Return (address, port) of "ip", "ip:port", "ip6", "[ip6]" or "[ip6]:port"; the port is None if not given."""
+    bare, _, port = text.removeprefix("[").partition("]:" if text.startswith("[") else ":")
+    if text.count(":") > 1 and not text.startswith("["):
+        bare, port = text, ""
+    return ip_address(bare.removesuffix("]")), int(port) if port else None
+
+
+def _is_at(records: Any, way: str, text: str, addresses: Names) -> Any:
     """Return which records have the place `text` as their src or dst (or new_src, new_dst)."""
     try:
-        address, port = _wire_place(text)
+        address, port = _read_place(text)
     except ValueError:
         raise UsageError(f"{text!r} is not an address, with a port or without: like 10.0.0.1 or 10.0.0.1:80") from None
-    found = records[f"{way}_addr"] == address
-    return found if port is None else found & (records[f"{way}_port"] == port)
+    number, _, family = known_as((address, 0, 0), addresses)
+    found = (records[f"{way}_addr"] == swap32(number)) & (records["protocol"] & Protocol.IPV6 == family)
+    return found if port is None else found & (records[f"{way}_port"] == swap16(port))
 
 
 def flows(
@@ -229,19 +275,19 @@ def flows(
 
     Records are chosen while they are arrays: there may be a million.
     """
-    names = _services_by_frontend(node)
+    names, addresses = _services_by_frontend(node), Names(node.shared.tables)
     originals, replies = node.flows.records()
     wanted = np.ones(len(originals), bool)
     if endpoint is not None:
-        wanted &= _is_at(originals, "new_dst", endpoint)
+        wanted &= _is_at(originals, "new_dst", endpoint, addresses)
     if client is not None:
-        wanted &= _is_at(originals, "src", client)
+        wanted &= _is_at(originals, "src", client, addresses)
     if service is not None:
         keys = [key for key, name in names.items() if service in (name, name.partition(":")[0])]
         wanted &= np.isin(_frontend_keys(originals), np.array([_frontend_key(*key) for key in keys], np.uint64))
     chosen = np.flatnonzero(wanted)[:limit]
     return [
-        _shown(connection, names.get((*connection.frontend, connection.protocol)), node.engine.offloads)
+        _shown(connection, names.get((*connection.frontend, connection.protocol)), node.engine.offloads, addresses)
         for connection in node.flows.connections(originals[chosen], replies[chosen])
     ]
 
@@ -259,19 +305,20 @@ def _frontend_keys(records: Any) -> Any:
 def services(node: Node) -> list[dict[str, Any]]:
     """Return every Service port with its frontends and endpoints."""
     held = _flows_by_endpoint(node)
+    here = node.here
     return [
         {
             "namespace": port.namespace,
             "name": port.name,
             "port": port.port_name or port.port,
             "protocol": port.protocol,
-            "frontends": [f"{frontend.address}:{frontend.port}" for frontend in port.frontends],
+            "frontends": [with_port(address, number) for _, (address, number, _) in frontends_of(port, here)],
             "endpoints": [
                 {
-                    "address": f"{endpoint.address}:{endpoint.port}",
+                    "address": with_port(endpoint.address, endpoint.port),
                     "state": endpoint.state.value,
                     "weight": endpoint.weight,
-                    "flows": held[port.key, f"{endpoint.address}:{endpoint.port}"],
+                    "flows": held[port.key, with_port(endpoint.address, endpoint.port)],
                 }
                 for endpoint in port.endpoints
             ],
@@ -284,6 +331,7 @@ def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
     """Return {(Service port, endpoint): connections}."""
     names = {_frontend_key(*key): name for key, name in _services_by_frontend(node).items()}
     originals, _ = node.flows.records()
+    addresses = Names(node.shared.tables)
     frontends = _frontend_keys(originals)
     places = originals["new_dst_addr"].astype(np.uint64) | originals["new_dst_port"].astype(np.uint64) << np.uint64(32)
     order = np.lexsort((places, frontends))
@@ -296,7 +344,8 @@ def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
     for frontend, place, count in zip(
         frontends[firsts].tolist(), places[firsts].tolist(), connections.tolist(), strict=True
     ):
-        counted[names.get(frontend, ""), _place(swap32(place & 0xFFFFFFFF), swap16(place >> 32))] += count
+        shown = _shown_place(swap32(place & 0xFFFFFFFF), swap16(place >> 32), frontend >> 48, addresses)
+        counted[names.get(frontend, ""), shown] += count
     return counted
 
 

@@ -3,20 +3,27 @@
 Editors write in place or rename over, a mounted ConfigMap swaps the symbolic link `..data`, a folder may vanish and
 come back. So a change is what stat(2) sees: a signature over all files, taken anew whenever the kernel reports
 something in a folder that matters, and now and then in any case (a folder that did not exist cannot be watched).
+
+In a folder of a hundred thousand files that look takes half a second. So where the kernel names files that lie in a
+given folder, and no link leads elsewhere, only these are looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+from lb.manifests import is_manifest
+
 DEBOUNCE_MS = 80  # a writer that truncates and then writes is given this long to be done
-_LOOK_ANYWAY_MS = 1000
-_STEP_MS = 100  # how often the watching thread looks: each look wakes it
+_LOOK_ANYWAY_MS = 4000  # at disks of other machines, of which the kernel tells nothing
+_LOOK_AGAIN_S = 1.0  # where folders are missing, or the kernel does not watch them
+_STEP_MS = 250  # how often the watching thread looks: each look wakes it and costs 0.2 ms
 _LOOK_SHARE = 100  # looking without a cause takes at most a hundredth of the time
 _UNREST_S = 2.0  # a file that never rests is reported nevertheless
 
@@ -59,44 +66,89 @@ def folders(paths: Sequence[str]) -> set[Path]:
     return {folder for folder in found if folder.is_dir()}
 
 
-def changes(paths: Sequence[str], debounce_ms: int = DEBOUNCE_MS) -> AsyncIterator[None]:
+def changes(paths: Sequence[str], debounce_ms: int = DEBOUNCE_MS) -> AsyncIterator[set[str] | None]:
     """Return an endless iterator that yields when files have changed and then rested for `debounce_ms`.
 
+    It yields the names of the files in given folders that have changed; None where any may have.
     What happens after this call is not missed, even before the first step: call it, then read the files.
     """
     return _changes(paths, signature(paths), debounce_ms)
 
 
-async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> AsyncIterator[None]:
+async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> AsyncIterator[set[str] | None]:
     if not _named(paths):
         await asyncio.Event().wait()
     not_before = 0.0
     told: set[str] = set()
+    has_links = _has_links(paths)
     while True:
-        async for has_cause in _stirrings(paths, told):
+        async for happened in _stirrings(paths, told):
             start = time.monotonic()
-            if not has_cause and start < not_before:
+            if happened is not None and not happened and start < not_before:
                 continue
-            now = await asyncio.to_thread(signature, paths)
-            not_before = start + _LOOK_SHARE * (time.monotonic() - start)
-            if now != known:
-                known = await _at_rest(paths, now, debounce_ms)
-                yield
+            names = _files_of(paths, happened) if happened and not has_links else None
+            if names is None:
+                now = await asyncio.to_thread(signature, paths)
+                not_before = start + _LOOK_SHARE * (time.monotonic() - start)
+                if now != known:
+                    known = await _at_rest(lambda: signature(paths), now, debounce_ms)
+                    has_links = _has_links(paths)
+                    yield None
+                continue
+            now = _look_at(names)
+            if any(known.get(name) != seen for name, seen in now.items()):
+                now = await _at_rest(lambda: _look_at(names), now, debounce_ms)  # noqa: B023 - awaited at once
+                changed = {name for name, seen in now.items() if known.get(name) != seen}
+                known.update(_look_at(_named(paths)) | now)
+                yield changed
 
 
-async def _at_rest(paths: Sequence[str], seen: Signature, debounce_ms: int) -> Signature:
-    """Return the signature once it has not changed for `debounce_ms`, or after `_UNREST_S`."""
+def _look_at(names: Iterable[str]) -> Signature:
+    return {name: _stat(name) for name in names}
+
+
+def _has_links(paths: Sequence[str]) -> bool:
+    """Tell whether a link leads from `paths`: then what happens elsewhere matters, too."""
+    for path in _named(paths):
+        if Path(path).resolve() != Path(path).absolute():
+            return True
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            if any(entry.is_symlink() for entry in entries):
+                return True
+    return False
+
+
+def _files_of(paths: Sequence[str], happened: Collection[str]) -> set[str] | None:
+    """Return the manifests in given folders that are among the paths that something happened to.
+
+    None if something happened to what is neither: a folder, a link, a file that is given by name.
+    """
+    given = {str(Path(path).absolute()): path for path in _named(paths)}
+    found: set[str] = set()
+    for path in happened:
+        folder, name = os.path.split(path)
+        if path in given or Path(path).is_symlink():
+            return None
+        if folder in given and is_manifest(name):
+            found.add(os.path.join(given[folder], name))  # noqa: PTH118 - as scandir, and `load`, name it
+    return found
+
+
+async def _at_rest(look: Callable[[], Signature], seen: Signature, debounce_ms: int) -> Signature:
+    """Return what `look` returns once that has not changed for `debounce_ms`, or after `_UNREST_S`."""
     deadline = time.monotonic() + _UNREST_S
     while True:
         await asyncio.sleep(debounce_ms / 1000)
-        now = await asyncio.to_thread(signature, paths)
+        now = await asyncio.to_thread(look)
         if now == seen or time.monotonic() >= deadline:
             return now
         seen = now
 
 
-async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[bool]:
-    """Yield True when something may have happened in the folders, False now and then; end when they are others.
+async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Collection[str] | None]:
+    """Yield the paths that something happened to in the folders, none now and then, None for any path.
+
+    This ends when the folders are others.
 
     Where the kernel refuses to watch them this ends after a second, to be called again. Why it refuses is logged if it
     is not in `told`, and then it is.
@@ -120,9 +172,9 @@ async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[bool
                 ignore_permission_denied=True,
             )
             async for happened in events:
-                yield bool(happened)
+                yield {path for _, path in happened}
                 if folders(paths) != watched:
-                    yield True
+                    yield None
                     return
     except FileNotFoundError:  # a folder went away before it could be watched
         pass
@@ -132,5 +184,5 @@ async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[bool
             _log.warning("manifests are looked at once a second, because the kernel does not watch them: %s", error)
     finally:
         stop.set()
-    await asyncio.sleep(_LOOK_ANYWAY_MS / 1000)
-    yield True
+    await asyncio.sleep(_LOOK_AGAIN_S)
+    yield None

@@ -18,34 +18,47 @@ IPV4_BYTES = 20
 TCP_BYTES = 20
 UDP_BYTES = 8
 ICMP_BYTES = 8
+ARP_BYTES = 28
 
-# What `parse` finds; the twin of struct packet. `l4` is the offset of the transport header from the frame's start.
+# What `parse` finds, beside the twin of struct packet. `l4` is the offset of the transport header from the frame's
+# start, `length` the frame's own, `next_hop` the row that it was to leave by. Of a fragment, `fragment` is the offset
+# and whether more follow, as on the wire, and `datagram` its protocol and identification; else they are 0.
 PACKET = np.dtype(
     [
         ("addrs", "u8"),
         ("ports", "u4"),
         ("l4", "u4"),
+        ("datagram", "u4"),
+        ("length", "u4"),
+        ("next_hop", "u4"),
+        ("fragment", "u2"),
         ("protocol", "u1"),
         ("ttl", "u1"),
         ("tcp_flags", "u1"),
-        ("pad", "u1"),
+        ("source_routed", "u1"),
     ],
     align=True,
 )
 
 _TYPE_IPV4 = 0x0008  # 0x0800 on the wire
+TYPE_ARP = 0x0608
+_ARP_REQUEST = 0x0100_0406_0008_0100  # Ethernet, IPv4, lengths 6 and 4, request: the first eight bytes
+_ARP_REPLY = 0x0200
 _MORE_OR_OFFSET = 0xFF3F  # 0x3fff on the wire
 _OFFSET = 0xFF1F  # 0x1fff on the wire
 _TCP_FLAGS = 0x3F
+TO_KERNEL = 0  # the row that is no next hop
 _TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
-_UNREACHABLE, _QUENCH, _TIME_EXCEEDED, _PARAMETER = 3, 4, 11, 12
+_UNREACHABLE, _QUENCH, _ECHO, _TIME_EXCEEDED, _PARAMETER = 3, 4, 8, 11, 12
+_OPTION_END, _OPTION_NONE, _OPTION_LSRR, _OPTION_SSRR = 0, 1, 131, 137
 _IP_CHECK, _SRC, _DST = 10, 12, 16  # offsets in an IPv4 header
 _TTL = 8
 _TCP_CHECK, _UDP_CHECK, _ICMP_CHECK = 16, 6, 2
 
 
 @inlined
-def _be16(frames, offset):
+def be16(frames, offset):
+    """Return two bytes as a number, the first one highest."""
     return np.int64(frames[offset]) << 8 | np.int64(frames[offset + 1])
 
 
@@ -61,16 +74,38 @@ def checksum_add(check, delta):
     return np.uint16(~_fold((np.int64(~np.uint16(check)) & 0xFFFF) + np.int64(delta)))
 
 
+@compiled
+def _has_source_route(frames, start, stop):
+    """Tell whether the options of a header that ends at offset `stop` say which way the packet is to take (RFC 791)."""
+    at = ETHERNET_BYTES + IPV4_BYTES
+    while at + 1 < stop:  # a source route is three bytes at least
+        option = frames[start + at]
+        if option == _OPTION_LSRR or option == _OPTION_SSRR:
+            return True
+        size = np.int64(1) if option == _OPTION_NONE else np.int64(frames[start + at + 1])
+        if option == _OPTION_END or (option != _OPTION_NONE and size < 2):
+            return False
+        at += size
+    return False
+
+
 @inlined
-def _parse_quote(frames, start, stop, packet):
-    """Take the five-tuple of an ICMP error's quote, turned round. At offset `stop` the packet ends."""
+def _parse_icmp(frames, start, stop, packet):
+    """Take the five-tuple of an ICMP error's quote, turned round; or see that the packet is an echo request.
+
+    At offset `stop` the packet ends.
+    """
     icmp = np.int64(packet.l4)
     ip = icmp + ICMP_BYTES
-    if ip + IPV4_BYTES > stop:
+    if ip > stop:
         return Reason.TOO_SHORT
     kind = frames[start + icmp]
+    if kind == _ECHO:
+        return Reason.VIP_ECHO
     if kind != _UNREACHABLE and kind != _TIME_EXCEEDED and kind != _PARAMETER and kind != _QUENCH:
         return Reason.OTHER_ICMP
+    if ip + IPV4_BYTES > stop:
+        return Reason.TOO_SHORT
     first = np.int64(frames[start + ip])
     header = (first & 15) * 4
     if first >> 4 != 4 or header < IPV4_BYTES:
@@ -91,11 +126,32 @@ def _parse_quote(frames, start, stop, packet):
 
 
 @compiled
+def _parse_fragment(frames, start, fragment, length, packet):
+    """Take the ports of a fragment that has them, the first of TCP or UDP: FLOW_FRAGMENT; VIP_FRAGMENT without them.
+
+    `length` bytes follow the IPv4 header.
+    """
+    l4 = start + np.int64(packet.l4)
+    packet.fragment = fragment
+    packet.datagram = np.uint32(packet.protocol) << np.uint32(16) | np.uint32(
+        load16(frames, start + ETHERNET_BYTES + 4)
+    )
+    if fragment & _OFFSET:
+        return Reason.VIP_FRAGMENT
+    if packet.protocol == _TCP and length >= TCP_BYTES:
+        packet.tcp_flags = frames[l4 + 13] & _TCP_FLAGS
+    elif packet.protocol != _UDP or length < UDP_BYTES:
+        return Reason.VIP_FRAGMENT
+    packet.ports = load32(frames, l4)
+    return Reason.FLOW_FRAGMENT
+
+
+@compiled
 def parse(frames, start, length, packet):
     """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason it ends for.
 
-    Of a fragment, the addresses only; of an ICMP error, what it quotes, turned round. Every length is checked before
-    the bytes behind it are read.
+    Of a fragment but a first one, an echo request or another protocol, the addresses only; of an ICMP error, what it
+    quotes, turned round. Every length is checked before the bytes behind it are read.
     """
     packet.addrs = 0
     packet.ports = 0
@@ -103,6 +159,10 @@ def parse(frames, start, length, packet):
     packet.protocol = 0
     packet.ttl = 0
     packet.tcp_flags = 0
+    packet.datagram = 0
+    packet.fragment = 0
+    packet.length = length
+    packet.source_routed = 0
     ip = ETHERNET_BYTES
     if ip + IPV4_BYTES > length:
         if ip <= length and load16(frames, start + 12) != _TYPE_IPV4:
@@ -114,7 +174,7 @@ def parse(frames, start, length, packet):
     if first >> 4 != 4:
         return Reason.NOT_IPV4
     header = (first & 15) * 4
-    total = _be16(frames, start + ip + 2)
+    total = be16(frames, start + ip + 2)
     if header < IPV4_BYTES or total < header:
         return Reason.TOO_SHORT
     if ip + total > length:
@@ -124,8 +184,11 @@ def parse(frames, start, length, packet):
     packet.protocol = protocol
     packet.ttl = frames[start + ip + _TTL]
     packet.l4 = ip + header
-    if load16(frames, start + ip + 6) & _MORE_OR_OFFSET:
-        return Reason.VIP_FRAGMENT
+    if header > IPV4_BYTES:
+        packet.source_routed = _has_source_route(frames, start, ip + header)
+    fragment = load16(frames, start + ip + 6) & _MORE_OR_OFFSET
+    if fragment:
+        return _parse_fragment(frames, start, fragment, total - header, packet)
     l4 = ip + header
     if protocol == _TCP:
         if total < header + TCP_BYTES or l4 + TCP_BYTES > length:
@@ -135,7 +198,7 @@ def parse(frames, start, length, packet):
         if total < header + UDP_BYTES or l4 + UDP_BYTES > length:
             return Reason.TOO_SHORT
     elif protocol == _ICMP:
-        return _parse_quote(frames, start, ip + total, packet)
+        return _parse_icmp(frames, start, ip + total, packet)
     else:
         return Reason.NOT_TCP_UDP
     packet.ports = load32(frames, start + l4)
@@ -143,7 +206,7 @@ def parse(frames, start, length, packet):
 
 
 @inlined
-def _write_macs(frames, start, next_hops, row):
+def write_macs(frames, start, next_hops, row):
     """Change the Ethernet addresses of a frame to those of a next hop."""
     words = next_hops[row]
     for i in range(6):
@@ -152,15 +215,31 @@ def _write_macs(frames, start, next_hops, row):
 
 
 @compiled
-def rewrite(frames, start, l4, flow, next_hops, row):
-    """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
+def rewrite_addresses(frames, start, flow, next_hops, row):
+    """Change a later fragment, which has neither ports nor a checksum of them, as its flow record says.
+
+    With row TO_KERNEL it stays as it is for the kernel to route: MAC addresses, and TTL, which the flow's delta counts.
+    """
     ip = start + ETHERNET_BYTES
-    ports = start + np.int64(l4)
-    _write_macs(frames, start, next_hops, row)
+    delta = np.int64(flow.ip_delta)
+    if row == TO_KERNEL:
+        delta = _fold(delta + 1)
+    else:
+        write_macs(frames, start, next_hops, row)
+        frames[ip + _TTL] -= np.uint8(1)
     store32(frames, ip + _SRC, flow.new_src_addr)
     store32(frames, ip + _DST, flow.new_dst_addr)
-    store16(frames, ip + _IP_CHECK, checksum_add(load16(frames, ip + _IP_CHECK), flow.ip_delta))
-    frames[ip + _TTL] -= np.uint8(1)
+    store16(frames, ip + _IP_CHECK, checksum_add(load16(frames, ip + _IP_CHECK), delta))
+
+
+@compiled
+def rewrite(frames, start, l4, flow, next_hops, row):
+    """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`.
+
+    Or to the kernel (TO_KERNEL): see `rewrite_addresses`.
+    """
+    ports = start + np.int64(l4)
+    rewrite_addresses(frames, start, flow, next_hops, row)
     store16(frames, ports, flow.new_src_port)
     store16(frames, ports + 2, flow.new_dst_port)
     if flow.protocol == _UDP:
@@ -172,8 +251,33 @@ def rewrite(frames, start, l4, flow, next_hops, row):
         store16(frames, ports + _TCP_CHECK, checksum_add(load16(frames, ports + _TCP_CHECK), flow.l4_delta))
 
 
+@compiled
+def send_on(frames, start, next_hops, row):
+    """Change a frame that is not translated as a router does, on its way to the next hop `row`."""
+    ip = start + ETHERNET_BYTES
+    write_macs(frames, start, next_hops, row)
+    store16(frames, ip + _IP_CHECK, checksum_add(load16(frames, ip + _IP_CHECK), 0xFFFE))
+    frames[ip + _TTL] -= np.uint8(1)
+
+
+@compiled
+def refresh_partial(frames, start, l4, check):
+    """Store in the checksum field at `check` what a device expects to find when it is to finish it.
+
+    That is the sum of the pseudo header alone (addresses, protocol, length), not complemented; `l4` is the offset of
+    the transport header.
+    """
+    ip = start + ETHERNET_BYTES
+    total = be16(frames, ip + 2) - (np.int64(l4) - ETHERNET_BYTES) + np.int64(frames[ip + 9])
+    for offset in range(_SRC, _SRC + 8, 2):
+        total += be16(frames, ip + offset)
+    total = _fold(total)
+    frames[check] = np.uint8(total >> 8)
+    frames[check + 1] = np.uint8(total & 0xFF)
+
+
 @inlined
-def _grown(check, old, new):
+def grown(check, old, new):
     """Return a checksum after one covered 16-bit word became another (RFC 1624 equation 3)."""
     return checksum_add(check, _fold((np.int64(~np.uint16(old)) & 0xFFFF) + np.int64(np.uint16(new))))
 
@@ -182,7 +286,7 @@ def _grown(check, old, new):
 def _replace16(frames, offset, value, check_offset):
     """Store a 16-bit word and update the checksum that covers it."""
     old = load16(frames, offset)
-    store16(frames, check_offset, _grown(load16(frames, check_offset), old, value))
+    store16(frames, check_offset, grown(load16(frames, check_offset), old, value))
     store16(frames, offset, value)
 
 
@@ -192,14 +296,14 @@ def translate_error(frames, start, l4, flow, next_hops, row):
 
     `flow` is the record of the direction in which the error travels: its destination changes as that of the flow's own
     packets does, its source only where theirs does too (as Linux does it). The quote is turned back: addresses, ports,
-    its IPv4 checksum, and the L4 checksum as far as it was quoted. RFC 5508 section 4.2, RFC 792.
+    its IPv4 checksum, and the L4 checksum as far as it was quoted. RFC 5508 section 4.2, RFC 792. Row 0: as `rewrite`.
     """
     ip = start + ETHERNET_BYTES
     icmp = start + np.int64(l4)
     quote = icmp + ICMP_BYTES
     quoted_l4 = quote + (np.int64(frames[quote]) & 15) * 4
     check = icmp + _ICMP_CHECK
-    stop = ip + _be16(frames, ip + 2)  # what follows is padding
+    stop = ip + be16(frames, ip + 2)  # what follows is padding
 
     # An address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
     old_src, old_dst = load32(frames, quote + _SRC), load32(frames, quote + _DST)
@@ -209,10 +313,10 @@ def translate_error(frames, start, l4, flow, next_hops, row):
                 shift = np.uint32(16 * half)
                 was, word = np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift)
                 header = load16(frames, quote + _IP_CHECK)
-                grown = _grown(header, was, word)
-                store16(frames, quote + _IP_CHECK, grown)
+                became = grown(header, was, word)
+                store16(frames, quote + _IP_CHECK, became)
                 store16(frames, quote + offset + 2 * half, word)
-                store16(frames, check, _grown(_grown(load16(frames, check), was, word), header, grown))
+                store16(frames, check, grown(grown(load16(frames, check), was, word), header, became))
 
     # The quoted ports, and the quoted checksum if it is there. It covers the addresses too: the reply's own delta.
     old_ports = load32(frames, quoted_l4)
@@ -223,14 +327,14 @@ def translate_error(frames, start, l4, flow, next_hops, row):
             after = before
             for shift in range(0, 32, 16):
                 s = np.uint32(shift)
-                after = _grown(after, np.uint16(old_src >> s), np.uint16(np.uint32(flow.new_dst_addr) >> s))
-                after = _grown(after, np.uint16(old_dst >> s), np.uint16(np.uint32(flow.new_src_addr) >> s))
-            after = _grown(after, np.uint16(old_ports), flow.new_dst_port)
-            after = _grown(after, np.uint16(old_ports >> np.uint32(16)), flow.new_src_port)
+                after = grown(after, np.uint16(old_src >> s), np.uint16(np.uint32(flow.new_dst_addr) >> s))
+                after = grown(after, np.uint16(old_dst >> s), np.uint16(np.uint32(flow.new_src_addr) >> s))
+            after = grown(after, np.uint16(old_ports), flow.new_dst_port)
+            after = grown(after, np.uint16(old_ports >> np.uint32(16)), flow.new_src_port)
             if flow.protocol == _UDP and after == 0:
                 after = np.uint16(0xFFFF)
             store16(frames, l4_check, after)
-            store16(frames, check, _grown(load16(frames, check), before, after))
+            store16(frames, check, grown(load16(frames, check), before, after))
     _replace16(frames, quoted_l4, flow.new_dst_port, check)
     _replace16(frames, quoted_l4 + 2, flow.new_src_port, check)
 
@@ -241,9 +345,43 @@ def translate_error(frames, start, l4, flow, next_hops, row):
     for old, new in ((old_src, new_src), (old_dst, flow.new_dst_addr)):
         for half in range(2):
             shift = np.uint32(16 * half)
-            outer = _grown(outer, np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift))
+            outer = grown(outer, np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift))
     store32(frames, ip + _SRC, new_src)
     store32(frames, ip + _DST, flow.new_dst_addr)
-    store16(frames, ip + _IP_CHECK, checksum_add(outer, 0xFFFE))
-    frames[ip + _TTL] -= np.uint8(1)
-    _write_macs(frames, start, next_hops, row)
+    if row == TO_KERNEL:
+        store16(frames, ip + _IP_CHECK, outer)
+    else:
+        store16(frames, ip + _IP_CHECK, checksum_add(outer, 0xFFFE))
+        frames[ip + _TTL] -= np.uint8(1)
+        write_macs(frames, start, next_hops, row)
+
+
+@compiled
+def parse_arp(frames, start, length):
+    """Return the address that an ARP request for IPv4 asks for, as on the wire; 0 if it is none. Its twin is in C."""
+    if length < ETHERNET_BYTES + ARP_BYTES or load16(frames, start + 12) != TYPE_ARP:
+        return np.uint32(0)
+    arp = start + ETHERNET_BYTES
+    if load64(frames, arp) != _ARP_REQUEST:
+        return np.uint32(0)
+    return load32(frames, arp + 24)
+
+
+@compiled
+def answer_arp(frames, start, mac):
+    """Turn an ARP request round where it lies: what it asks for is at `mac` (six bytes, the first one lowest)."""
+    arp = start + ETHERNET_BYTES
+    asked = load32(frames, arp + 24)
+    _store_mac(frames, start, load32(frames, arp + 8), load16(frames, arp + 12))
+    _store_mac(frames, start + 6, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
+    store16(frames, arp + 6, _ARP_REPLY)
+    for offset in range(0, 10, 2):  # the sender, MAC and address, becomes the target
+        store16(frames, arp + 18 + offset, load16(frames, arp + 8 + offset))
+    _store_mac(frames, arp + 8, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
+    store32(frames, arp + 14, asked)
+
+
+@inlined
+def _store_mac(frames, offset, first, last):
+    store32(frames, offset, first)
+    store16(frames, offset + 4, last)

@@ -3,7 +3,7 @@
 turnout.dev/forwarding        nat, masquerade, dsr-l2, ipip or gue
 turnout.dev/scheduler         maglev, random, round-robin or least-connections
 turnout.dev/admit             who decides a new connection: userspace or xdp
-turnout.dev/when-stalled      new connections while userspace stands still: drop or pass
+turnout.dev/when-stalled      new connections while userspace stands still: admit, drop or pass
 turnout.dev/mid-stream        packets of unknown connections: adopt, pass or reset
 turnout.dev/endpoint-removed  connections to an endpoint that is gone: keep or reset
 turnout.dev/weights           10.0.0.1=3, 10.0.0.2=0   (endpoint's address = share; 1 for the others, 0 for none)
@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any
 
 from lb.fields import Report, did_you_mean, one_of, read_address, shown
-from lb.model import DEFAULT_OPTIONS, IPAddress, Options
+from lb.model import DEFAULT_OPTIONS, Options
+from xdp.addresses import IPAddress
 
 _PREFIX = "turnout.dev/"
 _HEAVIEST = 65535
@@ -29,7 +30,7 @@ _CHOICES: Mapping[str, Callable[[Any], str]] = {
     "forwarding": one_of("nat", "masquerade", "dsr-l2", "ipip", "gue"),
     "scheduler": one_of("maglev", "random", "round-robin", "least-connections"),
     "admit": one_of("userspace", "xdp"),
-    "when-stalled": one_of("drop", "pass"),
+    "when-stalled": one_of("admit", "drop", "pass"),
     "mid-stream": one_of("adopt", "pass", "reset"),
     "endpoint-removed": one_of("keep", "reset"),
 }

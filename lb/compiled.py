@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from xdp.atomic import load_acquire
-from xdp.hash import first_bucket, hash_tuple, second_bucket
+from xdp.atomic import fetch_add, load_acquire, store_release
+from xdp.hash import first_place, hash_tuple, second_place
 from xdp.jit import compiled, inlined
-from xdp.schema import Limit
+from xdp.schema import Limit, Scheduler
 
 MISS = -1
 
 _WAYS = int(Limit.FRONTEND_WAYS)
-_USED = np.uint64(1 << 56)
+_RANDOM, _ROUND_ROBIN = int(Scheduler.RANDOM), int(Scheduler.ROUND_ROBIN)
+USED = np.uint64(1 << 56)  # of a frontend's key: there is one
 
 
 @inlined
 def frontend_key(addr, port, protocol):
     """Return the first eight bytes of a frontend as u64; address and port as on the wire."""
-    return _USED | np.uint64(protocol) << np.uint64(48) | np.uint64(port) << np.uint64(32) | np.uint64(addr)
+    return USED | np.uint64(protocol) << np.uint64(48) | np.uint64(port) << np.uint64(32) | np.uint64(addr)
 
 
 @compiled
@@ -26,7 +27,44 @@ def frontend_places(hash_key, count, addr, port, protocol):
     """Return the first places (indices of `frontends`, of `count`) of the two groups that a frontend may be in."""
     hashed = hash_tuple(np.uint64(addr), np.uint32(port), protocol, hash_key[0], hash_key[1])
     groups = count // _WAYS
-    return first_bucket(hashed, groups) * _WAYS, second_bucket(hashed, groups) * _WAYS
+    return first_place(hashed, groups) * _WAYS, second_place(hashed, groups) * _WAYS
+
+
+@compiled
+def reserve_places(hash_key, is_taken, keys, places):
+    """Find a free place for each of `keys` (as of `frontend_key`), in the emptier of its two groups.
+
+    Their indices go into `places`, and `is_taken` (u8, one per place) says so from now on. Return how many keys found
+    one: all, or the first that did not is `keys[result]`.
+    """
+    groups = len(is_taken) // _WAYS
+    for index in range(len(keys)):
+        key = keys[index]
+        addr, port = key & np.uint64(0xFFFFFFFF), np.uint32(key >> np.uint64(32) & np.uint64(0xFFFF))
+        hashed = hash_tuple(addr, port, key >> np.uint64(48) & np.uint64(0xFF), hash_key[0], hash_key[1])
+        best, most = np.int64(MISS), 0
+        for first in (first_place(hashed, groups) * _WAYS, second_place(hashed, groups) * _WAYS):
+            place, free = np.int64(MISS), 0
+            for candidate in range(first, first + _WAYS):
+                if is_taken[candidate] == 0:
+                    free += 1
+                    if place < 0:
+                        place = candidate
+            if free > most:
+                best, most = place, free
+        if best < 0:
+            return index
+        is_taken[best] = 1
+        places[index] = best
+    return len(keys)
+
+
+@compiled
+def publish(frontends, frontend_keys, keys, places, rows):
+    """Let packets see frontends: the Service port's row of each, and only then the key."""
+    for index in range(len(keys)):
+        frontends[places[index]].service = rows[index]
+        store_release(frontend_keys, places[index], keys[index])
 
 
 @compiled
@@ -45,6 +83,38 @@ def find_frontend(tables, addr, port, protocol):
 
 
 @compiled
+def is_in_ranges(ranges, first, count, address):
+    """Tell whether an address (host order) is in one of `count` rows of `ranges` from `first` on, ascending."""
+    low, high = np.int64(first), np.int64(first) + np.int64(count)
+    while low < high:
+        middle = (low + high) >> 1
+        if ranges[middle].last < address:
+            low = middle + 1
+        else:
+            high = middle
+    return low < np.int64(first) + np.int64(count) and ranges[low].first <= address
+
+
+@inlined
+def _is_below(high, low, bound):
+    return high < bound[0] or (high == bound[0] and low < bound[1])
+
+
+@compiled
+def is_in_ranges6(ranges, first, count, high, low):
+    """Tell whether an IPv6 address (two u64 in host order) is in one of `count` rows of `ranges` from `first` on."""
+    one, end = np.int64(first), np.int64(first) + np.int64(count)
+    while one < end:
+        middle = (one + end) >> 1
+        row = ranges[middle]
+        if row.last[0] < high or (row.last[0] == high and row.last[1] < low):
+            one = middle + 1
+        else:
+            end = middle
+    return one < np.int64(first) + np.int64(count) and not _is_below(high, low, ranges[one].first)
+
+
+@compiled
 def select(tables, row, addrs, ports, protocol, seed, attempt):
     """Return the row of the endpoint that Maglev chooses for a five-tuple, or MISS if the Service port has none.
 
@@ -56,3 +126,20 @@ def select(tables, row, addrs, ports, protocol, seed, attempt):
     hashed = hash_tuple(addrs, ports, protocol, seed, ~seed)
     slot = (np.int64((hashed >> np.uint64(32)) * np.uint64(service.slots) >> np.uint64(32)) + attempt) % service.slots
     return np.int64(tables.maglev[service.first_slot + slot])
+
+
+@compiled
+def schedule(tables, row, addrs, ports, protocol, seed, attempt, now):
+    """Return the row of the endpoint that the Service port's scheduler chooses, or MISS; the rest as for `select`.
+
+    `now` (jiffies) and the table's secret make the next connection of the same five-tuple a new throw of the dice.
+    """
+    service = tables.services[row]
+    if service.scheduler == _ROUND_ROBIN and service.slots > 0:
+        turn = np.int64(fetch_add(tables.round_robin, row, np.uint32(1)))
+        if service.weights:
+            return np.int64(tables.maglev[service.first_slot + turn % service.slots])
+        return np.int64(tables.maglev[service.first_slot + service.slots + turn % service.members])
+    if service.scheduler == _RANDOM:
+        seed = tables.control[0].hash_key[1] ^ np.uint64(now) << np.uint64(32)
+    return select(tables, row, addrs, ports, protocol, seed, attempt)

@@ -7,21 +7,24 @@ which are then looked at together (two Services at one address, an endpoint that
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lb import documents, fields
 from lb.annotations import read_options
+from lb.catalog import Catalog
 from lb.documents import TextError, dotted
 from lb.errors import ManifestError, Problem
 from lb.fields import did_you_mean, read_address, read_network, shown, special
 from lb.garbage import no_collections
+from lb.live import Changes
 from lb.model import (
     DEFAULT_AFFINITY_S,
     DEFAULT_OPTIONS,
@@ -86,6 +89,76 @@ class _File:
 Cache = dict[Path, tuple[tuple[int, ...], _File]]
 
 
+def is_manifest(name: str) -> bool:
+    """Tell whether a file of that name is read when its folder is given."""
+    return name.endswith(_SUFFIXES) and not name.startswith(".")
+
+
+class Reader:
+    """Reads manifests again and again: `load` everything that changed, `reload` what is known to have changed."""
+
+    def __init__(self, paths: Sequence[str], stdin: IO[bytes] | None = None) -> None:
+        self._paths = paths
+        self._stdin = stdin
+        self._stdin_read: bytes | None = None
+        self._cache: Cache = {}
+        self._catalog: Catalog | None = None
+        self._is_whole = False  # what was read last was right, and the cache has all of it
+
+    def load(self) -> Manifests:
+        """Return what the manifests say now; raise ManifestError as the function `load` does. stdin is read once."""
+        self._catalog, self._is_whole = None, False
+        if "-" in self._paths and self._stdin_read is None:
+            self._stdin_read = (self._stdin or sys.stdin.buffer).read()
+        found = load(self._paths, io.BytesIO(self._stdin_read or b""), self._cache)
+        self._is_whole = len(self._cache) == len(found.files) and "-" not in self._paths  # pipes are not kept
+        return found
+
+    def reload(self, names: Collection[str]) -> Changes | None:
+        """Read these files of given folders again; return what they change, or None if only `load` can tell.
+
+        That is when something is wrong with them, with what was read before, or with how they fit together.
+        """
+        if not self._is_whole:
+            return None
+        if self._catalog is None:
+            self._catalog = Catalog(*_contents(file for _, file in self._cache.values()))
+        self._is_whole = False
+        old: list[_File] = []
+        new: list[_File] = []
+        for name in names:
+            path = Path(name)
+            _, before = self._cache.get(path, ((), _File()))
+            now = _read_file(path, {}, self._cache)
+            if now.problems and not path.exists():
+                self._cache.pop(path, None)
+                now = _File()
+            if now.problems:
+                return None
+            if now is not before:
+                old.append(before)
+                new.append(now)
+        left, come = _contents(old), _contents(new)
+        if not self._catalog.replace(left, come):
+            return None
+        self._is_whole = True
+        services: dict[tuple[str, str], Service | None] = {(each.namespace, each.name): None for each in left[0]}
+        slices: dict[tuple[str, str], EndpointSlice | None] = {(each.namespace, each.name): None for each in left[1]}
+        services.update({(each.namespace, each.name): each for each in come[0]})
+        slices.update({(each.namespace, each.name): each for each in come[1]})
+        return Changes(services, slices)
+
+
+def _contents(files: Iterable[_File]) -> tuple[list[Service], list[EndpointSlice]]:
+    """Return all objects of `files`."""
+    services: list[Service] = []
+    slices: list[EndpointSlice] = []
+    for file in files:
+        services += [service for service, _ in file.services]
+        slices += [part for part, _ in file.slices]
+    return services, slices
+
+
 def load(paths: Sequence[str], stdin: IO[bytes] | None = None, cache: Cache | None = None) -> Manifests:
     """Return what the manifests in `paths` say; raise ManifestError with everything that is wrong with them.
 
@@ -142,7 +215,7 @@ def _expand(paths: Sequence[str], problems: list[_Found]) -> tuple[list[str], tu
                 problems.append(_of_file(given, f"cannot be listed: {error.strerror}"))
                 continue
             for name in inside:
-                if name.endswith(_SUFFIXES) and not name.startswith("."):
+                if is_manifest(name):
                     names[os.path.join(given, name)] = None
         else:
             names[given] = None

@@ -14,11 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-IPAddress = IPv4Address | IPv6Address
-IPNetwork = IPv4Network | IPv6Network
+from xdp.addresses import IPAddress, IPNetwork
 
 DEFAULT_AFFINITY_S = 10800
 
@@ -67,7 +65,7 @@ class Options:
     forwarding: str = "nat"
     scheduler: str = "maglev"
     admit: str = "userspace"
-    when_stalled: str = "drop"
+    when_stalled: str = "admit"
     mid_stream: str = "adopt"
     endpoint_removed: str = "keep"
     weights: tuple[tuple[IPAddress, int], ...] = ()
@@ -230,12 +228,22 @@ class NotHonoured(NamedTuple):
         return f"{self.object}: {self.field}: {self.reason}"
 
 
+class HealthCheck(NamedTuple):
+    """A port of the node at which load balancers ask how many endpoints of a Service are here, and ready (S10)."""
+
+    namespace: str
+    name: str
+    port: int
+    local_endpoints: int
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that one node is to do, in the order of the Services."""
 
     ports: tuple[ServicePort, ...]
     not_honoured: tuple[NotHonoured, ...]
+    health_checks: tuple[HealthCheck, ...] = ()
 
 
 class Claim(NamedTuple):

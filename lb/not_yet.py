@@ -1,49 +1,42 @@
-"""What Services may ask for that this version does not do, and who asks for it: nothing is left out in silence."""
+"""What Services may ask for and do not get, and who asks for it: nothing is left out in silence."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lb.model import DEFAULT_OPTIONS, EndpointSlice, NotHonoured, Options, Service
+from lb.model import DEFAULT_OPTIONS, EndpointSlice, NodeView, NotHonoured, Options, Service
 
 # What the dataplane does not act on yet: feature -> what happens instead. Whoever teaches it one removes the line.
 NOT_YET: Mapping[str, str] = {
-    "ipv6": "IPv6 is not forwarded yet; left out",
     "sctp": "SCTP is not forwarded yet; this port is left out",
-    "node-port": "node ports are not served yet; left out",
-    "external-policy-local": "not honoured yet: clients from outside reach endpoints on every node",
-    "internal-policy-local": "not honoured yet: clients reach endpoints on every node",
-    "affinity": "not honoured yet: each connection of a client may reach another endpoint",
-    "source-ranges": "not honoured yet; the load balancer's addresses are left out, so that nobody else gets in",
-    "health-check": "not served yet",
-    "weights": "not honoured yet: every endpoint has the same share",
-    "hints": "topology hints are not honoured yet: endpoints of every zone are chosen from",
     "forwarding": "not honoured yet: nat is used",
-    "scheduler": "not honoured yet: maglev is used",
-    "admit": "not honoured yet: userspace admits new connections",
+    "least-connections": "not honoured yet: maglev is used",
     "timeouts": "not honoured yet: the defaults are used",
-    "mid-stream": "not honoured yet: connections are adopted in mid-stream",
-    "endpoint-removed": "not honoured yet: connections to a removed endpoint go on",
 }
+# What one engine does not do, and others do.
+NO_IPV6 = {"ipv6": "engine raw does not forward IPv6; left out"}
 
-# Annotations that need a feature. `when_stalled` is missing because it is honoured.
+# Annotations that need a feature. Those that are missing are honoured.
 _OPTION_FEATURES = {
     "forwarding": "forwarding",
-    "scheduler": "scheduler",
-    "admit": "admit",
-    "mid_stream": "mid-stream",
-    "endpoint_removed": "endpoint-removed",
-    "weights": "weights",
     "timeouts_s": "timeouts",
 }
 
 
-class LeftOut:
-    """Collects what one Service asks for in vain."""
+_FIELD_OF = {
+    "external_traffic_policy": "spec.externalTrafficPolicy",
+    "internal_traffic_policy": "spec.internalTrafficPolicy",
+}
+_NOBODY_IS_LOCAL = "without --node-name no endpoint is known to be on this node: clients reach those on every node"
 
-    def __init__(self, service: Service, not_yet: Mapping[str, str]) -> None:
+
+class LeftOut:
+    """Collects what one Service asks for in vain, on a node."""
+
+    def __init__(self, service: Service, not_yet: Mapping[str, str], node: NodeView) -> None:
         self.service = service
         self.not_yet = not_yet
+        self.node = node
         self.found: list[NotHonoured] = []
 
     def add(self, field: str, reason: str) -> None:
@@ -65,25 +58,23 @@ class LeftOut:
         for index, port in enumerate(service.ports):
             if port.protocol == "SCTP":
                 self.notes("sctp", f"spec.ports[{index}].protocol")
-            if port.node_port:
-                self.notes("node-port", f"spec.ports[{index}].nodePort")
-        if service.external_traffic_policy == "Local":
-            self.notes("external-policy-local", "spec.externalTrafficPolicy")
-        if service.internal_traffic_policy == "Local":
-            self.notes("internal-policy-local", "spec.internalTrafficPolicy")
-        if service.affinity_s:
-            self.notes("affinity", "spec.sessionAffinity")
-        if service.source_ranges and service.ingress:
-            self.notes("source-ranges", "spec.loadBalancerSourceRanges")
-        if service.health_check_node_port:
-            self.notes("health-check", "spec.healthCheckNodePort")
-        if any(endpoint.zone_hints or endpoint.node_hints for part in slices for endpoint in part.endpoints):
-            self.notes("hints", "endpoints[].hints")
+        if not self.node.name:
+            for policy in ("external_traffic_policy", "internal_traffic_policy"):
+                if getattr(service, policy) == "Local":
+                    self.add(_FIELD_OF[policy], _NOBODY_IS_LOCAL)
+            if service.health_check_node_port:
+                self.add("spec.healthCheckNodePort", "without --node-name not served")
+        if not (self.node.zone or self.node.name) and any(
+            endpoint.zone_hints or endpoint.node_hints for part in slices for endpoint in part.endpoints
+        ):
+            self.add("endpoints[].hints", "without --zone and --node-name endpoints of every zone are chosen from")
         if service.options is not DEFAULT_OPTIONS:
             self.look_at_options(service.options)
 
     def look_at_options(self, options: Options) -> None:
         """Note every annotation that wants what is not there yet."""
+        if options.scheduler == "least-connections":
+            self.notes("least-connections", "metadata.annotations[turnout.dev/scheduler]")
         for attribute, feature in _OPTION_FEATURES.items():
             if getattr(options, attribute) != getattr(DEFAULT_OPTIONS, attribute):
                 name = attribute.removesuffix("_s").replace("_", "-")

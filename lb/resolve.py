@@ -16,8 +16,7 @@ from lb.model import (
     EndpointState,
     Frontend,
     FrontendKind,
-    IPAddress,
-    IPNetwork,
+    HealthCheck,
     NodeView,
     NotHonoured,
     PortSpec,
@@ -28,6 +27,7 @@ from lb.model import (
     vips,
 )
 from lb.not_yet import NOT_YET, LeftOut
+from xdp.addresses import IPAddress, IPNetwork
 
 _FAMILIES = ((4, "IPv4"), (6, "IPv6"))
 
@@ -44,16 +44,26 @@ def resolve(
     `allow_external_ips` are the networks that externalIPs may be in (S5). `not_yet` names the features that are left
     out of the result; each that a Service asks for is listed in the snapshot's `not_honoured`.
     """
-    joined = slices_by_service(slices)
     ports: list[ServicePort] = []
     not_honoured: list[NotHonoured] = []
+    checks: list[HealthCheck] = []
     with no_collections():
+        joined = slices_by_service(slices)
         for service in services:
             mine = joined.get((service.namespace, service.name), ())
             resolved, refused = resolve_service(service, mine, node, allow_external_ips, not_yet)
             ports += resolved
             not_honoured += refused
-    return Snapshot(tuple(ports), tuple(not_honoured))
+            checks += health_checks_of(service, resolved, node)
+    return Snapshot(tuple(ports), tuple(not_honoured), tuple(checks))
+
+
+def health_checks_of(service: Service, ports: Iterable[ServicePort], node: NodeView) -> tuple[HealthCheck, ...]:
+    """Return where a Service with these ports is to be asked about its endpoints here, if anywhere."""
+    if not (service.health_check_node_port and service.is_proxied and node.name):
+        return ()
+    ready = {endpoint.address for port in ports for endpoint in port.local if endpoint.state is EndpointState.READY}
+    return (HealthCheck(service.namespace, service.name, service.health_check_node_port, len(ready)),)
 
 
 def resolve_service(
@@ -66,7 +76,7 @@ def resolve_service(
     """Return the ports of one Service from the slices joined to it, and what is not honoured: `resolve` in small."""
     if not service.is_proxied:
         return [], []
-    left_out = LeftOut(service, not_yet)
+    left_out = LeftOut(service, not_yet, node)
     addresses = _allowed_vips(service, allow_external_ips, left_out)
     left_out.look_at_fields(slices)
     ports: list[ServicePort] = []
@@ -74,7 +84,7 @@ def resolve_service(
         if family == 6 and "ipv6" in not_yet:
             continue
         vips_of_family = [pair for pair in addresses if pair[1].version == family]
-        has_node_ports = "node-port" not in not_yet and _has_family(service, family)
+        has_node_ports = _has_family(service, family)
         if not vips_of_family and not has_node_ports:
             continue
         slices_of_family = [part for part in slices if part.address_type == address_type]
@@ -85,7 +95,7 @@ def resolve_service(
             if port.node_port and has_node_ports:
                 frontends.append(Frontend(FrontendKind.NODE_PORT, None, port.node_port))
             if frontends:
-                ports.append(_service_port(service, port, family, frontends, slices_of_family, node, not_yet))
+                ports.append(_service_port(service, port, family, frontends, slices_of_family, node))
     return ports, left_out.found
 
 
@@ -96,10 +106,8 @@ def _service_port(
     frontends: Sequence[Frontend],
     slices: Sequence[EndpointSlice],
     node: NodeView,
-    not_yet: Mapping[str, str],
 ) -> ServicePort:
-    endpoints = _endpoints(service, port, slices, node, not_yet)
-    hints = "hints" not in not_yet
+    endpoints = _endpoints(service, port, slices, node)
     return ServicePort(
         service.namespace,
         service.name,
@@ -109,11 +117,11 @@ def _service_port(
         family,
         tuple(frontends),
         endpoints,
-        cluster_candidates(endpoints, node) if hints else _usable(endpoints),
+        cluster_candidates(endpoints, node),
         _usable([endpoint for endpoint in endpoints if endpoint.is_local]),
-        "Cluster" if "external-policy-local" in not_yet else service.external_traffic_policy,
-        "Cluster" if "internal-policy-local" in not_yet else service.internal_traffic_policy,
-        0 if "affinity" in not_yet else service.affinity_s,
+        service.external_traffic_policy if node.name else "Cluster",
+        service.internal_traffic_policy if node.name else "Cluster",
+        service.affinity_s,
         ranges_of_family(service.source_ranges, family),
         service.options,
     )
@@ -128,11 +136,11 @@ _RANK = {
 
 
 def _endpoints(
-    service: Service, port: PortSpec, slices: Sequence[EndpointSlice], node: NodeView, not_yet: Mapping[str, str]
+    service: Service, port: PortSpec, slices: Sequence[EndpointSlice], node: NodeView
 ) -> tuple[Endpoint, ...]:
     """Return the endpoints of one port, each address and port once (E4)."""
     found: dict[tuple[int, int], Endpoint] = {}
-    weights = dict(service.options.weights) if "weights" not in not_yet else None
+    weights = dict(service.options.weights)
     for part in slices:
         for name, number, protocol in part.ports:
             if name != port.name or protocol != port.protocol or not number:
@@ -191,11 +199,5 @@ def _allowed_vips(
         if kind is FrontendKind.EXTERNAL_IP and not any(address in network for network in allow_external_ips):
             left_out.add(dotted(path), f"{address} is in no network of --allow-external-ips; left out")
             continue
-        if (
-            kind is FrontendKind.LOAD_BALANCER
-            and ranges_of_family(service.source_ranges, address.version) is not None
-            and "source-ranges" in left_out.not_yet
-        ):
-            continue  # fails closed; `look_at_fields` names it
         allowed.append((kind, address))
     return allowed

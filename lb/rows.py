@@ -2,43 +2,190 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Address
-from typing import NamedTuple
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import TYPE_CHECKING, NamedTuple
 
-from lb.model import Endpoint, FrontendKind, ServicePort, Snapshot
-from xdp.schema import Protocol, WhenStalled
+from lb.garbage import no_collections
+from lb.model import Endpoint, EndpointState, FrontendKind, ServicePort, Snapshot
+from xdp.addresses import IPAddress, IPNetwork, number_of
+from xdp.schema import Masquerade, MidStream, Protocol, Scheduler, WhenStalled
 
-Address = tuple[IPv4Address, int]
-FrontendKey = tuple[IPv4Address, int, int]  # address, port, protocol; port and protocol 0: the address is a VIP
+if TYPE_CHECKING:
+    from xdp.names import Names  # brings numba with it, which reading manifests needs not
+
+Address = tuple[IPAddress, int]
+FrontendKey = tuple[IPAddress, int, int]  # address, port, protocol; port and protocol 0: the address is a VIP
+
+
+Ranges = tuple[tuple[int, int], ...]  # first and last address, both included; ascending, disjoint
 
 
 class ServiceRow(NamedTuple):
-    """What the packet path needs to know of frontends that share their candidates."""
+    """What the packet path needs to know of frontends that are to be treated alike."""
 
     frontends: tuple[FrontendKey, ...]
     endpoints: tuple[Address, ...]  # the candidates for new connections, each once
-    when_stalled: WhenStalled = WhenStalled.DROP
+    when_stalled: WhenStalled = WhenStalled.ADMIT
+    admits_here: bool = False  # XDP admits even while userspace is there
+    is_elsewhere: bool = False  # there are endpoints, but none where the policy wants them (T8)
+    ranges: Ranges | None = None  # the only clients that may come (S7); None: everybody
+    local: frozenset[Address] = frozenset()  # which endpoints are on this node
+    masquerade: Masquerade = Masquerade.NOBODY
+    affinity_s: int = 0  # so long a client keeps its endpoint (S11); 0: it does not
+    identity: int = 0  # of the Service port, 32 bits, where affinity needs it
+    weights: tuple[tuple[Address, int], ...] = ()  # of endpoints, ascending, none zero; empty: they are equal
+    scheduler: Scheduler = Scheduler.MAGLEV
+    mid_stream: MidStream = MidStream.ADOPT  # what becomes of TCP segments of unknown connections (C11)
+    inside: ServiceRow | None = None  # without frontends: for clients inside the cluster (T4); None: all are alike
 
 
-def rows_of(snapshot: Snapshot) -> list[ServiceRow]:
-    """Return the rows of `snapshot`: one for each Service port and list of candidates.
+@dataclass(frozen=True, slots=True)
+class Here:
+    """What the node itself adds to its Services."""
 
-    What has no IPv4 address (node ports, IPv6) has no row yet: `resolve` has left it out, and said so.
-    """
-    return [row for port in snapshot.ports for row in _rows_of_port(port)]
+    node_port_addresses: tuple[IPAddress, ...] = ()
+    masquerade: str = "none"  # or external, or all: settings.MASQUERADES
+    knows_inside: tuple[int, ...] = ()  # families of which it is known which clients are inside the cluster
 
 
-def _rows_of_port(port: ServicePort) -> Iterator[ServiceRow]:
+NOTHING_HERE = Here()
+_SCHEDULERS = {"random": Scheduler.RANDOM, "round-robin": Scheduler.ROUND_ROBIN}
+
+
+def rows_of(snapshot: Snapshot, here: Here = NOTHING_HERE) -> list[ServiceRow]:
+    """Return the rows of `snapshot`: one for the frontends of a Service port that are to be treated alike."""
+    with no_collections():
+        return [row for port in snapshot.ports for row in rows_of_port(port, here)]
+
+
+def frontends_of(port: ServicePort, here: Here) -> Iterator[tuple[FrontendKind, FrontendKey]]:
+    """Yield where clients dial a Service port: each with its kind, a node port at every address that serves them."""
     protocol = int(Protocol[port.protocol])
-    by_candidates: dict[tuple[Address, ...], list[FrontendKey]] = {}
     for kind, address, number in port.frontends:
-        if isinstance(address, IPv4Address):
-            by_candidates.setdefault(_candidates(port, kind), []).append((address, number, protocol))
-    for candidates, frontends in by_candidates.items():
-        yield ServiceRow(tuple(frontends), candidates, WhenStalled[port.options.when_stalled.upper()])
+        if kind is FrontendKind.NODE_PORT:
+            for own in here.node_port_addresses:
+                if own.version == port.family:
+                    yield kind, (own, number, protocol)
+        elif address is not None:
+            yield kind, (address, number, protocol)
 
 
-def _candidates(port: ServicePort, kind: FrontendKind) -> tuple[Address, ...]:
-    endpoints: tuple[Endpoint, ...] = port.candidates(kind)
-    return tuple([(each.address, each.port) for each in endpoints if isinstance(each.address, IPv4Address)])
+def local_addresses(rows: Iterable[ServiceRow]) -> set[IPAddress]:
+    """Return the addresses of all endpoints on this node."""
+    found: set[IPAddress] = set()
+    for row in rows:
+        found.update(address for address, _ in row.local)
+        if row.inside is not None:
+            found.update(address for address, _ in row.inside.local)
+    return found
+
+
+def known_as(key: FrontendKey, names: Names) -> tuple[int, int, int]:
+    """Return a frontend as packets know it, in host order: of IPv6 the number of its address's name, and the family."""
+    address, port, protocol = key
+    if address.version == 4:
+        return int(address), port, protocol
+    return names.find(address), port, protocol | Protocol.IPV6
+
+
+def living(
+    snapshot: Snapshot, here: Here, protocol: int, names: Names
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Yield (frontend, endpoint) of all connections of a protocol that have somebody to go on with, as numbers.
+
+    The protocol is that of flows, with the family. An endpoint lives while it serves, whoever is chosen for new
+    connections.
+    """
+    family = 6 if protocol & Protocol.IPV6 else 4
+    for port in snapshot.ports:
+        if port.family != family or Protocol[port.protocol] != protocol & ~Protocol.IPV6:
+            continue
+        alive = [each for each in port.endpoints if each.state in (EndpointState.READY, EndpointState.SERVING)]
+        places = [known_as((each.address, each.port, 0), names)[:2] for each in alive]
+        for _, frontend in frontends_of(port, here):
+            address, number, _ = known_as(frontend, names)
+            for place in places:
+                yield (address, number), place
+
+
+def impatient(snapshot: Snapshot, here: Here, protocol: int, names: Names) -> list[tuple[int, int]]:
+    """Return the frontends, as numbers, of which connections are reset when their endpoint has gone (C8).
+
+    The protocol is TCP, with the family.
+    """
+    family = 6 if protocol & Protocol.IPV6 else 4
+    return [
+        known_as(frontend, names)[:2]
+        for port in snapshot.ports
+        if port.protocol == "TCP" and port.family == family and port.options.endpoint_removed == "reset"
+        for _, frontend in frontends_of(port, here)
+    ]
+
+
+def rows_of_port(port: ServicePort, here: Here = NOTHING_HERE) -> Iterator[ServiceRow]:
+    """Yield the rows of one Service port: `rows_of` in small."""
+    frontends: dict[ServiceRow, list[FrontendKey]] = {}
+    for kind, frontend in frontends_of(port, here):
+        frontends.setdefault(_row(port, kind, here), []).append(frontend)
+    for row, its_frontends in frontends.items():
+        yield row._replace(frontends=tuple(its_frontends))
+
+
+def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
+    """Return what is to become of connections to frontends of this kind."""
+    row = _row_to(port, port.candidates(kind))
+    if kind is FrontendKind.CLUSTER_IP:
+        return row._replace(masquerade=_masquerade_inside(here, port.family))
+    if kind is FrontendKind.LOAD_BALANCER:
+        row = row._replace(ranges=ranges_of(port.source_ranges))
+        if row.ranges is not None and row.mid_stream == MidStream.PASS:
+            row = row._replace(mid_stream=MidStream.RESET)  # XDP, which passes, does not look at ranges
+    if port.external_traffic_policy != "Local":
+        return row._replace(masquerade=Masquerade.NOBODY if here.masquerade == "none" else Masquerade.REMOTE)
+    if port.family in here.knows_inside and port.cluster != port.local:
+        return row._replace(inside=_row_to(port, port.cluster))
+    return row
+
+
+def _masquerade_inside(here: Here, family: int) -> Masquerade:
+    """Return who is masqueraded on the way from a cluster IP (T2)."""
+    if here.masquerade == "all":
+        return Masquerade.EVERYBODY
+    return Masquerade.OUTSIDE if here.masquerade == "external" and family in here.knows_inside else Masquerade.NOBODY
+
+
+def _row_to(port: ServicePort, endpoints: tuple[Endpoint, ...]) -> ServiceRow:
+    weighty = [endpoint for endpoint in endpoints if endpoint.weight]  # without weight no new connections
+    candidates = _places(weighty)
+    are_equal = len({endpoint.weight for endpoint in weighty}) <= 1
+    return ServiceRow(
+        frontends=(),
+        endpoints=candidates,
+        weights=() if are_equal else tuple(sorted(zip(candidates, [each.weight for each in weighty], strict=True))),
+        when_stalled=WhenStalled[port.options.when_stalled.upper()],
+        admits_here=port.options.admit == "xdp",
+        is_elsewhere=not endpoints and bool(port.cluster),
+        local=frozenset(_places(endpoint for endpoint in weighty if endpoint.is_local)),
+        affinity_s=port.affinity_s,
+        scheduler=_SCHEDULERS.get(port.options.scheduler, Scheduler.MAGLEV),
+        mid_stream=MidStream[port.options.mid_stream.upper()],
+        identity=zlib.crc32(repr(port.identity).encode()) if port.affinity_s else 0,
+    )
+
+
+def ranges_of(networks: Iterable[IPNetwork] | None) -> Ranges | None:
+    """Return the first and last addresses of networks, IPv4's before IPv6's, in the form that packet paths search."""
+    if networks is None:
+        return None
+    given = list(networks)
+    fours = collapse_addresses([network for network in given if isinstance(network, IPv4Network)])
+    sixes = collapse_addresses([network for network in given if isinstance(network, IPv6Network)])
+    mine: list[IPNetwork] = [*fours, *sixes]
+    return tuple((number_of(network[0]), number_of(network[-1])) for network in mine)
+
+
+def _places(endpoints: Iterable[Endpoint]) -> tuple[Address, ...]:
+    return tuple([(each.address, each.port) for each in endpoints])

@@ -131,7 +131,7 @@ def _say_ready(out: IO[str] = sys.stdout) -> None:
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    return host, int(port)
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 async def _http_server(name: str, address: tuple[str, int]) -> None:

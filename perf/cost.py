@@ -11,23 +11,29 @@ from __future__ import annotations
 import argparse
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from conntrack import compiled
 from conntrack.table import FlowTable
+from lb import maglev
+from lb.rows import ServiceRow
+from lb.table import ServiceTable
+from perf.bed import Cpus
 from perf.traffic import PINS, PROGRAMS, Order, Traffic, Words
 from xdp import kernel, loader, maps
 from xdp.byteorder import swap16, swap32, swapped16, swapped32
 from xdp.clock import JiffyClock
 from xdp.jit import compiled as jit
-from xdp.schema import HopState, Protocol, State
+from xdp.routes import RouteMap
+from xdp.schema import HopState, Protocol, Reason, State
 from xdp.tables import Capacity, Tables
 
 _CLIENTS, _VIP, _ENDPOINT = (int(IPv4Address(text)) for text in ("10.1.0.0", "10.96.0.1", "10.2.0.2"))
@@ -35,7 +41,9 @@ _VIP_PORT, _ENDPOINT_PORT = 80, 8080
 _WIRE_VIP, _WIRE_ENDPOINT = swap32(_VIP), swap32(_ENDPOINT)
 _WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = swap16(_VIP_PORT), swap16(_ENDPOINT_PORT)
 _STRIDE = 7919  # a prime that divides no number of flows here
-_PACKETS = 1_000_000
+PACKETS = 1_000_000
+_CAPACITY = Capacity().connections  # of a table that nobody has asked to be larger
+_ADMISSIONS = 500_000
 _PROG_ARRAY = 3
 _FRAME = bytes(Traffic.FRAME_BYTES)
 
@@ -50,6 +58,7 @@ class Cost(NamedTuple):
     least_ns: float
     most_ns: float
     bare_ns: float
+    nets_ns: tuple[float, ...]  # of all trials
 
 
 @jit
@@ -71,60 +80,148 @@ def _fill(tables: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
 
 
 @contextmanager
-def _filled_tables(folder: Path, flows: int, protocol: Protocol) -> Iterator[Tables]:
+def _filled_tables(folder: Path, flows: int, protocol: Protocol, *, capacity: int) -> Iterator[Tables]:
     maps.remove(folder)
-    capacity = Capacity(max(flows, 1000), 64, 64, 1024, 64, 64, os.sysconf("SC_NPROCESSORS_CONF"))
+    room = Capacity(max(flows, capacity), 64, 64, 1024, 64, 64, os.sysconf("SC_NPROCESSORS_CONF"))
     try:
-        with maps.create(folder, capacity) as shared:
+        with maps.create(folder, room) as shared:
             tables = shared.tables
             clock = JiffyClock()
-            FlowTable(tables, clock).create()
+            table = FlowTable(tables, clock)
+            table.create()
             hop = tables.next_hops[1]
             hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
             state = State.UDP_REPLIED if protocol is Protocol.UDP else State.ESTABLISHED
             arguments = (np.uint8(protocol), np.uint8(state), np.uint32(clock.now()))
             assert _fill(tables, flows, *arguments) == flows
+            table.sweep()  # it says where most flows lie, and so where they are looked for first
             yield tables
     finally:
         maps.remove(folder)
 
 
-def measure(flows: int, protocol: Protocol = Protocol.UDP, *, reply: bool = False, trials: int = 10) -> Cost:
-    """Return the net cost of turnout's program with so many flows in the table."""
-    folder, own = PINS / "perf-cost", PINS / "perf-cost-front"
+class Bench(NamedTuple):
+    """The front program, the map of which it calls what is measured, its orders, and the two programs to call."""
+
+    front: int
+    measured: int
+    orders: npt.NDArray[np.uint64]  # a row for each CPU
+    bare: int
+    ours: int
+    folder: Path  # of the tables
+    tables: Tables
+
+
+@contextmanager
+def bench(
+    flows: int,
+    protocol: Protocol,
+    *,
+    reply: bool = False,
+    cpus: int = 1,
+    capacity: int = _CAPACITY,
+    filled: bool = True,
+) -> Iterator[Bench]:
+    """Load the programs over a table with so many flows, `filled` or still empty. Each of `cpus` CPUs has its own part.
+
+    Of several CPUs, the part of each must be a multiple of SOURCE_PORTS flows.
+    """
+    folder, own = PINS / f"perf-cost-{os.getpid()}", PINS / f"perf-cost-front-{os.getpid()}"
     own.mkdir(parents=True, exist_ok=True)
-    with _filled_tables(folder, flows, protocol) as tables:
-        words = Words(own, "orders", 1, len(Order))
+    part = flows // cpus
+    with _filled_tables(folder, flows if filled else 0, protocol, capacity=capacity) as tables, ExitStack() as stack:
+        stack.callback(maps.remove, own)
+        words = Words(own, "orders", os.cpu_count() or 1, len(Order))
+        stack.callback(words.close)
         measured = kernel.map_create("measured", 4, 4, 2, 0, _PROG_ARRAY)
+        stack.callback(os.close, measured)
         kernel.pin(measured, own / "measured")
+        for cpu, order in enumerate(words.rows):
+            order[Order.FLOWS] = part
+            order[Order.CLIENT] = _CLIENTS + cpu % cpus * part // int(Traffic.SOURCE_PORTS)
+            order[Order.SERVER], order[Order.SERVER_PORT] = (_ENDPOINT, _ENDPOINT_PORT) if reply else (_VIP, _VIP_PORT)
+        defines = {"FLOWS": part, "STRIDE": _STRIDE, "PROTOCOL": int(protocol), "REPLY": int(reply)}
+        programs = [
+            loader.load(own, PROGRAMS / "restore.c", "restore", defines),
+            loader.load(own, PROGRAMS / "bare.c", "bare"),
+            loader.load(folder, PROGRAMS.parents[1] / "xdp" / "bpf" / "lb.c", "xdp_lb", {"OFFLOAD": 1}),
+        ]
+        for program in programs:
+            stack.callback(os.close, program)
+        front, bare, ours = programs
+        yield Bench(front, measured, words.rows, bare, ours, folder, tables)
+
+
+def call(bench: Bench, program: int) -> None:
+    """Have the front program call this one."""
+    kernel.map_update(bench.measured, struct.pack("=I", 0), struct.pack("=I", program))
+
+
+def run_ns(bench: Bench, packets: int = PACKETS) -> float:
+    """Return the nanoseconds that a packet takes, front program included."""
+    return kernel.prog_test_run(bench.front, _FRAME, repeat=packets)[2]
+
+
+def need_counted(tables: Tables, reason: Reason, expected: int) -> None:
+    """Raise AssertionError unless turnout's program has counted so many packets for this reason."""
+    counted = int(tables.xdp_counters["packets"][:, reason].sum())
+    if counted != expected:
+        raise AssertionError(f"{counted} of {expected} packets were {reason.name}: this measures something else")
+
+
+def _cost(flows: int, protocol: Protocol, direction: str, pairs: Sequence[tuple[float, float]]) -> Cost:
+    nets = tuple(mine - base for base, mine in pairs)
+    bare = median(base for base, _ in pairs)
+    return Cost(flows, protocol.name, direction, median(nets), min(nets), max(nets), bare, nets)
+
+
+def measure(
+    flows: int, protocol: Protocol = Protocol.UDP, *, reply: bool = False, trials: int = 10, capacity: int = _CAPACITY
+) -> Cost:
+    """Return the net cost of turnout's program with so many flows in a table for `capacity`, at least for them."""
+    pairs = []
+    with bench(flows, protocol, reply=reply, capacity=capacity) as made:
+        for _ in range(trials):
+            call(made, made.bare)
+            base = run_ns(made)
+            call(made, made.ours)
+            pairs.append((base, run_ns(made)))
+        need_counted(made.tables, Reason.FORWARDED, trials * PACKETS)
+    return _cost(flows, protocol, "reply" if reply else "original", pairs)
+
+
+def measure_admission(trials: int = 10) -> Cost:
+    """Return the net cost of a new UDP flow that XDP admits by itself, both directions inserted, nobody to punt to.
+
+    Each trial begins with an empty table, whose pages have been touched before, and admits _ADMISSIONS flows.
+    """
+    pairs = []
+    # Each CPU counts flows for itself: on another one they would begin again.
+    one_cpu = Cpus.pinned(Cpus().generator)
+    with bench(_ADMISSIONS, Protocol.UDP, capacity=2 * _ADMISSIONS, filled=False) as made, one_cpu:
+        tables = made.tables
+        routes = kernel.open_pinned(made.folder / "routes")
         try:
-            order = words.rows[0]
-            order[Order.FLOWS] = flows
-            order[Order.SRC_ADDR] = _CLIENTS
-            order[Order.DST_ADDR], order[Order.DST_PORT] = (_ENDPOINT, _ENDPOINT_PORT) if reply else (_VIP, _VIP_PORT)
-            defines = {"FLOWS": flows, "STRIDE": _STRIDE, "PROTOCOL": int(protocol), "REPLY": int(reply)}
-            front = loader.load(own, PROGRAMS / "restore.c", "restore", defines)
-            bare = loader.load(own, PROGRAMS / "bare.c", "bare")
-            ours = loader.load(folder, PROGRAMS.parents[1] / "xdp" / "bpf" / "lb.c", "xdp_lb", {"OFFLOAD": 1})
-            pairs = [(_run(front, measured, bare), _run(front, measured, ours)) for _ in range(trials)]
-            expected = trials * _PACKETS
-            forwarded = int(tables.xdp_counters["packets"][:, 0].sum())
-            if forwarded != expected:
-                raise AssertionError(f"{forwarded} of {expected} packets were forwarded: this measures something else")
+            RouteMap(routes).replace({(0, 0): 1})
         finally:
-            os.close(measured)
-            words.close()
-            maps.remove(own)
-    nets = [mine - base for base, mine in pairs]
-    return Cost(
-        flows, protocol.name, "reply" if reply else "original", median(nets), min(nets), max(nets),
-        median(base for base, _ in pairs),
-    )  # fmt: skip
-
-
-def _run(front: int, measured: int, program: int) -> float:
-    kernel.map_update(measured, struct.pack("=I", 0), struct.pack("=I", program))
-    return kernel.prog_test_run(front, _FRAME, repeat=_PACKETS)[2]
+            os.close(routes)
+        row = ServiceRow(
+            ((IPv4Address(_VIP), _VIP_PORT, int(Protocol.UDP)),), ((IPv4Address(_ENDPOINT), _ENDPOINT_PORT),)
+        )
+        ServiceTable(tables, maglev.DEFAULT_SEED, lambda _: 1).apply([row])
+        for _ in range(trials):
+            made.orders[:, Order.NEXT] = 0
+            call(made, made.bare)
+            base = run_ns(made, _ADMISSIONS)
+            tables.tags[:] = 0
+            tables.published[:] = 0
+            compiled.set_extents(tables, tables.extents[0], np.uint64(0), 0)
+            compiled.set_busiest(tables, 0)
+            made.orders[:, Order.NEXT] = 0
+            call(made, made.ours)
+            pairs.append((base, run_ns(made, _ADMISSIONS)))
+        need_counted(tables, Reason.ADMITTED, trials * _ADMISSIONS)
+    return _cost(0, Protocol.UDP, "admitted", pairs)
 
 
 def main() -> None:
@@ -140,6 +237,9 @@ def main() -> None:
             spread = f"{cost.least_ns:.0f} to {cost.most_ns:.0f}"
             kind = f"{cost.protocol} {cost.direction}"
             print(f"{flows:>9,}  {kind:<14}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
+    cost = measure_admission(arguments.trials)
+    spread = f"{cost.least_ns:.0f} to {cost.most_ns:.0f}"
+    print(f"{'new':>9}  {'UDP admitted':<14}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
 
 
 if __name__ == "__main__":

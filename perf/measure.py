@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self, TypeVar
 
-from perf.subjects import Subject, Testbed
-from perf.traffic import Task
+from perf.bed import Lane, Testbed
+from perf.subjects import Subject
+from perf.traffic import Load, Seen, Task
 from perf.world import wait_until
 from xdp.errors import Error
 
@@ -20,21 +22,39 @@ _FIRST_PACKET_S = 20.0
 _VERIFIED = 2000  # frames whose checksums are looked at before anything is measured
 
 
+class Outcome(Protocol):
+    """What one trial found: numbers by variant ("" where there is one), and what speaks for or against believing it."""
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """The numbers."""
+
+    @property
+    def steal(self) -> float:
+        """The share of the machine's time that the hypervisor took."""
+
+    @property
+    def waited(self) -> float:
+        """The share of the trial in which the generator waited for its CPU."""
+
+    @property
+    def loss(self) -> float:
+        """The share of the frames that did not arrive."""
+
+    @property
+    def sent(self) -> int:
+        """Frames sent."""
+
+
 @dataclass(frozen=True)
-class Case:
-    """One question: which subjects, at how many flows, and how the frames are sent.
+class Reading:
+    """An Outcome that is not a rate."""
 
-    `flows` 0: every frame begins a flow. `in_step`: frames are sent no faster than they arrive, which finds the rate
-    without loss; otherwise as fast as the generator makes them. `bare` and `iptables` name the subjects that the
-    ratios refer to, where there are such.
-    """
-
-    name: str
-    subjects: tuple[str, ...]
-    flows: tuple[int, ...]
-    in_step: bool
-    bare: str
-    question: str
+    values: Mapping[str, float]
+    steal: float = 0.0
+    waited: float = 0.0
+    loss: float = 0.0
+    sent: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,11 @@ class Trial:
     seconds: float
     steal: float  # share of the machine's time that the hypervisor took
     waited: float = 0.0  # share of the trial in which the generator waited for its CPU
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The rate."""
+        return {"": self.rate_pps}
 
     @property
     def rate_pps(self) -> float:
@@ -81,24 +106,51 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(median, low, high)
 
 
-def paired_ratios(ours: Sequence[Trial], theirs: Sequence[Trial]) -> Spread:
-    """Return the spread of our rate over theirs, round by round: what drifts in both cancels out."""
-    return spread([mine.rate_pps / other.rate_pps for mine, other in zip(ours, theirs, strict=True)])
+def paired_ratios(ours: Sequence[Outcome], theirs: Sequence[Outcome], variant: str = "") -> Spread:
+    """Return the spread of our number over theirs, round by round: what drifts in both cancels out."""
+    pairs = zip(ours, theirs, strict=True)
+    return spread([mine.values[variant] / other.values[variant] for mine, other in pairs])
+
+
+_O = TypeVar("_O", bound=Outcome)
 
 
 def interleaved(
-    names: Sequence[str], rounds: int, trial: Callable[[str], Trial], progress: Callable[[], None]
-) -> dict[str, list[Trial]]:
-    """Run `rounds` rounds of one trial of each name; every other round backwards. Unsteady trials are repeated."""
-    trials: dict[str, list[Trial]] = {name: [] for name in names}
+    names: Sequence[str],
+    rounds: int,
+    trial: Callable[[str], _O],
+    progress: Callable[[], object],
+    loss_limit: float = 1.0,
+) -> dict[str, list[_O]]:
+    """Run `rounds` rounds of one trial of each name; every other round backwards.
+
+    A trial with stolen time, or with a larger share of frames lost than `loss_limit`, is repeated, a few times at most.
+    """
+    trials: dict[str, list[_O]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names if number % 2 == 0 else reversed(names):
             outcome, retries = trial(name), 0
-            while outcome.steal > _STEAL_LIMIT and retries < _RETRIES:
+            while (outcome.steal > _STEAL_LIMIT or outcome.loss > loss_limit) and retries < _RETRIES:
                 outcome, retries = trial(name), retries + 1
             trials[name].append(outcome)
             progress()
     return trials
+
+
+class Watched:
+    """Watches over a trial: `with Watched() as watched: ...`, then `watched.steal` and `watched.waited` (shares)."""
+
+    steal = waited = 0.0
+
+    def __enter__(self) -> Self:
+        self._before = (*cpu_times(), waited_s(), time.perf_counter())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        stolen, ticks, waited, start = self._before
+        stolen_now, ticks_now = cpu_times()
+        self.steal = (stolen_now - stolen) / max(1, ticks_now - ticks)
+        self.waited = (waited_s() - waited) / (time.perf_counter() - start)
 
 
 def cpu_times() -> tuple[int, int]:
@@ -119,40 +171,29 @@ def check(subject: Subject, bed: Testbed) -> None:
     """Send a few frames slowly: Error unless all arrive, translated as they should be, with right checksums."""
     if not wait_until(lambda: _comes_through(bed), _FIRST_PACKET_S, 0.05):
         raise Error(f"{subject.name}: no packet came through within {_FIRST_PACKET_S:.0f} s: it does not forward")
-    bed.prepare(64)
-    before = [bed.sink.count(word) for word in range(3)]
-    with bed.sink.doing(Task.VERIFY):
-        bed.generator.send_in_step(bed.sink, frames=_VERIFIED, window=128)
-    arrived, translated, wrong = (bed.sink.count(word) - was for word, was in enumerate(before))
+    bed.prepare(Load(64, services=bed.shape.services))
+    _check_lane(subject, bed.out)
+    if bed.shape.endpoints == 1 and subject.leads_back:  # of several, a reply may be another's
+        bed.prepare(Load(64), bed.back)
+        _check_lane(subject, bed.back)
+
+
+def _check_lane(subject: Subject, lane: Lane) -> None:
+    before = [lane.sink.count(word) for word in (Seen.PACKETS, Seen.TRANSLATED, Seen.WRONG)]
+    with lane.sink.doing(Task.VERIFY):
+        lane.generator.send_in_step(lane.sink, frames=_VERIFIED, window=128)
+    arrived, translated, wrong = (lane.sink.count(word) - was for word, was in enumerate(before))
     if arrived < _VERIFIED:
         raise Error(f"{subject.name}: of {_VERIFIED} packets {arrived} arrived: it does not forward")
     if translated != (arrived if subject.translates else 0):
-        raise Error(f"{subject.name}: {translated} of {arrived} packets came with an endpoint's port")
+        raise Error(f"{subject.name}: {translated} of {arrived} packets came translated")
     if wrong:
         raise Error(f"{subject.name}: {wrong} of {arrived} packets came with a wrong checksum")
 
 
 def _comes_through(bed: Testbed) -> bool:
-    bed.generator.choose(64)
-    return bed.generator.send_in_step(bed.sink, frames=1).lost == 0
-
-
-def measure(case: Case, bed: Testbed, seconds: float, most_new: int) -> Trial:
-    """Run one trial on a bed that is warm. With new flows, at most `most_new` frames: tables are finite."""
-    stolen, ticks = cpu_times()
-    waited = waited_s()
-    received, arrived = bed.received(), bed.sink.packets()
-    if case.in_step:
-        frames = most_new if bed.flows == 0 else 1 << 40
-        sent = bed.generator.send_in_step(bed.sink, frames=frames, seconds=seconds)
-    else:
-        sent = bed.generator.send_for(seconds)
-    waited = (waited_s() - waited) / sent.seconds
-    arrived = bed.sink.settled() - arrived
-    received = bed.received() - received
-    stolen_now, ticks_now = cpu_times()
-    steal = (stolen_now - stolen) / max(1, ticks_now - ticks)
-    return Trial(sent.frames, received, arrived, sent.seconds, steal, waited)
+    bed.out.generator.choose(Load(64, new_every=1))
+    return bed.out.generator.send_in_step(bed.out.sink, frames=1).lost == 0
 
 
 def quiet(timeout_s: float = 20.0, busy: float = 0.10) -> bool:
@@ -171,10 +212,3 @@ def quiet(timeout_s: float = 20.0, busy: float = 0.10) -> bool:
 def _busy_ticks() -> int:
     fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return sum(fields) - fields[3] - fields[4]
-
-
-def ratios(trials: Mapping[str, Sequence[Trial]], reference: str) -> dict[str, Spread]:
-    """Return each subject's ratio to `reference`; nothing if that was not measured."""
-    if reference not in trials:
-        return {}
-    return {name: paired_ratios(ours, trials[reference]) for name, ours in trials.items()}

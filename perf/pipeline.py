@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack.table import FlowTable
-from dataplane import hops_compiled, pipeline, wire
+from dataplane import hops_compiled, pipeline
 from lb import maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -70,11 +70,11 @@ def _node(flows: int) -> pipeline.Node:
     hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
     services = ServiceTable(tables, maglev.DEFAULT_SEED, lambda _: 1)
     services.apply([ServiceRow(((_VIP, _VIP_PORT, int(Protocol.UDP)),), _ENDPOINTS)])
-    hops = hops_compiled.new_hops(tables.next_hops, 16)
+    hops = hops_compiled.new_hops(tables, 16)
     starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
     starts[-1] = 1  # one route, the default, through next hop 1
     hops_compiled.publish_routes(hops, starts, np.zeros(1, np.uint32), np.ones(1, np.uint32))
-    return pipeline.Node(tables, hops, np.uint64(maglev.DEFAULT_SEED), np.zeros(1, wire.PACKET))
+    return pipeline.new_node(tables, hops, maglev.DEFAULT_SEED)
 
 
 def _template() -> npt.NDArray[np.uint8]:

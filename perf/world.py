@@ -6,9 +6,11 @@
 
 A network is one subnet behind one interface of the node. A network of one host is a veth pair; several hosts share
 a switch (a namespace of its own with a bridge). The node routes between networks, and every host's default route
-leads to the node, so that VIPs do too. IPv6 is off: nothing but what a test sends is on the wires.
+leads to the node, so that VIPs do too. IPv6 is off unless it is asked for: nothing but what a test sends is on the
+wires.
 
-Network n (from 1) is 10.77.n.0/24, the node is .1 there and hosts follow from .2. The MAC of every interface is
+Network n (from 1) is 10.77.n.0/24, the node is .1 there and hosts follow from .2; with IPv6 it is also fd77:0:n::/64,
+with the same last numbers. The MAC of every interface is
 02:00 and its IPv4 address. The ends far from the node play a wire: transmit offloads are off (a local kernel would
 send partial checksums and frames larger than the MTU), and GRO is on, because a frame that XDP redirects into a veth
 is lost unless the peer has NAPI.
@@ -31,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -43,6 +45,8 @@ RECORDS = Path("/run/turnout/worlds")
 _NAMESPACES = Path("/run/netns")
 _OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
 _SPACE = IPv4Network("10.77.0.0/16")
+_POD_SPACE = IPv4Network("10.244.0.0/24")
+_PODS = "pods"
 _LONGEST_PREFIX = 40  # a namespace is a file name; pins and sockets are named after it too
 _TERM_S = 3.0  # a process that ignores SIGTERM for so long is killed
 _CLONE_NEWNET = 0x40000000
@@ -61,6 +65,17 @@ class Interface:
     def ip(self) -> str:
         """The address as text, without its prefix length."""
         return str(self.address.ip)
+
+    @property
+    def address6(self) -> IPv6Interface:
+        """The IPv6 address, in worlds that have it."""
+        *_, number, host = self.address.ip.packed
+        return IPv6Interface(f"fd77:0:{number:x}::{host:x}/64")
+
+    @property
+    def ip6(self) -> str:
+        """The same as text, without its prefix length."""
+        return str(self.address6.ip)
 
     @property
     def mac(self) -> str:
@@ -327,6 +342,8 @@ class World:
 
     `hosts` is {host: network}, or only names, each then on a network of its own. `queues` is the number of receive
     and transmit queues of every veth. `static_neighbours` fills neighbour tables beforehand: no ARP on the wires.
+    With `offloads` far ends do not play a wire: they leave checksums and segmentation to somebody else. With `ipv6`
+    every interface has an address of that family, too.
     Afterwards `world.node` and `world["web-1"]` are Hosts. Raises MissingFeatureError without root, UsageError if a
     running process owns a world of this prefix.
     """
@@ -339,6 +356,8 @@ class World:
         node: str = "node",
         queues: int = 1,
         static_neighbours: bool = False,
+        offloads: bool = False,
+        ipv6: bool = False,
     ) -> None:
         if not prefix or len(prefix) > _LONGEST_PREFIX or not prefix.replace("-", "").replace("_", "").isalnum():
             raise UsageError(f"{prefix!r} is no prefix: letters, digits, - and _, at most {_LONGEST_PREFIX} of them")
@@ -348,6 +367,8 @@ class World:
         self._node_name = node
         self._queues = queues
         self._static_neighbours = static_neighbours
+        self._offloads = "on" if offloads else "off"
+        self._ipv6 = ipv6
         self._record = _Record(prefix)
         self._processes: list[subprocess.Popen[Any]] = []
         if node in self._interfaces():
@@ -379,6 +400,31 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self._remove()
+
+    def add_pod(self, name: str) -> Host:
+        """Make a pod of the node: behind a veth that keeps all its offloads, with a route of its own.
+
+        The node's end is called `cali-NAME`. Pods have addresses from 10.244.0.2 on.
+        """
+        number = sum(host.interfaces[0].network == _PODS for host in self.hosts.values())
+        end = Interface("eth0", IPv4Interface((_POD_SPACE[number + 2], 32)), _PODS)
+        gateway, node_end = str(_POD_SPACE[1]), f"cali-{name}"
+        pod = self.hosts[name] = Host(name, self._namespace(name), (end,), self._note_process)
+        self._record.namespaces.append(pod.namespace)
+        self._record.save()
+        _ip_batch([f"netns add {pod.namespace}"])
+        with pod.entered():
+            _write_sysctls(_SYSCTLS)
+        wire = [
+            self._veth(node_end, None, end.name, end.mac, pod.namespace),
+            f"address add {gateway}/32 dev {node_end}",
+            f"link set {node_end} up",
+        ]
+        _ip_batch(wire, self.node.namespace)
+        lines = ["link set lo up", f"address add {end.address} dev eth0", "link set eth0 up"]
+        _ip_batch([*lines, f"route add {gateway} dev eth0", f"route add default via {gateway}"], pod.namespace)
+        _ip_batch([f"route add {end.ip} dev {node_end}"], self.node.namespace)
+        return pod
 
     def owns_folder(self, folder: Path) -> None:
         """Promise that `folder` goes with the world (pins of a daemon, state, logs), also after a crash."""
@@ -438,8 +484,10 @@ class World:
         _ip_batch([f"netns add {name}" for name in record.namespaces])
         for namespace in record.namespaces:
             with Host("", namespace, (), self._note_process).entered():
-                _write_sysctls(_SYSCTLS)
+                _write_sysctls(_SYSCTLS | _WITH_IPV6 if self._ipv6 and namespace not in switches else _SYSCTLS)
         self.node.sysctl("net/ipv4/ip_forward", 1)
+        if self._ipv6:
+            self.node.sysctl("net/ipv6/conf/all/forwarding", 1)
         _ip_batch([line for network in self.networks for line in self._wires(network)], self.node.namespace)
         for network in self.networks:
             if network.has_switch:
@@ -447,7 +495,7 @@ class World:
         for name, host in self.hosts.items():
             _ip_batch(self._addressing(name), host.namespace)
             if name != self._node_name:
-                host.run(["ethtool", "-K", "eth0", "tx", "off", "gro", "on"])
+                host.run(["ethtool", "-K", "eth0", "tx", self._offloads, "gro", "on"])
 
     def _veth(self, name: str, mac: str | None, peer: str, peer_mac: str | None, peer_namespace: str) -> str:
         """Return the line of ip(8) for a veth pair whose second end is in another namespace."""
@@ -475,17 +523,21 @@ class World:
             lines.append(self._veth(port, None, end.name, end.mac, self._namespace(host)))
         lines += [f"link set {port} master br0 up" for port in ("node", *ports)]
         _ip_batch(lines, switch.namespace)
-        switch.run(["ethtool", "-K", "node", "tx", "off", "gro", "on"])
+        switch.run(["ethtool", "-K", "node", "tx", self._offloads, "gro", "on"])
         for port in ports:
-            switch.run(["ethtool", "-K", port, "tx", "off"])
+            switch.run(["ethtool", "-K", port, "tx", self._offloads])
 
     def _addressing(self, name: str) -> list[str]:
         """Return the lines that give a host its addresses, routes and, on request, neighbours."""
         lines = ["link set lo up"]
         for end in self.hosts[name].interfaces:
             lines += [f"address add {end.address} dev {end.name}", f"link set {end.name} up"]
+            if self._ipv6:
+                lines.append(f"address add {end.address6} dev {end.name} nodad")
         if name != self._node_name:
             lines.append(f"route add default via {self._plan_of(name).node_interface.ip}")
+            if self._ipv6:
+                lines.append(f"route add default via {self._plan_of(name).node_interface.ip6}")
         if self._static_neighbours:
             for end in self.hosts[name].interfaces:
                 lines += [
@@ -531,6 +583,14 @@ _SYSCTLS = {
     "net/ipv4/conf/default/rp_filter": "0",
     "net/ipv4/conf/all/send_redirects": "0",
     "net/ipv4/conf/default/send_redirects": "0",
+}
+
+
+# In a world with IPv6: an address is there at once, and nobody asks for more than he was given.
+_WITH_IPV6 = {
+    f"net/ipv6/conf/{which}/{name}": value
+    for which in ("all", "default")
+    for name, value in {"disable_ipv6": "0", "accept_dad": "0", "accept_ra": "0", "autoconf": "0"}.items()
 }
 
 

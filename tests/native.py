@@ -17,21 +17,25 @@ import numpy as np
 from xdp import schema
 
 BPF = schema.HEADER.parent
-HEADERS = ("schema.h", "hash.h", "checksum.h", "parse.h", "rewrite.h")
+HEADERS = ("schema.h", "hash.h", "checksum.h", "parse.h", "rewrite.h", "ipv6.h")
 _FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fno-strict-aliasing")
 
 _TYPES = """
 typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef uint64_t __u64;
-typedef uint16_t __be16; typedef uint32_t __be32;
+typedef uint16_t __be16; typedef uint32_t __be32; typedef _Bool bool;
 """
 
 # What the headers declare inside, for a parser that reads declarations only.
 _DECLARATIONS = """
 struct tuple { uint64_t addrs; uint32_t ports; uint32_t protocol; };
-struct packet { struct tuple tuple; uint32_t l4; uint8_t ttl; uint8_t tcp_flags; };
+struct packet { struct tuple tuple; uint32_t l4; uint32_t datagram; uint8_t ttl; uint8_t tcp_flags; };
 uint64_t native_hash(const struct tuple *tuple, uint64_t key0, uint64_t key1);
-uint32_t native_first_bucket(uint64_t hash, uint32_t buckets);
-uint32_t native_second_bucket(uint64_t hash, uint32_t buckets);
+uint32_t native_first_place(uint64_t hash, uint32_t count);
+uint32_t native_second_place(uint64_t hash, uint32_t count);
+uint32_t native_home(uint64_t hash);
+struct extent { uint32_t start, buckets; };
+struct extent native_extent(uint32_t k, uint32_t buckets);
+struct extent native_named_extent(uint64_t word);
 uint64_t native_tag(uint64_t hash);
 uint64_t native_lanes_equal(uint64_t word, uint64_t tag);
 uint64_t native_hits(const void *bucket, uint64_t tag);
@@ -43,8 +47,11 @@ int native_rewrite(void *data, uint32_t length, uint32_t l4, const void *flow, c
 
 _WRAPPERS = """
 __u64 native_hash(const struct tuple *tuple, __u64 key0, __u64 key1) { return hash_tuple(tuple, key0, key1); }
-__u32 native_first_bucket(__u64 hash, __u32 buckets) { return first_bucket(hash, buckets); }
-__u32 native_second_bucket(__u64 hash, __u32 buckets) { return second_bucket(hash, buckets); }
+__u32 native_first_place(__u64 hash, __u32 count) { return first_place(hash, count); }
+__u32 native_second_place(__u64 hash, __u32 count) { return second_place(hash, count); }
+__u32 native_home(__u64 hash) { return home_of(hash); }
+struct extent native_extent(__u32 k, __u32 buckets) { return extent_of(k, buckets); }
+struct extent native_named_extent(__u64 word) { return named_extent(word); }
 __u64 native_tag(__u64 hash) { return tag_of(hash); }
 __u64 native_lanes_equal(__u64 word, __u64 tag) { return lanes_equal(word, tag); }
 __u64 native_hits(const void *bucket, __u64 tag) { return hits_of(bucket, tag); }
@@ -53,6 +60,8 @@ __u16 native_checksum_add(__u16 check, __u16 delta) { return checksum_add(check,
 int native_parse(void *data, __u32 length, struct packet *packet)
 {
 	*packet = (struct packet){ 0 };
+	if (is_ipv6(data, data + length))
+		return parse_ipv6(data, data + length, packet);
 	return parse(data, data + length, packet);
 }
 int native_rewrite(void *data, __u32 length, __u32 l4, const void *flow, const void *hop)
@@ -114,11 +123,11 @@ class Native:
         return self.ffi.new("struct tuple *", {"addrs": addrs, "ports": ports, "protocol": protocol})
 
     def parse(self, frame: Any, length: int) -> tuple[int, tuple[int, ...]]:
-        """Return (reason, (addrs, ports, protocol, l4, ttl, tcp_flags)) of the first `length` bytes of `frame`."""
+        """Return (reason, (addrs, ports, protocol, l4, ttl, tcp_flags, datagram)) of `length` bytes of `frame`."""
         packet = self.ffi.new("struct packet *")
         reason = self.library.native_parse(self.ffi.from_buffer(frame), length, packet)
         key = packet.tuple
-        return reason, (key.addrs, key.ports, key.protocol, packet.l4, packet.ttl, packet.tcp_flags)
+        return reason, (key.addrs, key.ports, key.protocol, packet.l4, packet.ttl, packet.tcp_flags, packet.datagram)
 
     def rewrite(self, frame: Any, l4: int, flow: bytes, hop: bytes) -> int:
         """Change `frame`; return 0, or -1 if it is too short."""

@@ -27,33 +27,35 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from conntrack.table import FlowTable
-from dataplane import netdev, wire
+from dataplane import netdev
 from dataplane.control import ask
-from dataplane.netdev import Changes, Neighbour, NeighbourKey, NeighbourState, Route
+from dataplane.netdev import TABLE_LOCAL, Changes, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from dataplane.nexthops import NextHops
 from dataplane.node import Node
-from dataplane.pipeline import Node as PacketPath
-from dataplane.pipeline import handle
-from dataplane.settings import Settings
+from dataplane.pipeline import AWAITED, NOWHERE, handle, new_node
+from dataplane.settings import OPTIONS, Settings
 from lb import maglev
+from lb.rows import ranges_of
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
 from tests.packets import Address, address
-from xdp import maps
+from xdp import files, maps
 from xdp.clock import ManualClock
 from xdp.errors import Error
-from xdp.schema import Protocol, Reason, Verdict, verdict_of
+from xdp.files import SharedFile
+from xdp.maps import SharedMaps
+from xdp.schema import Limit, Reason, Verdict, verdict_of
 from xdp.tables import Capacity, Tables
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,7 @@ HOSTS = {
     "other": "others",
 }
 CONNECTIONS = 20_000
+NODE_NAME, ZONE = "node-1", "zone-a"  # who the node is to manifests
 START_S = 180.0  # the first start of a version compiles the packet path
 _PATIENCE_S = 5.0  # a held frame is dropped after one second
 _FIRST_PORT = 20_000
@@ -82,6 +85,9 @@ class Service:
     endpoints: tuple[str, ...] = ()
     protocol: str = "TCP"
     annotations: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)  # more fields of the Service's spec
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # more fields of an endpoint, by its text
+    ingress: tuple[str, ...] = ()  # addresses of a load balancer
 
     def with_endpoints(self, *endpoints: str) -> Service:
         """Return the same Service with other endpoints."""
@@ -92,37 +98,59 @@ class Service:
         """The frontend as numbers."""
         return address(self.frontend)
 
+    @property
+    def key(self) -> str:
+        """The port's name in answers."""
+        return f"shop/{self.name}:main"
+
+    def living(self) -> Iterator[str]:
+        """Yield the endpoints that serve."""
+        for endpoint in self.endpoints:
+            conditions = self.about.get(endpoint, {}).get("conditions", {})
+            if conditions.get("ready", True) or (conditions.get("terminating") and conditions.get("serving", True)):
+                yield endpoint
+
     def objects(self) -> list[dict[str, Any]]:
         """Return the Kubernetes objects: the Service, and a slice for every port number of its endpoints."""
-        vip, port = self.frontend.split(":")
-        slices: dict[str, list[str]] = {}
+        vip, port = split(self.frontend)
+        slices: dict[tuple[int, str], list[dict[str, Any]]] = {}
         for endpoint in self.endpoints:
-            host, number = endpoint.split(":")
-            slices.setdefault(number, []).append(host)
+            host, number = split(endpoint)
+            slices.setdefault((number, "IPv6" if ":" in host else "IPv4"), []).append(
+                {"addresses": [host], **self.about.get(endpoint, {})}
+            )
         metadata = {"namespace": "shop", "name": self.name, "annotations": dict(self.annotations)}
         ports = [{"name": "main", "port": int(port), "protocol": self.protocol}]
+        spec = {"clusterIP": vip, "ports": ports, **self.spec}
+        status = {"loadBalancer": {"ingress": [{"ip": ip} for ip in self.ingress]}}
         return [
-            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"clusterIP": vip, "ports": ports}},
+            {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status},
             *(
                 {
                     "apiVersion": "discovery.k8s.io/v1",
                     "kind": "EndpointSlice",
                     "metadata": {
                         "namespace": "shop",
-                        "name": f"{self.name}-{number}",
+                        "name": f"{self.name}-{number}-{address_type.lower()}",
                         "labels": {"kubernetes.io/service-name": self.name},
                     },
-                    "addressType": "IPv4",
-                    "ports": [{"name": "main", "port": int(number), "protocol": self.protocol}],
-                    "endpoints": [{"addresses": [host]} for host in hosts],
+                    "addressType": address_type,
+                    "ports": [{"name": "main", "port": number, "protocol": self.protocol}],
+                    "endpoints": endpoints,
                 }
-                for number, hosts in slices.items()
+                for (number, address_type), endpoints in slices.items()
             ),
         ]
 
     def shown(self) -> tuple[str, str, str, frozenset[str]]:
         """Return what `get services` is to say: name, protocol, frontend, endpoints."""
         return self.name, self.protocol, self.frontend, frozenset(self.endpoints)
+
+
+def split(place: str) -> tuple[str, int]:
+    """Return (address, port) of `10.0.0.1:80` or `[2001:db8::1]:80`."""
+    host, _, port = place.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def write_manifests(path: Path, services: Iterable[Service]) -> None:
@@ -189,6 +217,10 @@ class ScenarioNode(ABC):
         """Return the host that has an address."""
         return next(host for host in HOSTS if int(self.end_of(host).address.ip) == place[0])
 
+    def own(self, host: str, port: int = 0) -> Address:
+        """Return the node's own address, with a port, on the network of a host."""
+        return int(self.network_of(host).node_interface.address.ip), port
+
     def macs(self, host: str) -> bytes:
         """Return how a frame from the node to a host begins: destination and source address."""
         return _mac(self.end_of(host)) + _mac(self.network_of(host).node_interface)
@@ -203,9 +235,16 @@ class ScenarioNode(ABC):
     def apply(self, *services: Service) -> None:
         """Make these the Services, and no others; return when they are."""
 
-    @abstractmethod
     def send(self, frame: bytes, host: str = "client") -> Sent:
         """Send a frame from a host to the node; return what came of it, when it has come."""
+        return self.send_all([frame], host)
+
+    @abstractmethod
+    def send_all(self, frames: Sequence[bytes], host: str = "client", ends: int | None = None) -> Sent:
+        """Send frames one after the other; return what came of them when all have met their ends, or `ends` of them.
+
+        The others wait in the node, and end later.
+        """
 
     @abstractmethod
     def answer(self, command: str, **options: Any) -> Any:
@@ -254,9 +293,19 @@ class _PaperNetwork:
         ends = {number: network.node_interface for number, network in self._networks.items()}
         return [netdev.Interface(end.name, number, _mac(end), 1500, is_up=True) for number, end in ends.items()]
 
+    def statistics(self, ifindex: int) -> netdev.Statistics:  # noqa: ARG002
+        return netdev.Statistics(0, 0, 0, 0, 0, 0)  # nothing has gone over paper
+
     def routes(self) -> list[Route]:
-        subnets = {number: network.node_interface.address.network for number, network in self._networks.items()}
-        return [Route(int(net.network_address), net.prefixlen, ifindex=number) for number, net in subnets.items()]
+        ends = {number: network.node_interface.address for number, network in self._networks.items()}
+        own = [
+            Route(int(end.ip), 32, RouteKind.LOCAL, number, table=TABLE_LOCAL, preferred_source=int(end.ip))
+            for number, end in ends.items()
+        ]
+        return own + [
+            Route(int(end.network.network_address), end.network.prefixlen, ifindex=number, preferred_source=int(end.ip))
+            for number, end in ends.items()
+        ]
 
     def neighbours(self) -> list[Neighbour]:
         return [
@@ -281,6 +330,9 @@ class _NoEngine:
     name = "memory"
     offloads = False
     is_alive = True
+    needs_rows = False
+    serves_the_node = True
+    why_no_egress = ""
     queues: tuple[()] = ()
 
     def __init__(self) -> None:
@@ -289,8 +341,22 @@ class _NoEngine:
     def stalled(self) -> list[str]:
         return []
 
+    def complaints(self) -> list[str]:
+        return []
+
     def lost(self) -> int:
         return 0
+
+    def expect(self, rows: object) -> None:
+        """Be told what the tables are about to say, which only engine `raw` listens to."""
+
+
+class _Held(NamedTuple):
+    """A frame that waits."""
+
+    frame: bytes
+    host: str
+    since: int
 
 
 class MemoryNode(ScenarioNode):
@@ -298,44 +364,87 @@ class MemoryNode(ScenarioNode):
 
     engine = "memory"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flags: Mapping[str, str] | None = None) -> None:
         super().__init__()
+        more: dict[str, Any] = {}
+        for name, value in (flags or {}).items():
+            option = OPTIONS[name]
+            more[option.field] = (option.read(value),) if option.is_list else option.read(value)
         self._file = folder / "services.json"
         self.clock = ManualClock()
         rows = {"frontends": 256, "services": 256, "maglev_slots": 1 << 17, "endpoints": 1024, "next_hops": 256}
         tables = Tables.in_memory(Capacity(connections=CONNECTIONS, **rows))
         names = tuple(network.node_interface.name for network in self.networks)
-        self._node = node = Node(Settings("memory", (str(self._file),), names, capacity=CONNECTIONS))
+        settings = Settings(
+            "memory", (str(self._file),), names, capacity=CONNECTIONS, node_name=NODE_NAME, zone=ZONE, **more
+        )
+        self._node = node = Node(settings)
         node.netdev = _PaperNetwork(self.networks)  # type: ignore[assignment]
         node.shared = SimpleNamespace(tables=tables)  # type: ignore[assignment]
+        node.clock = self.clock  # type: ignore[assignment]
         node.flows = FlowTable(tables, self.clock)
         node.flows.create()
         node.next_hops = NextHops(tables, node.netdev, names)
         node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
         self._tables = tables
-        self._path = PacketPath(tables, node.next_hops.hops, np.uint64(maglev.DEFAULT_SEED), np.zeros(1, wire.PACKET))
+        self._path = new_node(
+            tables,
+            node.next_hops.hops,
+            maglev.DEFAULT_SEED,
+            ranges_of(settings.cluster_cidr) or (),
+            settings.snat_ports,
+        )
+        tables.control[0]["answers_echo"] = settings.ping == "answer"
         self._frames = np.zeros(4096, np.uint8)
+        self._held: list[_Held] = []
+        self._is_awaited = False
 
     def apply(self, *services: Service) -> None:
         write_manifests(self._file, services)
         node = self._node
         node._apply(node._load())
-        node.services.release(node.services.take_parted())  # what its sweep would do, and:
-        node.flows.end_towards([(int(address), number, int(Protocol.UDP)) for address, number in node._gone])
-        node._gone = set()
+        node.clear_up(node.services.take_parted())  # what its sweep would do
+        node.end_strays()
 
-    def send(self, frame: bytes, host: str = "client") -> Sent:
+    def send_all(self, frames: Sequence[bytes], host: str = "client", ends: int | None = None) -> Sent:  # noqa: ARG002
+        self.sent += len(frames)
+        all_of_them = Sent([], [], Counter())
+        for frame in frames:
+            self._held.append(_Held(frame, host, self.clock.now()))
+            for sent in self._turn():
+                all_of_them.left.extend(sent.left)
+                all_of_them.passed.extend(sent.passed)
+                all_of_them.reasons.update(sent.reasons)
+        return all_of_them
+
+    def _turn(self) -> Iterator[Sent]:
+        """Do what a packet loop does: try what is new, what waits for a fragment, and drop what has waited too long."""
+        began = -1
+        while began != int(self._path.fragments.begun[0]):
+            began = int(self._path.fragments.begun[0])
+            waiting, self._held = self._held, []
+            for held in waiting:
+                sent = self._handled(held.frame, held.host)
+                is_old = self.clock.now() - held.since > Limit.FRAGMENT_S * self.clock.hertz
+                if sent.reasons.keys() == {Reason.FRAGMENT_ALONE} and self._is_awaited and not is_old:
+                    self._held.append(held)
+                else:
+                    self._tables.worker_counters[0]["packets"][sent.reason] += 1
+                    yield sent
+
+    def _handled(self, frame: bytes, host: str) -> Sent:
         given = self.on_the_wire(frame, host)
         self._frames[: len(given)] = np.frombuffer(given, np.uint8)
+        self._path.link[0]["ifindex"] = self.networks.index(self.network_of(host)) + 1
         code, egress = handle(self._path, self._frames, 0, len(given), np.uint32(self.clock.now()))
-        reason = Reason(int(code))
-        self._tables.worker_counters[0]["packets"][reason] += 1
-        self.sent += 1
-        became = self._frames[: len(given)].tobytes()
-        if verdict_of(reason) is Verdict.FORWARD:
+        reason, self._is_awaited = Reason(int(code)), egress == AWAITED
+        became = self._frames[: self._path.packet[0]["length"]].tobytes()
+        if egress not in (NOWHERE, AWAITED):
+            self._tables.worker_counters[0]["originated"] += verdict_of(reason) is Verdict.DROP
             return Sent([(self._addressee(int(egress), became), became)], [], Counter([reason]))
-        assert became == given, "only what is forwarded may be changed"
+        assert verdict_of(reason) is not Verdict.FORWARD
+        assert became == given, "only what leaves may be changed"
         return Sent([], [given] if verdict_of(reason) is Verdict.PASS else [], Counter([reason]))
 
     def _addressee(self, ifindex: int, frame: bytes) -> str:
@@ -353,6 +462,10 @@ class MemoryNode(ScenarioNode):
         """Let time pass."""
         self.clock.advance(seconds)
 
+    def look_at_ports(self) -> None:
+        """Have it find out whether ports have been wanting."""
+        self._node.watch_ports()
+
     def sweep(self) -> None:
         """End what has expired."""
         self._node.flows.sweep()
@@ -368,11 +481,14 @@ _SOL_PACKET, _PACKET_AUXDATA = 263, 8  # linux/if_packet.h
 _AUXDATA = struct.Struct("=IIIHHHH")  # status, length, captured, MAC offset, network offset, VLAN tag, VLAN type
 _VLAN_VALID = 1 << 4
 
+_TO_US = (socket.PACKET_HOST, socket.PACKET_BROADCAST, socket.PACKET_MULTICAST)
+
 
 class Wire:
     """An interface as a packet socket sees it: sends frames, and collects what arrives."""
 
-    def __init__(self, host: Host, interface: str) -> None:
+    def __init__(self, host: Host, interface: str, kinds: tuple[int, ...] = _TO_US) -> None:
+        self._kinds = kinds
         with host.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
@@ -389,7 +505,7 @@ class Wire:
         with contextlib.suppress(BlockingIOError):
             while True:
                 data, ancillary, _, (_, _, kind, *_) = self._socket.recvmsg(1 << 16, 256)
-                if kind in (socket.PACKET_HOST, socket.PACKET_BROADCAST, socket.PACKET_MULTICAST):
+                if kind in self._kinds:
                     frames.append(_with_tag(data, ancillary))
         return frames
 
@@ -409,24 +525,41 @@ def _with_tag(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
 
 _ENGINE_FLAGS = {
     "xdp": ["--engine", "xdp", "--xdp-mode", "native"],
+    "xdp-auto": ["--engine", "xdp"],
     "xdp-generic": ["--engine", "xdp", "--xdp-mode", "generic"],
     "afxdp": ["--engine", "afxdp"],
+    "raw": ["--engine", "raw"],
 }
 
 
 class Daemon:
     """`turnout run` in the node of a world. A context manager: leaving it ends the daemon and removes what it made."""
 
-    def __init__(self, world: World, engine: str, *, capacity: int = CONNECTIONS, on_exit: str | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        engine: str,
+        *,
+        capacity: int = CONNECTIONS,
+        on_exit: str | None = None,
+        host: Host | None = None,
+        flags: Mapping[str, str] | None = None,
+    ) -> None:
         self.world = world
+        self.host = host or world.node
         self.engine = engine
         self.folder = Path(tempfile.mkdtemp(prefix=f"{world.prefix}-"))
         world.owns_folder(self.folder)
         self.file = self.folder / "services.json"
         self.log = self.folder / "log"
-        names = tuple(interface.name for interface in world.node.interfaces)
-        self.settings = Settings(f"{world.prefix}-{engine}", (str(self.file),), names, capacity=capacity)
+        names = tuple(interface.name for interface in self.host.interfaces)
+        self.settings = Settings(
+            f"{world.prefix}-{engine}-{self.host.name}", (str(self.file),), names, capacity=capacity
+        )
         self._flags = [*_ENGINE_FLAGS[engine], *(["--on-exit", on_exit] if on_exit else [])]
+        self.start_with: list[str] = []  # flags beside those, which win
+        for name, value in (flags or {}).items():
+            self._flags += [f"--{name}", value]
         self.process: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> Self:
@@ -446,20 +579,32 @@ class Daemon:
 
     def _in_folder(self, command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            self.world.node.inside(command), capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+            self.host.inside(command), capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
         )
         assert not check or done.returncode == 0, (command, done.returncode, done.stderr)
         return done
+
+    def rename(self, old: str, new: str) -> None:
+        """Serve an interface that is called otherwise now, from the next start on."""
+        names = tuple(new if name == old else name for name in self.settings.interfaces)
+        self.settings = replace(self.settings, interfaces=names)
 
     def start(self) -> None:
         """Start it; return when it serves."""
         interfaces = [word for name in self.settings.interfaces for word in ("-i", name)]
         command = [*TURNOUT, "run", "--name", self.settings.name, "-f", str(self.file), *interfaces, *self._flags]
-        command += ["--capacity", str(self.settings.capacity)]
+        command += ["--capacity", str(self.settings.capacity), "--node-name", NODE_NAME, "--zone", ZONE]
+        command += self.start_with
         with self.log.open("a") as stream:
-            self.process = self.world.node.popen(command, stdout=stream, stderr=stream, cwd=ROOT)
+            self.process = self.host.popen(command, stdout=stream, stderr=stream, cwd=ROOT)
         self.wait_for(lambda: self.process.poll() is not None or self.is_answering(), START_S)  # type: ignore[union-attr]
         assert self.process.poll() is None, self.said()
+
+    def tables(self) -> SharedMaps | SharedFile:
+        """Return the shared tables, to be looked at: also when the daemon does not answer."""
+        if self.engine == "raw":
+            return files.open_tables(self.settings.table_folder, read_only=True)
+        return maps.open_tables(self.settings.pins, read_only=True)
 
     def is_answering(self) -> bool:
         """Whether the control socket answers: the daemon serves."""
@@ -489,18 +634,28 @@ class Daemon:
 
     def apply(self, *services: Service) -> None:
         """Change the manifest file; return when the daemon has applied it, as the watch over files has told it."""
+        before = self.ask("status")["revision"]["desired"]
         write_manifests(self.file, services)
+        self.wait_for(lambda: self.ask("status")["revision"]["programmed"] > before)
         self.wait_for_services(*services)
 
     def wait_for_services(self, *services: Service) -> None:
-        """Return when these are the Services, and UDP flows to what they no longer have are gone."""
+        """Return when these are the Services, and UDP flows to what they no longer have are gone, TCP ones reset."""
         wanted = {service.shown() for service in services}
         self.wait_for(lambda: self._services() == wanted)
-        endpoints = {endpoint for service in services for endpoint in service.endpoints}
-        self.wait_for(lambda: self._endpoints_of_datagrams() <= endpoints)
+        living = {(service.key, endpoint) for service in services for endpoint in service.living()}
+        impatient = {
+            service.key for service in services if service.annotations.get("turnout.dev/endpoint-removed") == "reset"
+        }
+        self.wait_for(lambda: self._ends_of_what_goes_on(impatient) <= living)
 
-    def _endpoints_of_datagrams(self) -> set[str]:
-        return {flow["endpoint"] for flow in self.ask("flows") if flow["protocol"] == "UDP"}
+    def _ends_of_what_goes_on(self, impatient: set[str]) -> set[tuple[str, str]]:
+        """Return Service and endpoint of UDP flows, and of the TCP connections of Services that have them reset."""
+        return {
+            (flow["service"], flow["endpoint"])
+            for flow in self.ask("flows")
+            if flow["protocol"] == "UDP" or (flow["service"] in impatient and flow["state"] != "reset")
+        }
 
     def _services(self) -> set[tuple[str, str, str, frozenset[str]]]:
         return {
@@ -518,8 +673,13 @@ class Daemon:
         assert wait_until(condition, timeout_s), f"not within {timeout_s} s; the daemon said:\n{self.said()}"
 
 
+_Counts: TypeAlias = npt.NDArray[np.int64]  # by reason
+
+
 class DaemonNode(ScenarioNode):
     """A daemon between silent hosts."""
+
+    _PATH = "xdp"  # who sees every packet
 
     def __init__(self, world: World, daemon: Daemon) -> None:
         super().__init__()
@@ -529,10 +689,14 @@ class DaemonNode(ScenarioNode):
             world[host].run(["ip", "address", "flush", "dev", "eth0"])
         world.node.sysctl("net/ipv4/ip_forward", 0)
         self._hosts = {host: Wire(world[host], "eth0") for host in HOSTS}
-        self._shared = maps.open_tables(daemon.settings.pins, read_only=True)
-        self._inside = [Wire(world.node, interface.name) for interface in world.node.interfaces]
+        self._shared = daemon.tables()
+        self._inside = self._listen_inside(world)
         self._applied: tuple[Service, ...] | None = None
-        self._not_ours = self._packets()["xdp"]["received"]
+        self._not_ours = self._packets()[self._PATH]["received"]
+
+    def _listen_inside(self, world: World) -> list[Wire]:
+        """Return the places where the kernel's frames come by."""
+        return [Wire(world.node, interface.name) for interface in world.node.interfaces]
 
     def close(self) -> None:
         self._shared.close()
@@ -550,12 +714,14 @@ class DaemonNode(ScenarioNode):
     def _packets(self) -> dict[str, dict[str, int]]:
         return self.status()["packets"]  # type: ignore[no-any-return]
 
-    def send(self, frame: bytes, host: str = "client") -> Sent:
-        assert not any(self._collect()), "frames that nobody has sent"
-        before = self._counts()
-        self._hosts[host].send(self.on_the_wire(frame, host))
-        self.sent += 1
-        after = self._settled(before[0])
+    def send_all(self, frames: Sequence[bytes], host: str = "client", ends: int | None = None) -> Sent:
+        strays = self._collect()  # before the first frame, what a kernel says when its interfaces come up
+        assert not (self.sent and any(strays)), f"frames that nobody has sent: {strays}"
+        before, originated = self._counts(), self._originated()
+        for frame in frames:
+            self._hosts[host].send(self.on_the_wire(frame, host))
+        self.sent += len(frames)
+        after = self._settled(before, len(frames) if ends is None else ends)
         grown = sum(after) - sum(before)
         ends = Counter(
             {
@@ -565,12 +731,14 @@ class DaemonNode(ScenarioNode):
             }
         )
         left, passed = self._collect_all(
-            sum(count for reason, count in ends.items() if verdict_of(reason) is Verdict.FORWARD),
+            sum(count for reason, count in ends.items() if verdict_of(reason) is Verdict.FORWARD)
+            + self._originated()
+            - originated,
             sum(count for reason, count in ends.items() if verdict_of(reason) is Verdict.PASS),
         )
         return Sent(left, passed, ends)
 
-    def _counts(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _counts(self) -> tuple[_Counts, _Counts]:
         """Return how often XDP, and how often userspace, has counted each reason: from the tables, which is quick."""
         tables = self._shared.tables
         xdp, user = (
@@ -578,12 +746,21 @@ class DaemonNode(ScenarioNode):
         )
         return xdp, user
 
-    def _settled(self, before: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the counts when one more frame has met its end; `before` is XDP's."""
+    def _originated(self) -> int:
+        """Return how many packets userspace has sent of its own; counted before the packets that were the reason."""
+        return int(self._shared.tables.worker_counters["originated"].sum())
+
+    def _is_settled(self, xdp: _Counts, user: _Counts, before: tuple[_Counts, _Counts], count: int) -> bool:
+        """Whether so many frames more than before have met their ends."""
+        in_xdp = (xdp - before[0])[:_FIRST_PUNT].sum()
+        return bool(in_xdp + (user - before[1]).sum() >= count)  # those lost are counted there, too
+
+    def _settled(self, before: tuple[_Counts, _Counts], count: int) -> tuple[_Counts, _Counts]:
+        """Return the counts when so many more frames have met their ends."""
         deadline = time.monotonic() + _PATIENCE_S
         while True:
             xdp, user = self._counts()
-            if xdp.sum() > before.sum() and user.sum() >= xdp[_FIRST_PUNT:].sum():  # those lost are counted there, too
+            if self._is_settled(xdp, user, before, count):
                 return xdp, user
             assert time.monotonic() < deadline, (self.status(), self.daemon.said())
 
@@ -613,15 +790,52 @@ class DaemonNode(ScenarioNode):
         assert xdp["redirect_failed"] == 0
 
 
+class RawNode(DaemonNode):
+    """A daemon of engine `raw`: every frame is seen by userspace, and most by the kernel, too."""
+
+    _PATH = "userspace"
+
+    def _listen_inside(self, world: World) -> list[Wire]:
+        """A packet socket is a tap before the filter: what gets past the filter is sent to a wire of its own."""
+        world.node.run(["ip", "link", "add", "probe", "type", "veth", "peer", "name", "probed"])
+        for end in ("probe", "probed"):
+            world.node.run(["ip", "link", "set", end, "up"])
+        names = ", ".join(f'"{interface.name}"' for interface in world.node.interfaces)
+        rules = f"type filter hook ingress devices = {{ {names} }} priority 1\ndup to probe"
+        world.node.run(["nft", "-f", "-"], text_in=f"table netdev probe {{\nchain ingress {{\n{rules}\n}}\n}}\n")
+        return [Wire(world.node, "probed", (*_TO_US, socket.PACKET_OTHERHOST))]
+
+    def _is_settled(
+        self,
+        xdp: _Counts,  # noqa: ARG002
+        user: _Counts,
+        before: tuple[_Counts, _Counts],
+        count: int,
+    ) -> bool:
+        return bool(user.sum() >= before[1].sum() + count)
+
+    def check_accounts(self) -> None:
+        user = self._packets()["userspace"]
+        assert user["received"] == self.sent + self._not_ours
+        assert user["received"] == user["forwarded"] + user["passed"] + user["dropped"]
+        assert user["punt_lost"] == 0
+
+
 @contextlib.contextmanager
-def whole_node(engine: str, folder: Path, prefix: str) -> Iterator[ScenarioNode]:
-    """Make a node with an engine; it is gone afterwards. `prefix` names the world's namespaces."""
+def whole_node(
+    engine: str, folder: Path, prefix: str, flags: Mapping[str, str] | None = None
+) -> Iterator[ScenarioNode]:
+    """Make a node with an engine; it is gone afterwards. `prefix` names the world's namespaces.
+
+    `flags` are more flags of `run`, by their names with _ for -.
+    """
+    flags = {name.replace("_", "-"): value for name, value in (flags or {}).items()}
     if engine == "memory":
-        yield MemoryNode(folder)
+        yield MemoryNode(folder, flags)
         return
-    with World(prefix, HOSTS, static_neighbours=True) as world, Daemon(world, engine) as daemon:
+    with World(prefix, HOSTS, static_neighbours=True) as world, Daemon(world, engine, flags=flags) as daemon:
         daemon.start()
-        node = DaemonNode(world, daemon)
+        node = (RawNode if engine == "raw" else DaemonNode)(world, daemon)
         try:
             yield node
         finally:

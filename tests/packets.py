@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_Router_Alert, IPOption_SSRR
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+)
 from scapy.layers.l2 import ARP, Dot1Q, Ether
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
-Address = tuple[int, int]  # IPv4 address and port, host numbers
+Address = tuple[int, int]  # address and port, host numbers; IPv6 addresses have bit 128 set, too
+IPV6 = 1 << 128
 
 ETHERNET_BYTES = 14
 CLIENT_MAC, NODE_MAC = "02:00:00:00:00:0c", "02:00:00:00:00:01"
 
 
 def address(text: str) -> Address:
-    """Return `10.0.0.1:80` as numbers."""
-    host, _, port = text.partition(":")
+    """Return `10.0.0.1:80` or `[2001:db8::1]:80` as numbers."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("["):
+        return int(IPv6Address(host[1:-1])) | IPV6, int(port)
     return int(IPv4Address(host)), int(port)
 
 
@@ -32,11 +46,28 @@ ENDPOINT = address("10.2.0.20:8080")
 OTHER_ENDPOINT = address("10.2.0.21:8080")
 STRANGER = address("192.0.2.1:1234")
 ROUTER = address("10.3.0.1:0")
+CLIENT6 = address("[2001:db8:1::10]:40000")
+OTHER_CLIENT6 = address("[2001:db8:1::11]:40001")
+VIP6 = address("[fd00:96::1]:80")
+DNS_VIP6 = address("[fd00:96::10]:53")
+ENDPOINT6 = address("[2001:db8:2::20]:8080")
+OTHER_ENDPOINT6 = address("[2001:db8:2::21]:8080")
+ROUTER6 = address("[2001:db8:3::1]:0")
+STRANGER6 = address("[2001:db8:ffff::1]:1234")
 
 
 def host(number: int) -> str:
     """Return an address as scapy wants it."""
-    return str(IPv4Address(number))
+    return str(IPv6Address(number ^ IPV6) if number & IPV6 else IPv4Address(number))
+
+
+def _ip(source: Address, destination: Address, fields: dict[str, Any]) -> Packet:
+    """Return the header of a packet; `fields` are called as in IPv4."""
+    if not source[0] & IPV6:
+        return IP(src=host(source[0]), dst=host(destination[0]), **{"ttl": 64, "id": 7, **fields})
+    names = {"ttl": "hlim", "tos": "tc"}
+    fields = {names.get(name, name): value for name, value in fields.items()}
+    return IPv6(src=host(source[0]), dst=host(destination[0]), **{"hlim": 64, **fields})
 
 
 def _ether() -> Packet:
@@ -44,17 +75,15 @@ def _ether() -> Packet:
 
 
 def tcp_packet(source: Address, destination: Address, flags: str, payload: bytes = b"", **fields: Any) -> Packet:
-    """Return a TCP packet from `source` to `destination`; `fields` are of the IPv4 header."""
-    fields = {"ttl": 64, "id": 7, **fields}
-    ip = IP(src=host(source[0]), dst=host(destination[0]), **fields)
+    """Return a TCP packet from `source` to `destination`; `fields` are of the IP header, called as in IPv4."""
+    ip = _ip(source, destination, fields)
     tcp = TCP(sport=source[1], dport=destination[1], flags=flags, seq=1000, ack=2000 if "A" in flags else 0)
     return _ether() / ip / tcp / Raw(payload) if payload else _ether() / ip / tcp
 
 
 def udp_packet(source: Address, destination: Address, payload: bytes = b"hello", **fields: Any) -> Packet:
-    """Return a UDP packet from `source` to `destination`; `fields` are of the IPv4 header."""
-    fields = {"ttl": 64, "id": 7, **fields}
-    ip = IP(src=host(source[0]), dst=host(destination[0]), **fields)
+    """Return a UDP packet from `source` to `destination`; `fields` likewise."""
+    ip = _ip(source, destination, fields)
     return _ether() / ip / UDP(sport=source[1], dport=destination[1]) / Raw(payload)
 
 
@@ -100,9 +129,13 @@ def udp(source: Address = CLIENT, destination: Address = DNS_VIP, payload: bytes
 
 def udp_unsummed(source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
     """Return a UDP packet whose sender left the checksum out."""
-    packet = udp_packet(source, destination)
-    packet[UDP].chksum = 0
-    return bytes(packet)
+    return unsummed(bytes(udp_packet(source, destination)))
+
+
+def unsummed(frame: bytes) -> bytes:
+    """Return a UDP frame without options whose sender left the checksum out."""
+    at = ETHERNET_BYTES + (40 if frame[12:14] == b"\x86\xdd" else 20) + 6
+    return frame[:at] + bytes(2) + frame[at + 2 :]
 
 
 def udp_with_checksum(check: int, source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
@@ -119,7 +152,26 @@ def udp_with_checksum(check: int, source: Address = CLIENT, destination: Address
 def with_wrong_checksum(frame: bytes) -> bytes:
     """Return a TCP or UDP frame whose transport checksum is off by some bits, options not counted."""
     at = ETHERNET_BYTES + (frame[ETHERNET_BYTES] & 15) * 4 + (16 if frame[ETHERNET_BYTES + 9] == 6 else 6)
+    if frame[12:14] == b"\x86\xdd":
+        at = ETHERNET_BYTES + 40 + (16 if frame[ETHERNET_BYTES + 6] == 6 else 6)
     return frame[:at] + bytes([frame[at] ^ 0x55, frame[at + 1] ^ 0xAA]) + frame[at + 2 :]
+
+
+def uncut(frame: bytes) -> bytes:
+    """Return a frame whose packet is not to be fragmented."""
+    packet = Ether(frame)
+    packet[IP].flags |= 2
+    del packet[IP].chksum
+    return bytes(packet)
+
+
+def fragment_of(frame: bytes, first: int, behind: int, number: int = 7) -> bytes:
+    """Return a fragment of a frame's packet: these bytes of what follows its IPv4 header."""
+    packet = Ether(frame)[IP]
+    payload = bytes(packet.payload)
+    ip = IP(src=packet.src, dst=packet.dst, ttl=packet.ttl, tos=packet.tos, options=packet.options, proto=packet.proto)
+    ip.id, ip.frag, ip.flags = number, first // 8, "MF" if behind < len(payload) else 0
+    return frame[:ETHERNET_BYTES] + bytes(ip / Raw(payload[first:behind]))
 
 
 def first_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
@@ -129,6 +181,20 @@ def first_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> 
 def later_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
     ip = IP(src=host(source[0]), dst=host(destination[0]), frag=9, proto=17)
     return bytes(_ether() / ip / Raw(bytes(32)))
+
+
+def echo6(destination: Address = VIP6, **fields: Any) -> bytes:
+    ip = IPv6(src=host(CLIENT6[0]), dst=host(destination[0]), **fields)
+    return bytes(_ether() / ip / ICMPv6EchoRequest(id=77, seq=5, data=b"ping"))
+
+
+def behind(header: Packet, frame: bytes) -> bytes:
+    """Return an IPv6 frame with an extension header."""
+    packet = Ether(frame)
+    header.nh, packet[IPv6].nh = packet[IPv6].nh, header.overload_fields[IPv6]["nh"]
+    return frame[:ETHERNET_BYTES] + bytes(
+        IPv6(src=packet[IPv6].src, dst=packet[IPv6].dst) / header / packet[IPv6].payload
+    )
 
 
 def arp() -> bytes:
@@ -147,8 +213,33 @@ def sctp() -> bytes:
     return bytes(_ether() / IP(src=host(CLIENT[0]), dst=host(VIP[0]), proto=132) / Raw(bytes(20)))
 
 
-def echo_request(destination: Address = VIP) -> bytes:
-    return bytes(_ether() / IP(src=host(CLIENT[0]), dst=host(destination[0])) / ICMP(type=8) / Raw(b"ping" * 8))
+def echo_request(
+    destination: Address = VIP, source: Address = CLIENT, payload: bytes = b"ping" * 8, **fields: Any
+) -> bytes:
+    ip = IP(src=host(source[0]), dst=host(destination[0]), **fields)
+    return bytes(_ether() / ip / ICMP(type=8, id=77, seq=5) / Raw(payload))
+
+
+def icmp_other(destination: Address = VIP) -> bytes:
+    """Return a timestamp request."""
+    return bytes(_ether() / IP(src=host(CLIENT[0]), dst=host(destination[0])) / ICMP(type=13))
+
+
+def sctp_init(source: Address = CLIENT, destination: Address = VIP, **fields: Any) -> bytes:
+    """Return the beginning of an SCTP association."""
+    ip = IP(src=host(source[0]), dst=host(destination[0]), **fields)
+    return bytes(_ether() / ip / SCTP(sport=source[1], dport=destination[1]) / SCTPChunkInit())
+
+
+def gre(source: Address = CLIENT, destination: Address = VIP, **fields: Any) -> bytes:
+    """Return a packet of a protocol without ports."""
+    return bytes(_ether() / IP(src=host(source[0]), dst=host(destination[0]), proto=47, **fields) / Raw(bytes(24)))
+
+
+def source_route(kind: str) -> list[Any]:
+    """Return IPv4 options with a loose ("LSRR") or strict ("SSRR") source route, behind another option."""
+    routed = {"LSRR": IPOption_LSRR, "SSRR": IPOption_SSRR}[kind](routers=["192.0.2.9"])
+    return [IPOption_Router_Alert(), b"\1", routed]
 
 
 ICMP_ERRORS = {
@@ -161,6 +252,44 @@ ICMP_ERRORS = {
 }
 
 
+def answer_to(frame: bytes) -> Packet:
+    """Return what an answer to a frame begins with: back to where it came from, as a packet of its destination's."""
+    asked = Ether(frame)
+    return Ether(dst=asked.src, src=asked.dst) / IP(src=asked[IP].dst, dst=asked[IP].src, ttl=64, id=0, flags="DF")
+
+
+def reset_to(frame: bytes) -> bytes:
+    """Return the RST by which a closed port answers a TCP segment (RFC 9293 section 3.10.7.1)."""
+    asked = Ether(frame)[TCP]
+    ports = {"sport": asked.dport, "dport": asked.sport, "window": 0}
+    if asked.flags.A:
+        return bytes(answer_to(frame) / TCP(**ports, flags="R", seq=asked.ack, ack=0))
+    header = Ether(frame)[IP].ihl * 4 + asked.dataofs * 4
+    length = Ether(frame)[IP].len - header + int(asked.flags.S) + int(asked.flags.F)
+    return bytes(answer_to(frame) / TCP(**ports, flags="RA", seq=0, ack=(asked.seq + length) % (1 << 32)))
+
+
+def unreachable_to(frame: bytes, code: int = 3, source: Address | None = None, mtu: int = 0) -> bytes:
+    """Return the ICMP error about a frame that quotes its IPv4 header and eight bytes; code 3: no such port."""
+    packet = answer_to(frame)
+    packet[IP].tos = 0xC0
+    if source is not None:
+        packet[IP].src = host(source[0])
+    quote = frame[ETHERNET_BYTES:][: (frame[ETHERNET_BYTES] & 15) * 4 + 8]
+    return bytes(packet / ICMP(type=3, code=code, nexthopmtu=mtu) / Raw(quote))
+
+
+def echo_reply_to(frame: bytes) -> bytes:
+    """Return the answer to an echo request: all else in it stays as it is."""
+    packet = Ether(frame)
+    packet.dst, packet.src = packet.src, packet.dst
+    packet[IP].src, packet[IP].dst, packet[IP].ttl = packet[IP].dst, packet[IP].src, 64
+    packet[ICMP].type = 0
+    del packet[IP].chksum
+    del packet[ICMP].chksum
+    return bytes(packet)
+
+
 def icmp_error(
     about: bytes, kind: str = "port-unreachable", source: Address = ROUTER, quoted: int | None = None, **fields: Any
 ) -> bytes:
@@ -169,6 +298,23 @@ def icmp_error(
     to = int.from_bytes(quote[12:16], "big")
     ip = IP(src=host(source[0]), dst=host(to), **{"ttl": 60, "id": 9, **fields})
     return bytes(_ether() / ip / ICMP(**ICMP_ERRORS[kind]) / Raw(quote))
+
+
+ICMPV6_ERRORS = {
+    "unreachable": ICMPv6DestUnreach(code=4),
+    "too-big": ICMPv6PacketTooBig(mtu=1300),
+    "time-exceeded": ICMPv6TimeExceeded(),
+    "parameter-problem": ICMPv6ParamProblem(ptr=6),
+}
+
+
+def icmpv6_error(
+    about: bytes, kind: str = "unreachable", source: Address = ROUTER6, quoted: int | None = None, **fields: Any
+) -> bytes:
+    """Return the ICMPv6 error to the sender of the frame `about`, likewise."""
+    quote = about[ETHERNET_BYTES:][:quoted]
+    ip = IPv6(src=host(source[0]), dst=str(IPv6Address(quote[8:24])), **{"hlim": 60, **fields})
+    return bytes(_ether() / ip / ICMPV6_ERRORS[kind] / Raw(quote))
 
 
 def options(length: int) -> list[Any]:
@@ -182,11 +328,15 @@ def rewritten(frame: bytes, source: Address, destination: Address, macs: bytes) 
     `macs` are the destination's and the source's addresses. A UDP checksum that was left out stays so.
     """
     packet = Ether(frame)
-    ip, layer = packet[IP], packet[TCP] if TCP in packet else packet[UDP]
-    ip.src, ip.dst, ip.ttl = host(source[0]), host(destination[0]), ip.ttl - 1
+    ip, layer = packet.payload, packet[TCP] if TCP in packet else packet[UDP]
+    ip.src, ip.dst = host(source[0]), host(destination[0])
+    if IP in packet:
+        ip.ttl -= 1
+        del ip.chksum
+    else:
+        ip.hlim -= 1
     layer.sport, layer.dport = source[1], destination[1]
     is_unsummed = UDP in packet and layer.chksum == 0
-    del ip.chksum
     del layer.chksum
     if is_unsummed:
         layer.chksum = 0
@@ -230,9 +380,85 @@ def _named() -> dict[str, bytes]:
         "fragment-to-a-stranger": later_fragment(destination=STRANGER),
         "arp": arp(),
         "ipv6": ipv6(),
+        "ipv6-syn": syn(CLIENT6, VIP6),
+        "ipv6-syn-wrong-checksum": with_wrong_checksum(syn(CLIENT6, VIP6)),
+        "ipv6-syn-padded": syn(CLIENT6, VIP6) + bytes(6),
+        "ipv6-syn-ttl-1": syn(CLIENT6, VIP6, ttl=1),
+        "ipv6-syn-marked": syn(CLIENT6, VIP6, tos=0x2E << 2 | 3, fl=0x12345),
+        "ipv6-ack": ack(CLIENT6, VIP6),
+        "ipv6-data-odd": data(CLIENT6, VIP6, b"odd"),
+        "ipv6-rst": rst(CLIENT6, VIP6),
+        "ipv6-syn-to-an-unknown-port": syn(CLIENT6, (VIP6[0], 81)),
+        "ipv6-syn-to-a-stranger": syn(CLIENT6, STRANGER6),
+        "ipv6-udp": udp(CLIENT6, DNS_VIP6),
+        "ipv6-udp-odd": udp(CLIENT6, DNS_VIP6, b"odd"),
+        "ipv6-udp-empty": udp(CLIENT6, DNS_VIP6, b""),
+        "ipv6-udp-unsummed": udp_unsummed(CLIENT6, DNS_VIP6),
+        "ipv6-udp-unsummed-ttl-1": unsummed(udp(CLIENT6, DNS_VIP6, ttl=1)),
+        "ipv6-udp-unsummed-to-a-stranger": udp_unsummed(CLIENT6, STRANGER6),
+        "ipv6-udp-checksum-ffff": udp_with_checksum(0xFFFF, CLIENT6, DNS_VIP6),
+        "ipv6-udp-checksum-0001": udp_with_checksum(0x0001, CLIENT6, DNS_VIP6),
+        "ipv6-udp-checksum-fffe": udp_with_checksum(0xFFFE, CLIENT6, DNS_VIP6),
+        "ipv6-echo": echo6(),
+        "ipv6-echo-to-a-stranger": echo6(STRANGER6),
+        "ipv6-error-about-udp": icmpv6_error(udp(DNS_VIP6, CLIENT6)),
+        "ipv6-error-with-eight-bytes": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=48),
+        "ipv6-error-with-seven-bytes": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=47),
+        "ipv6-error-with-eight-bytes-padded": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=48) + bytes(range(1, 17)),
+        "ipv6-error-with-seven-bytes-padded": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=47) + bytes(8),
+        "ipv6-error-about-an-error": icmpv6_error(icmpv6_error(syn_ack(VIP6, CLIENT6))),
+        "ipv6-error-ttl-1": icmpv6_error(syn_ack(VIP6, CLIENT6), hlim=1),
+        "ipv6-error-about-a-stranger": icmpv6_error(syn_ack(STRANGER6, CLIENT6)),
+        **{f"ipv6-error-{kind}": icmpv6_error(data(VIP6, CLIENT6, b"odd"), kind) for kind in ICMPV6_ERRORS},
+        "ipv6-echo-ttl-1": echo6(hlim=1),
+        "ipv6-udp-to-an-unknown-port": udp(CLIENT6, (VIP6[0], 82)),
+        "ipv6-udp-of-nobody": udp((IPV6, 9), (VIP6[0], 82)),
+        "ipv6-udp-of-many": udp(address("[ff02::1]:9"), (VIP6[0], 82)),
+        "ipv6-udp-of-this-host": udp((IPV6 + 1, 9), (VIP6[0], 82)),
+        "ipv6-udp-of-its-destination": udp(VIP6, (VIP6[0], 82)),
+        "ipv6-udp-to-many-machines": b"\xff" * 6 + udp(CLIENT6, (VIP6[0], 82))[6:],
+        "ipv6-hop-by-hop": behind(IPv6ExtHdrHopByHop(), syn(CLIENT6, VIP6)),
+        "ipv6-destination-options": behind(IPv6ExtHdrDestOpt(), syn(CLIENT6, VIP6)),
+        "ipv6-fragment": behind(IPv6ExtHdrFragment(m=1), udp(CLIENT6, DNS_VIP6, bytes(64))),
         "vlan": vlan(),
         "sctp": sctp(),
+        "sctp-init": sctp_init(),
+        "gre": gre(),
+        "gre-to-a-stranger": gre(destination=STRANGER),
         "echo": echo_request(),
+        "echo-odd": echo_request(payload=b"odd"),
+        "echo-without-data": echo_request(payload=b""),
+        "echo-with-options": echo_request(**tcp_options),
+        "echo-ttl-1": echo_request(ttl=1),
+        "echo-to-a-stranger": echo_request(STRANGER),
+        "timestamp": icmp_other(),
+        "timestamp-to-a-stranger": icmp_other(STRANGER),
+        "syn-to-an-unknown-port": syn(destination=(VIP[0], 81)),
+        "syn-to-an-unknown-port-ttl-1": syn(destination=(VIP[0], 81), ttl=1),
+        "ack-to-an-unknown-port": ack(destination=(VIP[0], 81)),
+        "fin-to-an-unknown-port": tcp_with("F", destination=(VIP[0], 81)),
+        "rst-to-an-unknown-port": rst(destination=(VIP[0], 81)),
+        "xmas-to-an-unknown-port": tcp_with("FPU", destination=(VIP[0], 81)),
+        "syn-with-data-to-an-unknown-port": bytes(tcp_packet(CLIENT, (VIP[0], 81), "S", b"odd", **tcp_options)),
+        "stray-udp-to-an-unknown-port": udp(destination=(VIP[0], 80)),
+        "stray-udp-with-options-to-an-unknown-port": udp(destination=(VIP[0], 80), payload=b"", **tcp_options),
+        "stray-udp-of-its-destination": udp(VIP, (VIP[0], 80)),
+        "stray-udp-of-nobody": udp((0, 9), (VIP[0], 80)),
+        "stray-udp-of-many": udp((0xE0000001, 9), (VIP[0], 80)),
+        "stray-udp-of-this-host": udp((0x7F000001, 9), (VIP[0], 80)),
+        "stray-udp-to-many-machines": b"\xff" * 6 + udp(destination=(VIP[0], 80))[6:],
+        "syn-source-routed": syn(options=source_route("LSRR")),
+        "syn-strictly-source-routed": syn(options=source_route("SSRR")),
+        "syn-source-routed-to-a-stranger": syn(destination=STRANGER, options=source_route("LSRR")),
+        "syn-source-routed-to-an-unknown-port": syn(destination=(VIP[0], 81), options=source_route("LSRR")),
+        "syn-source-routed-at-the-end-of-its-life": syn(ttl=1, options=source_route("LSRR")),
+        "ack-source-routed": ack(options=source_route("LSRR")),
+        "echo-source-routed": echo_request(options=source_route("SSRR")),
+        "udp-with-broken-options": udp(options=[b"\x07\x01\x83\x03"]),
+        "udp-with-ended-options": udp(options=[b"\x00\x83\x03\x00"]),
+        "udp-with-an-option-beyond-its-header": udp(options=[b"\x07\x27\x00\x01"]),
+        "data-full-whole": uncut(data(payload=bytes(1460))),
+        "error-source-routed": icmp_error(syn_ack(VIP), options=source_route("LSRR")),
         # As a router on the way to the client complains: about a packet that came from the VIP.
         "error-about-a-reply": icmp_error(syn_ack(VIP), "host-unreachable"),
         "error-about-udp": icmp_error(udp(DNS_VIP, CLIENT)),
@@ -252,3 +478,9 @@ def _named() -> dict[str, bytes]:
 
 
 NAMED = _named()
+
+
+def ports_of(frame: bytes) -> tuple[int, int]:
+    """Return the ports of a TCP or UDP frame without IPv4 options."""
+    source, destination = struct.unpack_from("!HH", frame, ETHERNET_BYTES + 20)
+    return source, destination

@@ -8,22 +8,52 @@ jiffies. The tables of conntrack/states.py and Maglev's are taken from the produ
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from conntrack import states
 from lb import maglev
-from xdp.schema import Direction, Event, HopState, Protocol, Reason, State, WhenStalled
+from xdp.addresses import address_of
+from xdp.schema import (
+    Direction,
+    Event,
+    HopState,
+    Limit,
+    Masquerade,
+    MidStream,
+    Protocol,
+    Reason,
+    Scheduler,
+    State,
+    Verdict,
+    WhenStalled,
+    verdict_of,
+)
 
 Address = tuple[int, int]
+IPV6 = 1 << 128  # a bit of IPv6 addresses
 
-_ETHERNET, _IPV4 = 14, 20
+_ETHERNET, _IPV4, _IPV6 = 14, 20, 40
 _M64 = (1 << 64) - 1
-_TRIES = 8
+_TRIES, _XDP_TRIES = 8, 2
+_PORTS_TRIED = 64
+_MOST_PIECES = 128
+_OF_FRAGMENTS = (
+    Reason.FRAGMENT_ALONE,
+    Reason.FRAGMENT_OVERLAP,
+    Reason.FRAGMENT_AGAIN,
+    Reason.FRAGMENT_BROKEN,
+)
+_FRAGMENT_S, _LEAD_S = 30, 1
 _ICMP_ERRORS = (3, 4, 11, 12)
-AWAITED = 0xFFFFFFFF
+_ICMPV6_ERRORS = (1, 2, 3, 4)
+_ECHO6_REQUEST, _ECHO6_REPLY = 128, 129
+_ECHO_REQUEST = 8
+_LEAST: dict[int, int] = {Protocol.TCP: 20, Protocol.UDP: 8}
+_REFUSED = (Reason.NO_ENDPOINT, Reason.NOT_SERVED, Reason.MID_STREAM_RESET, Reason.ENDPOINT_REMOVED)
+KERNEL, AWAITED = 0xFFFFFFFE, 0xFFFFFFFF
 _CHECK_AT = {Protocol.TCP: 16, Protocol.UDP: 6}
 
 
@@ -40,11 +70,11 @@ def hash_of(addrs: int, ports: int, protocol: int, key0: int, key1: int) -> int:
     return mixed ^ mixed >> 32
 
 
-def first_bucket(hashed: int, buckets: int) -> int:
+def first_place(hashed: int, buckets: int) -> int:
     return (hashed & 0xFFFFFFFF) * buckets >> 32
 
 
-def second_bucket(hashed: int, buckets: int) -> int:
+def second_place(hashed: int, buckets: int) -> int:
     return ((hashed * 0x9E3779B97F4A7C15 & _M64) >> 32) * buckets >> 32
 
 
@@ -74,6 +104,16 @@ class Key(NamedTuple):
         """Return the other direction."""
         return Key(self.destination, self.source, self.protocol)
 
+    @property
+    def transport(self) -> int:
+        """Return the protocol, whatever the family."""
+        return self.protocol & ~Protocol.IPV6
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Return whether its addresses are IPv6's. There are IPv4 protocols with that bit, SCTP for one."""
+        return bool(self.source[0] & IPV6)
+
     def in_memory(self) -> tuple[int, int, int]:
         """Return (addrs, ports, protocol) as the bytes of a frame lie in memory."""
         addrs = struct.pack("!II", self.source[0], self.destination[0])
@@ -93,11 +133,21 @@ class Packet:
     l4: int = 0
     ttl: int = 0
     flags: int = 0
+    is_source_routed: bool = False
+    datagram: tuple[int, int, int, int] | None = None  # of a fragment: source, destination, protocol, identification
+    offset: int = 0
+    has_more: bool = False
+    size: int = 0  # of what follows the IPv4 header
+
+    @property
+    def has_options(self) -> bool:
+        """Return whether the IPv4 header has some."""
+        return self.l4 > _ETHERNET + _IPV4 and not self.key.is_ipv6
 
     @property
     def event(self) -> Event:
         """What it tells the state machine."""
-        return states.event_of(self.flags) if self.key.protocol == Protocol.TCP else Event.DATA
+        return states.event_of(self.flags) if self.key.transport == Protocol.TCP else Event.DATA
 
 
 def _key(ip: bytes, ports: bytes) -> Key:
@@ -109,6 +159,8 @@ def _key(ip: bytes, ports: bytes) -> Key:
 def parse(frame: bytes) -> Packet:
     """Return what a frame is."""
     ip = frame[_ETHERNET:]
+    if is_ipv6(frame):
+        return _parse_ipv6(ip)
     if len(frame) >= _ETHERNET and frame[12:14] != b"\x08\0":
         return Packet(Reason.NOT_IPV4)
     if len(ip) < _IPV4:
@@ -119,29 +171,134 @@ def parse(frame: bytes) -> Packet:
     if header < _IPV4 or not header <= total <= len(ip):
         return Packet(Reason.TOO_SHORT)
     protocol, fragment, l4 = ip[9], int.from_bytes(ip[6:8], "big") & 0x3FFF, ip[header:total]
+    packet = Packet(
+        Reason.NOT_TCP_UDP,
+        _key(ip, bytes(4)),
+        _ETHERNET + header,
+        ip[8],
+        is_source_routed=_has_source_route(ip[_IPV4:header]),
+    )
     if fragment:
-        return Packet(Reason.VIP_FRAGMENT, _key(ip, bytes(4)), _ETHERNET + header, ip[8])
+        return _parse_fragment(replace(packet, size=total - header), ip, l4, fragment)
     if protocol == Protocol.ICMP:
-        return _parse_error(l4, _ETHERNET + header, ip[8])
+        return _parse_icmp(packet, l4)
     if protocol not in (Protocol.TCP, Protocol.UDP):
-        return Packet(Reason.NOT_TCP_UDP)
+        return packet
     if total - header < (20 if protocol == Protocol.TCP else 8):
         return Packet(Reason.TOO_SHORT)
     flags = l4[13] & 0x3F if protocol == Protocol.TCP else 0
-    return Packet(Reason.FORWARDED, _key(ip, l4), _ETHERNET + header, ip[8], flags)
+    return replace(packet, reason=Reason.FORWARDED, key=_key(ip, l4), flags=flags)
 
 
-def _parse_error(icmp: bytes, l4: int, ttl: int) -> Packet:
+def is_ipv6(frame: bytes) -> bool:
+    """Return whether a frame says that it is IPv6."""
+    return frame[12:14] == b"\x86\xdd"
+
+
+def _address6(octets: bytes) -> int:
+    return IPV6 | int.from_bytes(octets, "big")
+
+
+def octets_of(address: int) -> bytes:
+    """Return the bytes of an address in a header."""
+    return (address ^ IPV6).to_bytes(16, "big") if address & IPV6 else address.to_bytes(4, "big")
+
+
+def _parse_ipv6(ip: bytes) -> Packet:
+    if len(ip) < _IPV6:
+        return Packet(Reason.TOO_SHORT)
+    if ip[0] >> 4 != 6:
+        return Packet(Reason.NOT_IPV4)
+    payload = int.from_bytes(ip[4:6], "big")
+    l4 = ip[_IPV6 : _IPV6 + payload]
+    least = _LEAST.get(ip[6])
+    if len(l4) < payload or (least and payload < least):
+        return Packet(Reason.TOO_SHORT)
+    if ip[6] == Protocol.ICMPV6:
+        addresses = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
+        return _parse_icmpv6(Key(*addresses, ip[6] | Protocol.IPV6), ip[7], l4)
+    if not least:
+        return Packet(Reason.NOT_TCP_UDP)
+    source_port, destination_port = struct.unpack("!HH", l4[:4])
+    source, destination = (_address6(ip[8:24]), source_port), (_address6(ip[24:40]), destination_port)
+    key = Key(source, destination, ip[6] | Protocol.IPV6)
+    is_unsummed = ip[6] == Protocol.UDP and l4[6:8] == b"\0\0"
+    reason = Reason.UNSUMMED if is_unsummed else Reason.FORWARDED
+    flags = l4[13] & 0x3F if ip[6] == Protocol.TCP else 0
+    return Packet(reason, key, _ETHERNET + _IPV6, ip[7], flags)
+
+
+def _parse_icmpv6(outer: Key, hop_limit: int, icmp: bytes) -> Packet:
     quote = icmp[8:]
+    if len(icmp) < 8:
+        return Packet(Reason.TOO_SHORT)
+    if icmp[0] == _ECHO6_REQUEST:
+        return Packet(Reason.VIP_ECHO, outer, _ETHERNET + _IPV6, hop_limit)
+    if icmp[0] not in _ICMPV6_ERRORS:
+        return Packet(Reason.OTHER_ICMP)
+    if len(quote) < _IPV6:
+        return Packet(Reason.TOO_SHORT)
+    if quote[0] >> 4 != 6 or quote[6] not in _LEAST:
+        return Packet(Reason.OTHER_ICMP)
+    if len(quote) < _IPV6 + 8:
+        return Packet(Reason.TOO_SHORT)
+    source_port, destination_port = struct.unpack("!HH", quote[_IPV6 : _IPV6 + 4])
+    source, destination = (_address6(quote[8:24]), source_port), (_address6(quote[24:40]), destination_port)
+    key = Key(destination, source, quote[6] | Protocol.IPV6)
+    return Packet(Reason.ICMP_ERROR, key, _ETHERNET + _IPV6, hop_limit)
+
+
+def _digest6(address: int, seed: int) -> int:
+    """Return what stands for an IPv6 address where nodes are to choose alike."""
+    octets = octets_of(address)
+    high, low = int.from_bytes(octets[:8], "little"), int.from_bytes(octets[8:], "little")
+    return hash_of(high, low & 0xFFFFFFFF, low >> 32, seed, ~seed & _M64)
+
+
+def _parse_fragment(packet: Packet, ip: bytes, l4: bytes, fragment: int) -> Packet:
+    """Return a fragment; a first one with a whole transport header has ports."""
+    key, number = packet.key, int.from_bytes(ip[4:6], "big")
+    packet = replace(
+        packet,
+        reason=Reason.VIP_FRAGMENT,
+        datagram=(key.source[0], key.destination[0], key.protocol, number),
+        offset=fragment & 0x1FFF,
+        has_more=bool(fragment & 0x2000),
+    )
+    if packet.offset or len(l4) < _LEAST.get(key.protocol, 1 << 16):
+        return packet
+    flags = l4[13] & 0x3F if key.protocol == Protocol.TCP else 0
+    return replace(packet, reason=Reason.FLOW_FRAGMENT, key=_key(ip, l4), flags=flags)
+
+
+def _has_source_route(options: bytes) -> bool:
+    while len(options) > 1 and options[0]:
+        if options[0] in (131, 137):
+            return True
+        size = 1 if options[0] == 1 else options[1]
+        if options[0] != 1 and size < 2:
+            return False
+        options = options[size:]
+    return False
+
+
+def _parse_icmp(packet: Packet, icmp: bytes) -> Packet:
+    quote = icmp[8:]
+    if len(icmp) < 8:
+        return Packet(Reason.TOO_SHORT)
+    if icmp[0] == _ECHO_REQUEST:
+        return replace(packet, reason=Reason.VIP_ECHO)
+    if icmp[0] not in _ICMP_ERRORS:
+        return replace(packet, reason=Reason.OTHER_ICMP)
     if len(quote) < _IPV4:
         return Packet(Reason.TOO_SHORT)
     header = (quote[0] & 15) * 4
     is_usable = quote[0] >> 4 == 4 and header >= _IPV4 and quote[9] in (Protocol.TCP, Protocol.UDP)
-    if icmp[0] not in _ICMP_ERRORS or not is_usable or int.from_bytes(quote[6:8], "big") & 0x1FFF:
-        return Packet(Reason.OTHER_ICMP)
+    if not is_usable or int.from_bytes(quote[6:8], "big") & 0x1FFF:
+        return replace(packet, reason=Reason.OTHER_ICMP)
     if len(quote) < header + 8:
         return Packet(Reason.TOO_SHORT)
-    return Packet(Reason.ICMP_ERROR, _key(quote, quote[header:]).turned(), l4, ttl)
+    return replace(packet, reason=Reason.ICMP_ERROR, key=_key(quote, quote[header:]).turned())
 
 
 # What is known.
@@ -155,6 +312,7 @@ class Hop:
     macs: bytes = bytes(12)
     ifindex: int = 0
     mtu: int = 1500
+    source: int = 0  # the node's own address on the way there
 
     def refusal(self, ttl: int, length: int) -> Reason:
         """Return why a frame cannot go there, or FORWARDED."""
@@ -162,6 +320,8 @@ class Hop:
             return Reason.TTL_EXPIRED
         if self.state == HopState.UNRESOLVED:
             return Reason.NO_NEXT_HOP
+        if self.state == HopState.KERNEL:
+            return Reason.FORWARDED
         if self.state != HopState.FORWARD:
             return Reason.NOT_FORWARDABLE
         return Reason.TOO_BIG if length > self.mtu + _ETHERNET else Reason.FORWARDED
@@ -169,15 +329,45 @@ class Hop:
 
 @dataclass(frozen=True)
 class Service:
-    """A Service port: its endpoints, and what XDP does with new connections when userspace is stalled."""
+    """A Service port: its endpoints, what XDP does with new connections when userspace is stalled, and otherwise."""
 
     endpoints: tuple[Address, ...]
-    when_stalled: WhenStalled = WhenStalled.DROP
+    when_stalled: WhenStalled = WhenStalled.ADMIT
+    admits_here: bool = False
+    is_elsewhere: bool = False
+    ranges: tuple[tuple[int, int], ...] | None = None  # first and last address of those who may come; None: everybody
+    local: frozenset[Address] = frozenset()
+    masquerade: Masquerade = Masquerade.NOBODY
+    affinity_s: int = 0
+    identity: int = 0
+    scheduler: Scheduler = Scheduler.MAGLEV
+    mid_stream: MidStream = MidStream.ADOPT
+    inside: Service | None = None  # for clients inside the cluster
 
-    def select(self, key: Key, seed: int, attempt: int) -> Address:
-        """Return the endpoint of a new connection."""
-        table = maglev.positions([(IPv4Address(host), port) for host, port in self.endpoints], seed)
-        hashed = hash_of(*key.in_memory(), seed, ~seed & _M64)
+    @property
+    def needs_userspace(self) -> bool:
+        """Return whether more than Maglev is to be looked at."""
+        return bool(self.ranges is not None or self.masquerade or self.affinity_s or self.scheduler or self.inside)
+
+    def admits(self, client: int) -> bool:
+        """Return whether a client may come."""
+        return self.ranges is None or any(first <= client <= last for first, last in self.ranges)
+
+    def select(self, key: Key, seed: int, attempt: int, dice: int | None = None) -> Address:
+        """Return the endpoint of a new connection: by Maglev or, with `dice`, by chance."""
+        table = maglev.positions([(address_of(host), port) for host, port in self.endpoints], seed)
+        if key.is_ipv6:
+            source, destination = (_digest6(host, seed) for host in (key.source[0], key.destination[0]))
+            addrs = source ^ (destination >> 32 | destination << 32 & _M64)
+            source &= 0xFFFFFFFF
+        else:
+            addrs = key.in_memory()[0]
+            source = addrs & 0xFFFFFFFF
+        ports, protocol = int.from_bytes(struct.pack("!HH", key.source[1], key.destination[1]), "little"), key.protocol
+        if self.affinity_s:
+            addrs, ports = source | self.identity << 32, 0
+        key0 = seed if dice is None else dice
+        hashed = hash_of(addrs, ports, protocol, key0, ~key0 & _M64)
         return self.endpoints[table[(((hashed >> 32) * len(table) >> 32) + attempt) % len(table)]]
 
 
@@ -208,6 +398,68 @@ class Connection:
         self.bytes[way] += length
 
 
+@dataclass
+class Budget:
+    """How many answers may be given: ANSWERS at once, and as many more in a second."""
+
+    hertz: int
+    left: int | None = None
+    since: int = 0
+
+    def take(self, now: int) -> bool:
+        """Take one out, and return whether there was one."""
+        full = Limit.ANSWERS * self.hertz
+        passed = now - self.since & 0xFFFFFFFF
+        left = full if self.left is None else min(full, self.left + passed * Limit.ANSWERS)
+        self.left, self.since = left - self.hertz * (left >= self.hertz), now
+        return left >= self.hertz
+
+
+@dataclass
+class Datagram:
+    """A datagram in fragments: the ports of its first, which pieces have come (of blocks), and why no more may."""
+
+    ports: tuple[int, int]
+    since: int
+    over: Reason | None = None
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    total: int = 0
+
+    def refusal(self, first: int, behind: int, is_last: bool) -> Reason:
+        """Return why a piece is not to be sent on, or FORWARDED."""
+        if self.over:
+            return self.over
+        if any(low <= first and behind <= high for low, high in self.pieces):
+            return Reason.FRAGMENT_AGAIN
+        if (
+            any(first < high and low < behind for low, high in self.pieces)
+            or (self.total and (behind > self.total or is_last))
+            or (is_last and any(high > behind for _, high in self.pieces))
+        ):
+            self.over = Reason.FRAGMENT_OVERLAP
+            return Reason.FRAGMENT_OVERLAP
+        return Reason.FRAGMENT_BROKEN if len(self.pieces) == _MOST_PIECES else Reason.FORWARDED
+
+    def note(self, first: int, behind: int, is_last: bool) -> bool:
+        """Note a piece; return whether all have come."""
+        self.pieces.append((first, behind))
+        self.total = behind if is_last else self.total
+        return sum(high - low for low, high in self.pieces) == self.total
+
+
+def piece_of(packet: Packet) -> tuple[int, int, bool] | None:
+    """Return first block, block behind, and whether it is the last piece; None: no datagram has it."""
+    header = packet.l4 - _ETHERNET
+    protocol = packet.key.protocol
+    is_hidden = packet.offset == 0 and packet.size < _LEAST[protocol]
+    is_tiny = packet.offset == 1 and protocol == Protocol.TCP
+    is_uneven = packet.has_more and packet.size % 8
+    is_beyond = header + packet.offset * 8 + packet.size > 65535
+    if is_hidden or is_tiny or is_uneven or is_beyond or not packet.size:
+        return None
+    return packet.offset, packet.offset + -(-packet.size // 8), not packet.has_more
+
+
 class Outcome(NamedTuple):
     """What became of a frame: why, its bytes then, and the interface it leaves by (0: by none; AWAITED: not yet)."""
 
@@ -220,14 +472,35 @@ class Reference:
     """A node. `services` by frontend (address, port, protocol), `hops` by destination address."""
 
     def __init__(
-        self, services: Mapping[tuple[int, int, int], Service], hops: Mapping[int, Hop], seed: int, hertz: int
+        self,
+        services: Mapping[tuple[int, int, int], Service],
+        hops: Mapping[int, Hop],
+        seed: int,
+        hertz: int,
+        secret: tuple[int, int] = (0, 0),
+        inside: tuple[tuple[int, int], ...] = (),
+        snat_ports: tuple[int, int] = (61000, 65535),
+        link: int = 0,
+        named: Callable[[int], int] = int,
     ) -> None:
         self._services = services
         self._vips = {address for address, _, _ in services}
         self._hops = hops
         self._seed = seed
         self._hertz = hertz
+        self._secret = secret
+        self._inside = inside
+        self._snat_ports = snat_ports
+        self._named = named  # the number that stands for an address in the tables
+        self._link = link  # the interface that answers leave by
+        self.answers_echo = True
+        self._narrow = Hop()  # where a frame did not fit last
+        self._refusals, self._echoes = Budget(hertz), Budget(hertz)
         self.flows: dict[Key, tuple[Connection, Direction]] = {}
+        self.turns: Counter[Service] = Counter()  # of round robin
+        self.datagrams: dict[tuple[int, int, int, int], Datagram] = {}
+        self.followed: dict[tuple[int, int, int, int], int] = {}  # by XDP, since when
+        self.given: dict[tuple[int, int], tuple[Address, int]] = {}  # endpoint and when, by identity and client
 
     def xdp(self, frame: bytes, now: int, *, is_stalled: bool = False, offloads: bool = True) -> Outcome:
         """Return what XDP does with a frame. A frame that is punted is as it was.
@@ -236,46 +509,114 @@ class Reference:
         """
         packet = parse(frame)
         length = len(frame)
-        if packet.reason == Reason.VIP_FRAGMENT:
-            if packet.key.destination[0] not in self._vips:
-                return Outcome(Reason.OTHER_FRAGMENT, frame)
-            return self._punt(Reason.VIP_FRAGMENT, frame, WhenStalled.DROP, is_stalled)
-        if packet.reason == Reason.ICMP_ERROR:
-            if self._live_flow(packet.key, now) is None:
-                return Outcome(Reason.OTHER_ICMP, frame)
-            return self._punt(Reason.ICMP_ERROR, frame, WhenStalled.PASS, is_stalled)
-        if packet.reason != Reason.FORWARDED:
+        if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
             return Outcome(packet.reason, frame)
+        if packet.reason == Reason.ICMP_ERROR:
+            if self._live_flow(packet.key, now) is not None:
+                return self._punt(Reason.ICMP_ERROR, frame, WhenStalled.PASS, is_stalled)
+            packet = replace(packet, reason=Reason.OTHER_ICMP, key=NO_KEY if packet.key.is_ipv6 else packet.key)
+        if packet.reason != Reason.FORWARDED:
+            return self._rest_in_xdp(frame, packet, now, is_stalled=is_stalled)
         flow = self._live_flow(packet.key, now)
-        if flow:
-            if self._reopens(flow, packet):
-                return self._punt(Reason.REOPENED, frame, WhenStalled.DROP, is_stalled)
-            if packet.ttl > 1 and not offloads and not is_stalled:
+        is_reopened = flow is not None and self._reopens(flow, packet)
+        if flow and not is_reopened:
+            is_for_kernel = self._hop_to(flow[0].after(flow[1]).destination[0]).state == HopState.KERNEL
+            if packet.ttl > 1 and is_for_kernel and flow[1] == Direction.REPLY:
+                return Outcome(Reason.LEFT_TO_EGRESS, frame)
+            if packet.ttl > 1 and not offloads and not is_stalled and not is_for_kernel:
                 return Outcome(Reason.NOT_OFFLOADED, frame)
-            return self._send(frame, packet, flow, length, now)
+            if packet.ttl > 1 and packet.has_options and not is_stalled:
+                return Outcome(Reason.OPTIONS, frame)
+            sent = self._send(frame, packet, flow, length, now)
+            is_punted = sent.reason == Reason.TOO_BIG and not is_stalled
+            return Outcome(Reason.OVERSIZED, frame) if is_punted else sent
+        if self._is_reset(packet):
+            return Outcome(Reason.ENDPOINT_REMOVED if is_stalled else Reason.TO_BE_RESET, frame)
         service = self._service(packet.key)
         if service is None:
-            return Outcome(Reason.NOT_OURS, frame)
+            what = self._what_is(replace(packet, is_source_routed=False))
+            return Outcome(Reason.VIP_STRAY if what == Reason.NOT_SERVED and not is_stalled else what, frame)
         if packet.ttl <= 1:
             return Outcome(Reason.TTL_EXPIRED, frame)
-        return self._punt(Reason.NEW_FLOW, frame, service.when_stalled, is_stalled)
+        if _is_martian(packet.key):
+            return Outcome(Reason.MARTIAN_SOURCE, frame)
+        if service.mid_stream == MidStream.PASS and states.FIRST_STATE.get(packet.event) == State.ADOPTED:
+            return Outcome(Reason.MID_STREAM_PASSED, frame)
+        punted = Outcome(Reason.REOPENED if is_reopened else Reason.NEW_FLOW, frame)
+        return self._decided_in_xdp(punted, packet, service, now, is_stalled=is_stalled, offloads=offloads)
+
+    def _decided_in_xdp(
+        self, punted: Outcome, packet: Packet, service: Service, now: int, *, is_stalled: bool, offloads: bool
+    ) -> Outcome:
+        """Return what XDP does with the first packet of a connection, which else is `punted`."""
+        frame = punted.frame
+        may_admit = not service.needs_userspace
+        if packet.key.is_ipv6:
+            when = WhenStalled.PASS if service.when_stalled == WhenStalled.PASS else WhenStalled.DROP
+            return self._punt(punted.reason, frame, when, is_stalled)
+        if service.admits_here and offloads and may_admit and not packet.has_options:
+            admitted = self._admit_in_xdp(frame, packet, service, now)
+            return punted if verdict_of(admitted.reason) == Verdict.DROP and not is_stalled else admitted
+        if is_stalled and service.when_stalled == WhenStalled.ADMIT and may_admit:
+            return self._admit_in_xdp(frame, packet, service, now)
+        return self._punt(punted.reason, frame, service.when_stalled, is_stalled)
+
+    def _rest_in_xdp(self, frame: bytes, packet: Packet, now: int, *, is_stalled: bool) -> Outcome:
+        """Return what XDP does with what is neither TCP nor UDP in one piece."""
+        if packet.datagram and packet.reason == Reason.FLOW_FRAGMENT:
+            if self._live_flow(packet.key, now) is not None:
+                self.followed[packet.datagram] = now
+            packet = replace(packet, reason=Reason.VIP_FRAGMENT)
+        what = self._what_is(replace(packet, is_source_routed=False))
+        since = self.followed.get(packet.datagram) if packet.datagram else None
+        if since is not None and now - since & 0xFFFFFFFF <= _FRAGMENT_S * self._hertz:
+            what = Reason.TTL_EXPIRED if packet.ttl <= 1 else Reason.FLOW_FRAGMENT
+        if what == Reason.NOT_SERVED and packet.reason == Reason.NOT_TCP_UDP and not is_stalled:
+            what = Reason.VIP_STRAY
+        if verdict_of(what) == Verdict.PUNT:
+            return self._punt(what, frame, WhenStalled.DROP, is_stalled)
+        return Outcome(what, frame)
 
     def userspace(self, frame: bytes, now: int) -> Outcome:
-        """Return what the pipeline does with a frame."""
+        """Return what the pipeline does with a frame: what is dropped may be answered."""
+        outcome = self._judge(frame, now)
+        is_over = verdict_of(outcome.reason) == Verdict.DROP and outcome.ifindex == 0
         packet = parse(frame)
-        if packet.reason == Reason.VIP_FRAGMENT:
-            is_vip = packet.key.destination[0] in self._vips
-            return Outcome(Reason.FRAGMENT if is_vip else Reason.OTHER_FRAGMENT, frame)
+        if is_over and packet.reason == Reason.FLOW_FRAGMENT and outcome.reason not in _OF_FRAGMENTS:
+            self._begin_datagram(packet, now, Reason.FRAGMENT_ALONE)
+        return self._refuse(frame, outcome.reason, now) if is_over else outcome
+
+    def _judge(self, frame: bytes, now: int) -> Outcome:
+        packet = parse(frame)
         if packet.reason == Reason.ICMP_ERROR:
             return self._translate_error(frame, packet, now)
-        if packet.reason != Reason.FORWARDED:
+        if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
             return Outcome(packet.reason, frame)
+        if packet.reason == Reason.VIP_FRAGMENT:
+            return self._follow(frame, packet, now)
+        if packet.reason == Reason.FLOW_FRAGMENT:
+            refusal = self._lead(packet, now)
+            if refusal != Reason.FORWARDED:
+                return Outcome(refusal, frame)
+            packet = replace(packet, reason=Reason.FORWARDED)
+        if packet.reason != Reason.FORWARDED:
+            what = self._what_is(packet)
+            return self._answer_echo(frame, packet, now) if what == Reason.VIP_ECHO else Outcome(what, frame)
         flow = self.flows.get(packet.key)
         if flow and not self._is_expired(flow[0], now) and not self._reopens(flow, packet):
+            if packet.is_source_routed and packet.ttl > 1:
+                return Outcome(Reason.SOURCE_ROUTED, frame)
             return self._send(frame, packet, flow, len(frame), now)
+        if self._is_reset(packet):
+            return Outcome(Reason.ENDPOINT_REMOVED, frame)
         service = self._service(packet.key)
+        if packet.datagram and packet.key.destination[0] not in self._vips:
+            return Outcome(Reason.OTHER_FRAGMENT, frame)
         if service is None:
-            return Outcome(Reason.NOT_OURS, frame)
+            return Outcome(self._what_is(packet), frame)
+        refusal = _refusal_of_a_first(packet)
+        if refusal:
+            return Outcome(refusal, frame)
         if flow:
             self.withdraw(flow[0])
         return self._admit(frame, packet, service, now)
@@ -285,6 +626,156 @@ class Reference:
         for way in states.BOTH:
             del self.flows[connection.key_of(way)]
 
+    def _datagram_of(self, packet: Packet, now: int) -> Datagram | None:
+        assert packet.datagram
+        found = self.datagrams.get(packet.datagram)
+        is_old = found and now - found.since & 0xFFFFFFFF > _FRAGMENT_S * self._hertz
+        return None if is_old else found
+
+    def _lead(self, packet: Packet, now: int) -> Reason:
+        """Return why a first fragment is not to be sent on, or FORWARDED."""
+        assert packet.datagram
+        piece, datagram = piece_of(packet), self._datagram_of(packet, now)
+        if datagram and now - datagram.since & 0xFFFFFFFF > _LEAD_S * self._hertz:
+            del self.datagrams[packet.datagram]
+            datagram = None
+        if datagram:
+            refusal = datagram.refusal(*(piece or (packet.offset, packet.offset, not packet.has_more)))
+            if refusal != Reason.FORWARDED:
+                return refusal
+        return Reason.FORWARDED if piece else Reason.FRAGMENT_BROKEN
+
+    def _begin_datagram(self, packet: Packet, now: int, over: Reason | None = None) -> None:
+        assert packet.datagram
+        datagram = self.datagrams[packet.datagram] = Datagram(
+            (packet.key.source[1], packet.key.destination[1]), now, over
+        )
+        self._note(packet, datagram)
+
+    def _note(self, packet: Packet, datagram: Datagram) -> None:
+        assert packet.datagram
+        piece = piece_of(packet) if packet.key.protocol in _LEAST else None
+        if piece is None or datagram.note(*piece):
+            del self.datagrams[packet.datagram]
+
+    def _follow(self, frame: bytes, packet: Packet, now: int) -> Outcome:
+        """Return what becomes of a fragment without ports."""
+        datagram = self._datagram_of(packet, now)
+        if datagram is None:
+            what = self._what_is(packet)
+            if what == Reason.VIP_FRAGMENT and packet.key.protocol not in _LEAST:
+                what = Reason.NOT_SERVED
+            elif what == Reason.VIP_FRAGMENT and (not packet.offset or not piece_of(packet)):
+                what = Reason.FRAGMENT_BROKEN
+            elif what == Reason.VIP_FRAGMENT:
+                return Outcome(Reason.FRAGMENT_ALONE, frame, AWAITED)
+            return Outcome(what, frame)
+        piece = piece_of(packet) if packet.offset else None
+        refusal = datagram.refusal(*piece) if piece else Reason.FRAGMENT_BROKEN
+        if refusal != Reason.FORWARDED:
+            return Outcome(refusal, frame)
+        (source, _), (destination, _), protocol = packet.key
+        ports = datagram.ports
+        flow = self._live_flow(Key((source, ports[0]), (destination, ports[1]), protocol), now)
+        if flow is None:
+            return Outcome(Reason.FRAGMENT_ALONE, frame)
+        after = flow[0].after(flow[1])
+        hop = self._hop_to(after.destination[0])
+        refusal = self._refusal(hop, packet.ttl, len(frame))
+        if refusal != Reason.FORWARDED:
+            return self._refused(refusal, frame)
+        to_kernel = hop.state == HopState.KERNEL
+        if to_kernel and flow[1] == Direction.REPLY:
+            return Outcome(Reason.TO_KERNEL, frame, KERNEL)
+        flow[0].touch(flow[1], Event.DATA, len(frame), now)
+        self._note(packet, datagram)
+        if to_kernel:
+            return Outcome(Reason.TO_KERNEL, _readdressed(frame, after), KERNEL)
+        return Outcome(Reason.FORWARDED, _routed(_readdressed(frame, after), hop), hop.ifindex)
+
+    def _what_is(self, packet: Packet) -> Reason:
+        """Return what becomes of a packet with neither flow nor frontend; a punt: that is userspace's to say."""
+        if packet.key.destination[0] not in self._vips:
+            others = {
+                Reason.FORWARDED: Reason.NOT_OURS,
+                Reason.UNSUMMED: Reason.NOT_OURS,
+                Reason.VIP_FRAGMENT: Reason.OTHER_FRAGMENT,
+                Reason.VIP_ECHO: Reason.OTHER_ICMP,
+            }
+            return others.get(packet.reason, packet.reason)
+        refusal = _refusal_of_a_first(packet)
+        if refusal:
+            return refusal
+        if packet.reason == Reason.UNSUMMED:
+            return packet.reason
+        if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.answers_echo):
+            return packet.reason
+        return Reason.NOT_SERVED
+
+    def _refuse(self, frame: bytes, reason: Reason, now: int) -> Outcome:
+        """Return the drop of a frame, answered if its sender is to be told."""
+        packet = parse(frame)
+        if packet.key.is_ipv6:
+            return self._refuse6(frame, packet, reason, now)
+        is_uncut = bool(frame[20] & 0x40)
+        protocol = frame[23]
+        is_told = (reason == Reason.TOO_BIG and is_uncut) or reason in _REFUSED
+        is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and reason in _REFUSED
+        is_later = int.from_bytes(frame[20:22], "big") & 0x1FFF
+        if not is_told or is_reset or is_later or protocol == Protocol.ICMP or not _has_a_sender(frame):
+            return Outcome(reason, frame)
+        if not self._refusals.take(now):
+            return Outcome(Reason.ANSWER_LIMITED, frame)
+        if reason == Reason.TOO_BIG:
+            return Outcome(reason, _unreachable(frame, 4, self._complainant(packet), self._narrow.mtu), self._link)
+        destination = packet.key.destination[0]
+        if protocol == Protocol.TCP:
+            return Outcome(reason, _reset(frame, packet), self._link)
+        return Outcome(reason, _unreachable(frame, 3 if protocol in (17, 132) else 2, destination, 0), self._link)
+
+    def _refuse6(self, frame: bytes, packet: Packet, reason: Reason, now: int) -> Outcome:
+        is_long, protocol = reason == Reason.TOO_BIG, frame[20]
+        is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
+        if not (is_long or reason in _REFUSED) or protocol not in _LEAST or is_reset or not _has_a_sender6(frame):
+            return Outcome(reason, frame)
+        if not self._refusals.take(now):
+            return Outcome(Reason.ANSWER_LIMITED, frame)
+        if is_long:
+            return Outcome(reason, _error6(frame, 2, 0, self._complainant(packet), self._narrow.mtu), self._link)
+        if protocol == Protocol.TCP:
+            return Outcome(reason, _reset6(frame, packet), self._link)
+        return Outcome(reason, _error6(frame, 1, 4, packet.key.destination[0], 0), self._link)
+
+    def _answer_echo6(self, frame: bytes, now: int) -> Outcome:
+        if not _has_a_sender6(frame):
+            return Outcome(Reason.NOT_SERVED, frame)
+        if not self._echoes.take(now):
+            return Outcome(Reason.ANSWER_LIMITED, frame)
+        new = bytearray(frame[6:12] + frame[:6] + frame[12:22] + frame[38:54] + frame[22:38] + frame[54:])
+        new[21], new[54] = 64, _ECHO6_REPLY
+        _adjust(new, 56, frame[54:56], new[54:56])
+        return Outcome(Reason.ECHO_ANSWERED, bytes(new), self._link)
+
+    def _complainant(self, packet: Packet) -> int:
+        """Return who says that a packet is too long: the node, where it was to a client."""
+        connection, way = self.flows.get(packet.key, (None, Direction.ORIGINAL))
+        if connection is None or way == Direction.ORIGINAL:
+            return packet.key.destination[0]
+        return self._hop_to(connection.translated.destination[0]).source or packet.key.destination[0]
+
+    def _answer_echo(self, frame: bytes, packet: Packet, now: int) -> Outcome:
+        if packet.key.is_ipv6:
+            return self._answer_echo6(frame, now)
+        if not _has_a_sender(frame):
+            return Outcome(Reason.NOT_SERVED, frame)
+        if not self._echoes.take(now):
+            return Outcome(Reason.ANSWER_LIMITED, frame)
+        new = bytearray(frame[6:12] + frame[:6] + frame[12:26] + frame[30:34] + frame[26:30] + frame[34:])
+        new[22], new[packet.l4] = 64, 0
+        _adjust(new, 24, frame[22:24], new[22:24])
+        _adjust(new, packet.l4 + 2, frame[packet.l4 : packet.l4 + 2], new[packet.l4 : packet.l4 + 2])
+        return Outcome(Reason.ECHO_ANSWERED, bytes(new), self._link)
+
     def _service(self, key: Key) -> Service | None:
         return self._services.get((*key.destination, key.protocol))
 
@@ -293,8 +784,18 @@ class Reference:
         return flow if flow and not self._is_expired(flow[0], now) else None
 
     def _is_expired(self, connection: Connection, now: int) -> bool:
+        if connection.state == State.RESET:
+            return True
         timeout = round(states.TIMEOUT_S[connection.state] * self._hertz)
         return all((now - seen) & 0xFFFFFFFF > timeout for seen in connection.last_seen)
+
+    def _is_reset(self, packet: Packet) -> bool:
+        flow = self.flows.get(packet.key)
+        return flow is not None and flow[0].state == State.RESET and not self._reopens(flow, packet)
+
+    def reset(self, key: Key) -> None:
+        """Have a connection reset: its Service has lost the endpoint."""
+        self.flows[key][0].state = State.RESET
 
     @staticmethod
     def _reopens(flow: tuple[Connection, Direction], packet: Packet) -> bool:
@@ -312,63 +813,296 @@ class Reference:
         """Return what becomes of a frame that cannot go to its next hop: it waits where that is not resolved."""
         return Outcome(reason, frame, AWAITED if reason == Reason.NO_NEXT_HOP else 0)
 
+    def _refusal(self, hop: Hop, ttl: int, length: int) -> Reason:
+        refusal = hop.refusal(ttl, length)
+        if refusal == Reason.TOO_BIG:
+            self._narrow = hop
+        return refusal
+
     def _hop_to(self, address: int) -> Hop:
         return self._hops.get(address, Hop(HopState.UNRESOLVED))
 
-    def _admit(self, frame: bytes, packet: Packet, service: Service, now: int) -> Outcome:
-        if packet.ttl <= 1:
-            return Outcome(Reason.TTL_EXPIRED, frame)
+    def _admit_in_xdp(self, frame: bytes, packet: Packet, service: Service, now: int) -> Outcome:
+        old = self.flows.get(packet.key)
+        if old:
+            self.withdraw(old[0])
+        return self._admit(frame, packet, service, now, _XDP_TRIES)._replace(ifindex=0)
+
+    def _admit(self, frame: bytes, packet: Packet, service: Service, now: int, tries: int = _TRIES) -> Outcome:
+        if not service.admits(packet.key.source[0]):
+            return Outcome(Reason.SOURCE_REFUSED, frame)
+        if service.inside and self._is_inside(packet.key.source[0]):
+            service = service.inside
         state = states.FIRST_STATE.get(packet.event)
         if state is None:
             return Outcome(Reason.STRAY_RST if packet.event == Event.RST else Reason.BAD_FLAGS, frame)
+        if state == State.ADOPTED and service.mid_stream:
+            if service.mid_stream == MidStream.PASS:
+                return Outcome(Reason.MID_STREAM_PASSED, frame)
+            return Outcome(Reason.MID_STREAM_RESET, frame)
+        if not service.endpoints:
+            return Outcome(Reason.NO_LOCAL_ENDPOINT if service.is_elsewhere else Reason.NO_ENDPOINT, frame)
         if packet.key.source[0] not in self._hops:
             return Outcome(Reason.NO_NEXT_HOP, frame)
-        for attempt in range(_TRIES):
-            if not service.endpoints:
-                return Outcome(Reason.NO_ENDPOINT, frame)
-            endpoint = service.select(packet.key, self._seed, attempt)
-            refusal = self._hop_to(endpoint[0]).refusal(packet.ttl, len(frame))
+        for attempt in range(tries):
+            client = service.identity, packet.key.source[0]
+            kept = self._kept(service, client, now) if service.affinity_s and not attempt else None
+            endpoint = kept or self._schedule(service, packet.key, attempt, now)
+            if tries == _XDP_TRIES and endpoint[0] == packet.key.source[0]:
+                return Outcome(Reason.STALLED_DROPPED, frame)
+            refusal = self._refusal(self._hop_to(endpoint[0]), packet.ttl, len(frame))
             if refusal != Reason.FORWARDED:
                 return self._refused(refusal, frame)
-            translated = packet.key._replace(destination=endpoint)
+            begun = self._begin(packet.key, service, endpoint, state, now)
+            if begun == Reason.ADMITTED:
+                if service.affinity_s:
+                    self.given[client] = endpoint, now
+                return self._send(frame, packet, self.flows[packet.key], len(frame), now)._replace(reason=begun)
+            if begun != Reason.REPLY_CLASH:
+                return Outcome(begun, frame)
+        return Outcome(Reason.REPLY_CLASH, frame)
+
+    def _begin(self, key: Key, service: Service, endpoint: Address, state: State, now: int) -> Reason:
+        """Note a connection to an endpoint; return ADMITTED, or why it cannot be."""
+        sources: Iterable[Address] = [key.source]
+        is_masqueraded = self._is_masqueraded(service, endpoint, key.source[0])
+        if is_masqueraded:
+            if state == State.ADOPTED:
+                return Reason.MID_STREAM_RESET
+            own = self._hop_to(endpoint[0]).source
+            if not own:
+                return Reason.NO_SNAT_ADDRESS
+            sources = self._ports_of(own, key)
+        for source in sources:
+            translated = Key(source, endpoint, key.protocol)
             if translated.turned() not in self.flows:
-                connection = Connection(packet.key, translated, state, [now, now])
+                connection = Connection(key, translated, state, [now, now])
                 for way in states.BOTH:
                     self.flows[connection.key_of(way)] = connection, way
-                sent = self._send(frame, packet, self.flows[packet.key], len(frame), now)
-                return sent._replace(reason=Reason.ADMITTED)
-        return Outcome(Reason.REPLY_CLASH, frame)
+                return Reason.ADMITTED
+        return Reason.NO_SNAT_PORT if is_masqueraded else Reason.REPLY_CLASH
+
+    def _schedule(self, service: Service, key: Key, attempt: int, now: int) -> Address:
+        if service.scheduler == Scheduler.ROUND_ROBIN:
+            self.turns[service] += 1
+            return service.endpoints[(self.turns[service] - 1) % len(service.endpoints)]
+        dice = self._secret[1] ^ now << 32 if service.scheduler == Scheduler.RANDOM else None
+        return service.select(key, self._seed, attempt, dice)
+
+    def _kept(self, service: Service, client: tuple[int, int], now: int) -> Address | None:
+        endpoint, since = self.given.get(client, ((0, 0), now))
+        is_old = (now - since & 0xFFFFFFFF) > service.affinity_s * self._hertz
+        return endpoint if endpoint in service.endpoints and not is_old else None
+
+    def _is_inside(self, client: int) -> bool:
+        return any(first <= client <= last for first, last in self._inside)
+
+    def _is_masqueraded(self, service: Service, endpoint: Address, client: int) -> bool:
+        if endpoint in service.local and self._hop_to(endpoint[0]).state == HopState.KERNEL:
+            return False
+        if endpoint[0] == client:
+            return True
+        return {
+            Masquerade.NOBODY: False,
+            Masquerade.OUTSIDE: not self._is_inside(client),
+            Masquerade.REMOTE: endpoint not in service.local,
+            Masquerade.EVERYBODY: True,
+        }[service.masquerade]
+
+    def _ports_of(self, own: int, key: Key) -> Iterator[Address]:
+        """Yield where a masqueraded connection may come from, in the order in which it is tried."""
+        first, last = self._snat_ports
+        source, destination = ((self._named(host), port) for host, port in (key.source, key.destination))
+        words = Key(source, destination, key.protocol).in_memory()
+        hashed = hash_of(*words, self._secret[1], self._secret[0])
+        step = hash_of(*words, *self._secret) | 1
+        for number in range(_PORTS_TRIED):
+            tried = hashed + number * step & _M64
+            any_port = first + ((tried >> 32) * (last - first + 1) >> 32)
+            yield own, key.source[1] if not number and first <= key.source[1] <= last else any_port
 
     def _send(self, frame: bytes, packet: Packet, flow: tuple[Connection, Direction], length: int, now: int) -> Outcome:
         connection, way = flow
         after = connection.after(way)
         hop = self._hop_to(after.destination[0])
-        refusal = hop.refusal(packet.ttl, length)
+        refusal = self._refusal(hop, packet.ttl, length)
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
+        to_kernel = hop.state == HopState.KERNEL
+        if to_kernel and way == Direction.REPLY:
+            return Outcome(Reason.TO_KERNEL, frame, KERNEL)
+        if to_kernel and after.source != packet.key.source:
+            return Outcome(Reason.NOT_FORWARDABLE, frame)
+        if packet.datagram:
+            self._begin_datagram(packet, now)
+        if to_kernel:
+            connection.touch(way, packet.event, length, now)
+            return Outcome(Reason.TO_KERNEL, _translated(frame, packet, after), KERNEL)
         connection.touch(way, packet.event, length, now)
         return Outcome(Reason.FORWARDED, _rewritten(frame, packet, after, hop), hop.ifindex)
+
+    def egress(self, frame: bytes, now: int) -> Outcome:
+        """Return what the program does with a frame that the kernel sends by an interface of ours."""
+        packet = parse(frame)
+        if is_ipv6(frame):
+            return Outcome(Reason.NOT_IPV4, frame)
+        if packet.reason in (Reason.VIP_FRAGMENT, Reason.FLOW_FRAGMENT):
+            return Outcome(Reason.OTHER_FRAGMENT, frame)
+        if packet.reason == Reason.VIP_ECHO:
+            return Outcome(Reason.OTHER_ICMP, frame)
+        if packet.reason not in (Reason.FORWARDED, Reason.ICMP_ERROR):
+            return Outcome(packet.reason, frame)
+        flow = self._live_flow(packet.key, now)
+        if flow is None or flow[1] != Direction.REPLY:
+            is_error = packet.reason == Reason.ICMP_ERROR
+            return Outcome(Reason.OTHER_ICMP if is_error else Reason.NOT_OURS, frame)
+        connection, way = flow
+        after = packet.key._replace(source=connection.after(way).source)
+        if packet.reason == Reason.ICMP_ERROR:
+            return Outcome(Reason.FORWARDED, _translated_error(frame, packet, packet.key, after))
+        connection.touch(way, packet.event, len(frame), now)
+        return Outcome(Reason.FORWARDED, _translated(frame, packet, after))
 
     def _translate_error(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         flow = self._live_flow(packet.key, now)
         if flow is None:
             return Outcome(Reason.ICMP_UNUSABLE, frame)
+        if packet.is_source_routed and packet.ttl > 1:
+            return Outcome(Reason.SOURCE_ROUTED, frame)
         before, after = packet.key, flow[0].after(flow[1])
         hop = self._hop_to(after.destination[0])
         refusal = hop.refusal(packet.ttl, len(frame))
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
-        return Outcome(Reason.FORWARDED, _translated_error(frame, packet, before, after, hop), hop.ifindex)
+        if hop.state == HopState.KERNEL:
+            is_reply = flow[1] == Direction.REPLY
+            new = frame if is_reply else _translated_error(frame, packet, before, after)
+            return Outcome(Reason.TO_KERNEL, new, KERNEL)
+        return Outcome(Reason.FORWARDED, _routed(_translated_error(frame, packet, before, after), hop), hop.ifindex)
+
+
+def _is_martian(key: Key) -> bool:
+    """Tell whether a packet comes from an address that is no host's."""
+    address = key.source[0]
+    if key.is_ipv6:
+        return False
+    return address >> 24 in (0, 127) or address >> 28 == 14 or address == 0xFFFFFFFF
+
+
+def _refusal_of_a_first(packet: Packet) -> Reason | None:
+    """Return why a packet to a VIP begins nothing, whatever the Service is."""
+    if packet.ttl <= 1:
+        return Reason.TTL_EXPIRED
+    if packet.reason == Reason.FORWARDED and _is_martian(packet.key):
+        return Reason.MARTIAN_SOURCE
+    return Reason.SOURCE_ROUTED if packet.is_source_routed else None
+
+
+def _has_a_sender(frame: bytes) -> bool:
+    """Tell whether a frame is one host's, to us alone."""
+    is_for_many = (frame[0] | frame[6]) & 1
+    return frame[26] not in (0, 127) and frame[26] < 224 and not is_for_many and frame[26:30] != frame[30:34]
+
+
+def _has_a_sender6(frame: bytes) -> bool:
+    source = frame[22:38]
+    is_local = int.from_bytes(source, "big") <= 1
+    return not (frame[0] | frame[6]) & 1 and source[0] != 0xFF and not is_local and source != frame[38:54]
+
+
+def _answer6(frame: bytes, protocol: int, source: int, l4: bytes, check_at: int) -> bytes:
+    """Return an answer of our own, whose checksum is zero yet."""
+    pseudo = octets_of(source) + frame[22:38] + struct.pack("!II", len(l4), protocol)
+    l4 = l4[:check_at] + checksum(pseudo + l4).to_bytes(2, "big") + l4[check_at + 2 :]
+    header = struct.pack("!IHBB", 6 << 28, len(l4), protocol, 64)
+    return frame[6:12] + frame[:6] + frame[12:14] + header + octets_of(source) + frame[22:38] + l4
+
+
+def _error6(frame: bytes, kind: int, code: int, source: int, mtu: int) -> bytes:
+    """Return the ICMPv6 error that quotes what has room in the frame, at least 48 bytes."""
+    quoted = min(_IPV6 + int.from_bytes(frame[18:20], "big"), max(48, len(frame) - 62), 1232)
+    icmp = struct.pack("!BBHI", kind, code, 0, mtu) + frame[14 : 14 + quoted]
+    return _answer6(frame, Protocol.ICMPV6, source, icmp, 2)
+
+
+def _reset6(frame: bytes, packet: Packet) -> bytes:
+    segment = frame[packet.l4 : packet.l4 + int.from_bytes(frame[18:20], "big")]
+    return _answer6(frame, Protocol.TCP, packet.key.destination[0], _reset_of(segment, packet), 16)
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum of bytes whose own is zero."""
+    return adjusted(0xFFFF, b"", data + bytes(len(data) % 2))
+
+
+def _answer(frame: bytes, tos: int, protocol: int, source: int, l4: bytes) -> bytes:
+    """Return an answer of our own: back to where a frame came from, as a packet of `source`."""
+    ip = bytearray(struct.pack("!BBHHHBBHI", 0x45, tos, _IPV4 + len(l4), 0, 0x4000, 64, protocol, 0, source))
+    ip += frame[26:30]
+    ip[10:12] = checksum(ip).to_bytes(2, "big")
+    return frame[6:12] + frame[:6] + frame[12:14] + bytes(ip) + l4
+
+
+def _reset(frame: bytes, packet: Packet) -> bytes:
+    """Return the RST that a closed port answers a TCP segment with (RFC 9293 section 3.10.7.1)."""
+    tcp = _reset_of(frame[packet.l4 : _ETHERNET + int.from_bytes(frame[16:18], "big")], packet)
+    pseudo = frame[30:34] + frame[26:30] + struct.pack("!HH", Protocol.TCP, len(tcp))
+    tcp = tcp[:16] + checksum(pseudo + tcp).to_bytes(2, "big") + tcp[18:]
+    return _answer(frame, 0, Protocol.TCP, packet.key.destination[0], tcp)
+
+
+def _reset_of(segment: bytes, packet: Packet) -> bytes:
+    """Return it without a checksum."""
+    source_port, port, sequence, acknowledged, offset = struct.unpack("!HHIIB", segment[:13])
+    length = max(0, len(segment) - (offset >> 4) * 4) + bool(packet.flags & 2) + bool(packet.flags & 1)
+    marks = (acknowledged, 0, 4) if packet.flags & 16 else (0, sequence + length & 0xFFFFFFFF, 20)
+    return struct.pack("!HHIIBB", port, source_port, *marks[:2], 0x50, marks[2]) + bytes(6)
+
+
+def _unreachable(frame: bytes, code: int, source: int, mtu: int) -> bytes:
+    """Return the ICMP error that quotes a frame's IPv4 header and eight bytes."""
+    ip = frame[_ETHERNET:]
+    quote = ip[: min((ip[0] & 15) * 4 + 8, int.from_bytes(ip[2:4], "big"))]
+    icmp = struct.pack("!BBHHH", 3, code, 0, 0, mtu) + quote
+    return _answer(frame, 0xC0, Protocol.ICMP, source, icmp[:2] + checksum(icmp).to_bytes(2, "big") + icmp[4:])
 
 
 def _rewritten(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
+    if after.is_ipv6:
+        return _rewritten6(frame, after, hop)
+    return _routed(_translated(frame, packet, after), hop)
+
+
+def _rewritten6(frame: bytes, after: Key, hop: Hop) -> bytes:
+    new = bytearray(frame)
+    l4, check_at = _ETHERNET + _IPV6, _ETHERNET + _IPV6 + _CHECK_AT[Protocol(after.transport)]
+    new[:12] = hop.macs
+    new[21] -= 1
+    new[22:54] = octets_of(after.source[0]) + octets_of(after.destination[0])
+    new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
+    _adjust(new, check_at, frame[22:58], new[22:58])
+    if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
+        new[check_at : check_at + 2] = b"\xff\xff"
+    return bytes(new)
+
+
+def _routed(frame: bytes, hop: Hop) -> bytes:
+    new = bytearray(frame)
+    new[:12] = hop.macs
+    if is_ipv6(frame):
+        new[21] -= 1
+        return bytes(new)
+    new[22] -= 1
+    _adjust(new, 24, frame[22:24], new[22:24])
+    return bytes(new)
+
+
+def _translated(frame: bytes, packet: Packet, after: Key) -> bytes:
     new = bytearray(frame)
     l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.protocol)]
-    new[:12] = hop.macs
-    new[22] -= 1
     new[26:34] = struct.pack("!II", after.source[0], after.destination[0])
     new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
-    _adjust(new, 24, frame[22:24] + frame[26:34], new[22:24] + new[26:34])
+    _adjust(new, 24, frame[26:34], new[26:34])
     if after.protocol == Protocol.TCP or frame[check_at : check_at + 2] != b"\0\0":
         _adjust(new, check_at, frame[26:34] + frame[l4 : l4 + 4], new[26:34] + new[l4 : l4 + 4])
         if after.protocol == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
@@ -376,11 +1110,40 @@ def _rewritten(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
     return bytes(new)
 
 
+def _readdressed(frame: bytes, after: Key) -> bytes:
+    new = bytearray(frame)
+    new[26:34] = struct.pack("!II", after.source[0], after.destination[0])
+    _adjust(new, 24, frame[26:34], new[26:34])
+    return bytes(new)
+
+
 def _adjust(frame: bytearray, at: int, old: bytes, new: bytes) -> None:
     frame[at : at + 2] = adjusted(int.from_bytes(frame[at : at + 2], "big"), old, new).to_bytes(2, "big")
 
 
-def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key, hop: Hop) -> bytes:
+def _translated_error6(frame: bytes, before: Key, after: Key) -> bytes:
+    new, icmp = bytearray(frame), _ETHERNET + _IPV6
+    stop = icmp + int.from_bytes(frame[18:20], "big")
+    quote, ports = icmp + 8, icmp + 8 + _IPV6
+    check_at = ports + _CHECK_AT[Protocol(after.transport)]
+    new[quote + 8 : quote + 40] = octets_of(after.destination[0]) + octets_of(after.source[0])
+    new[ports : ports + 4] = struct.pack("!HH", after.destination[1], after.source[1])
+    changed = slice(quote + 8, ports + 4)
+    if check_at + 2 <= stop:
+        _adjust(new, check_at, frame[changed], new[changed])
+        if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
+            new[check_at : check_at + 2] = b"\xff\xff"
+    if after.source[0] != before.source[0]:
+        new[22:38] = octets_of(after.source[0])
+    new[38:54] = octets_of(after.destination[0])
+    end = stop - (stop - quote) % 2
+    _adjust(new, icmp + 2, frame[22:54] + frame[quote:end], new[22:54] + new[quote:end])
+    return bytes(new)
+
+
+def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key) -> bytes:
+    if after.is_ipv6:
+        return _translated_error6(frame, before, after)
     new, icmp = bytearray(frame), packet.l4
     stop = _ETHERNET + int.from_bytes(frame[16:18], "big")  # padding follows
     quote = icmp + 8
@@ -398,10 +1161,8 @@ def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key, hop
             new[check_at : check_at + 2] = b"\xff\xff"
     end = stop - (stop - quote) % 2  # an odd byte at the end has not changed
     _adjust(new, icmp + 2, frame[quote:end], new[quote:end])
-    new[:12] = hop.macs
-    new[22] -= 1
     if after.source[0] != before.source[0]:
         new[26:30] = struct.pack("!I", after.source[0])
     new[30:34] = struct.pack("!I", after.destination[0])
-    _adjust(new, 24, frame[22:24] + frame[26:34], new[22:24] + new[26:34])
+    _adjust(new, 24, frame[26:34], new[26:34])
     return bytes(new)

@@ -28,7 +28,8 @@ STATUS: dict[str, Any] = {
             "admitted": 0,
             "redirect_failed": 2,
         },
-        "userspace": {"received": 4, "forwarded": 3, "dropped": 1, "punt_lost": 1, "originated": 0},
+        "userspace": {"received": 4, "forwarded": 3, "passed": 0, "dropped": 1, "punt_lost": 1, "originated": 0},
+        "egress": {"received": 50, "forwarded": 30, "passed": 20},
     },
     "reasons": {"FORWARDED": 1200, "NEW_FLOW": 4},
 }

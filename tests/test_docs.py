@@ -12,6 +12,7 @@ import pytest
 
 from tests.statuses import STATUS
 from xdp import errors
+from xdp.compile import text_of
 from xdp.schema import Reason, Verdict, verdict_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +131,7 @@ def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
     assert tuple(dict.fromkeys(words)) == STAGES
     assert tuple(cells[0].partition(" / ")[0] for cells in rows(picture)) == STAGES
 
-    program = (ROOT / "xdp/bpf/lb.c").read_text().partition("*/\n#include")[2]
+    program = text_of(ROOT / "xdp/bpf/lb.c").decode().partition("*/\n#include")[2]
     includes = re.findall(r'#include "(\w+)\.h"', program)
     assert includes.index("parse") < includes.index("rewrite")
     sections = re.findall(r"^/\* (Flow|Service|Punt|Rewrite): ", program, flags=re.MULTILINE)
@@ -139,24 +140,28 @@ def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
     pipeline = (ROOT / "dataplane/pipeline.py").read_text()
     bodies = {
         name: re.search(rf"^def {name}\(.*?(?=^(?:@|def |class )|\Z)", pipeline, flags=re.MULTILINE | re.DOTALL).group()
-        for name in ("_forward", "_admit", "handle")
+        for name in ("_forward", "_admit", "judge")
     }
     for name, word in (("_forward", "Rewrite"), ("_admit", "Admit")):
         assert f'"""{word}: ' in bodies[name], name
 
     # What a packet that nothing is known of comes by: the last call of each, as the guards before leave early.
     calls = {
-        "lb.c": (program[program.index("handle(") :], ("parse(", "find_flow(", "find_frontend(", "punt(")),
-        "pipeline.py": (bodies["handle"], ("wire.parse(", "flows.find(", "services.find_frontend(", "_admit(")),
+        "lb.c, handle": (program[program.index("handle(") :], ("parse(", "find_flow(", "decide(")),
+        "lb.c, decide": (
+            program[program.index("decide(") : program.index("handle(")],
+            ("find_frontend(", "reader_of(", "admit(", "punt("),
+        ),
+        "pipeline.py": (bodies["judge"], ("_parse(", "flows.find(", "services.find_frontend(", "_admit(")),
     }
     for name, (text, stages) in calls.items():
         places = [text.rindex(call) for call in stages]
         assert places == sorted(places), name
-    assert bodies["_admit"].index("flows.insert(") < bodies["_admit"].index("_forward(")
+    assert bodies["_admit"].index("_begin(") < bodies["_admit"].index("_forward(")
 
 
 def states_of_behaviours() -> dict[str, str]:
-    return {cells[0]: cells[2] for cells in rows((DOCS / "behaviours.md").read_text())}
+    return {cells[0]: cells[2] for cells in rows((DOCS / "behaviours.md").read_text().partition("## Where")[0])}
 
 
 def behaviours_under_test() -> set[str]:
@@ -168,7 +173,7 @@ def behaviours_under_test() -> set[str]:
 
 
 def test_every_behaviour_is_listed_once():
-    listed = Counter(cells[0] for cells in rows((DOCS / "behaviours.md").read_text()))
+    listed = Counter(cells[0] for cells in rows((DOCS / "behaviours.md").read_text().partition("## Where")[0]))
     assert list(listed) == BEHAVIOURS
     assert set(listed.values()) == {1}
     assert set(states_of_behaviours().values()) == {"done", "part", "not yet"}
@@ -232,7 +237,7 @@ def test_the_configuration_in_the_examples_is_valid_and_shows_every_setting(tmp_
     fields = config.load(str(whole))
     assert set(fields) == {option.field for option in OPTIONS.values()}
     defaults = merge({}, {})
-    for name in ("name", "engine", "xdp_mode", "capacity", "announce", "log_format"):
+    for name in ("name", "engine", "xdp_mode", "capacity", "announce", "ping", "log_format"):
         assert fields[name] == getattr(defaults, name), name
 
 

@@ -181,8 +181,9 @@ def test_every_decision_has_its_three_parts(path):
     assert len(text.splitlines()) <= 60, "a page"
 
 
-def test_decisions_are_numbered_in_order_and_listed():
-    assert [int(path.name[:4]) for path in decisions()] == list(range(1, len(decisions()) + 1))
+def test_decisions_have_a_number_each_and_are_listed():
+    numbers = [int(path.name[:4]) for path in decisions()]
+    assert len(set(numbers)) == len(numbers)
     index = (ROOT / "docs/adr/README.md").read_text()
     for path in decisions():
         title = path.read_text().partition("\n")[0].partition(". ")[2]

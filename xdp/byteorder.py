@@ -36,3 +36,10 @@ def swapped16(value: Any) -> Any:
 def swapped32(value: Any) -> Any:
     """Return the u32 with the bytes of `value` turned round."""
     return np.uint32((value & 0xFF) << 24 | (value & 0xFF00) << 8 | value >> 8 & 0xFF00 | value >> 24 & 0xFF)
+
+
+@inlined
+def swapped64(value: Any) -> Any:
+    """Return the u64 with the bytes of `value` turned round."""
+    low, high = swapped32(value & np.uint64(0xFFFFFFFF)), swapped32(value >> np.uint64(32))
+    return np.uint64(low) << np.uint64(32) | np.uint64(high)

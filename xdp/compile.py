@@ -1,6 +1,7 @@
-"""The short-lived child that compiles an XDP program with bcc, loads it, pins it and exits.
+"""The short-lived child that compiles a program with bcc, loads it, pins it and exits.
 
-    python -m xdp.compile --source xdp/bpf/lb.c --function xdp_lb --pin PATH --maps FOLDER [-D NAME=VALUE ...]
+    python -m xdp.compile --source xdp/bpf/lb.c --function xdp_lb --pin PATH --maps FOLDER --keep FILE
+        [--type xdp|tc] [-D ...]
 
 The only importer of bcc, in a process of its own: bcc changes directory, prints to stdout, keeps about 100 MB of LLVM
 and has no interface for links and pins. It needs no kernel headers: xdp/shim has what an XDP program needs of them.
@@ -18,19 +19,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from xdp import kernel
+from xdp import cache, kernel
 from xdp.errors import Error, MissingFeatureError, UsageError
 
 _HERE = Path(__file__).resolve().parent
 _SHIM = _HERE / "shim"
 
 
-def options(source: Path, folder: Path, defines: list[str]) -> list[str]:
-    """Return the compiler's options."""
-    rows = [f"-D{name.upper()}_ROWS={info.max_entries}" for name, info in kernel.pinned_maps(folder).items()]
+def macros(maps: Mapping[str, kernel.MapInfo], defines: Iterable[str]) -> list[str]:
+    """Return the options on which it depends what a program becomes: the sizes of the pinned maps, and -D's."""
+    return [*(f"-D{name.upper()}_ROWS={info.max_entries}" for name, info in maps.items()), *(f"-D{d}" for d in defines)]
+
+
+def headers_of(source: Path) -> list[Path]:
+    """Return the folders in which headers are looked for, those of bcc and the compiler left out."""
+    return [source.parent, _HERE / "bpf", _SHIM]
+
+
+def _options(source: Path, folder: Path, defines: Iterable[str]) -> list[str]:
     return [
         "-Wall",
         "-Wextra",
@@ -38,38 +49,61 @@ def options(source: Path, folder: Path, defines: list[str]) -> list[str]:
         f"-I{source.parent}",
         f"-I{_HERE / 'bpf'}",
         f'-DTABLES_FOLDER="{folder}"',
-        *rows,
-        *(f"-D{define}" for define in defines),
+        *macros(kernel.pinned_maps(folder), defines),
     ]
 
 
-def compile_and_pin(source: Path, function: str, pin: Path, folder: Path, defines: list[str]) -> None:
-    """Compile `function` of `source` over the maps of `folder`, and pin the program at `pin`, in place of another."""
+def text_of(source: Path) -> bytes:
+    """Return a C file with the .c files that it includes in their places: bcc rewrites map calls in one file only."""
+
+    def included(match: re.Match[bytes]) -> bytes:
+        return (source.parent / match[1].decode()).read_bytes()
+
+    try:
+        return re.sub(rb'^#include "(\w+\.c)"$', included, source.read_bytes(), flags=re.MULTILINE)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+
+
+def compile_and_pin(
+    source: Path, function: str, kind: str, pin: Path, folder: Path, defines: list[str], place: Path
+) -> None:
+    """Compile `function` of `source` over the maps of `folder`, and pin the program at `pin`, in place of another.
+
+    What has become of it is kept at `place`, for the next time.
+    """
     os.environ["BCC_KERNEL_SOURCE"] = str(_SHIM)
     try:
         import bcc
     except (ImportError, OSError) as error:
         raise MissingFeatureError(f"bcc is missing ({error}); apt install python3-bpfcc") from None
-    try:
-        text = source.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{source}: {error.strerror}") from None
-    module = bcc.BPF(text=text, cflags=options(source, folder, defines))
-    kernel.replace_pin(module.load_func(function.encode(), bcc.BPF.XDP).fd, pin)
+    module = bcc.BPF(text=text_of(source), cflags=_options(source, folder, defines))
+    program = module.load_func(function.encode(), bcc.BPF.SCHED_CLS if kind == "tc" else bcc.BPF.XDP).fd
+    kernel.replace_pin(program, pin)
+    names = {info.id: name for name, info in kernel.pinned_maps(folder).items()}
+    cache.keep(cache.Program.of(module.dump_func(function.encode()), names), place)
 
 
 def main() -> int:
     """Run as a program."""
-    parser = argparse.ArgumentParser(prog="python -m xdp.compile", description="compile, load and pin an XDP program")
+    parser = argparse.ArgumentParser(prog="python -m xdp.compile", description="compile, load and pin a program")
     parser.add_argument("--source", type=Path, required=True, help="the C file")
     parser.add_argument("--function", required=True, help="the program's function")
+    parser.add_argument("--type", choices=("xdp", "tc"), default="xdp", help="what it is to be attached as")
     parser.add_argument("--pin", type=Path, required=True, help="where the program is pinned")
     parser.add_argument("--maps", type=Path, required=True, help="folder of the pinned maps")
+    parser.add_argument("--keep", type=Path, required=True, help="where the compiled program is kept (xdp/cache.py)")
     parser.add_argument("-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="a macro")
     arguments = parser.parse_args()
     try:
         compile_and_pin(
-            arguments.source.resolve(), arguments.function, arguments.pin, arguments.maps, arguments.defines
+            arguments.source.resolve(),
+            arguments.function,
+            arguments.type,
+            arguments.pin,
+            arguments.maps,
+            arguments.defines,
+            arguments.keep,
         )
     except Error as error:
         print(error, file=sys.stderr)

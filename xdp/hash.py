@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from xdp.jit import inlined
-from xdp.schema import Tag
+from xdp.schema import Limit, Tag
 
 _A = np.uint64(0x9E3779B97F4A7C15)
 _B = np.uint64(0x6A09E667F3BCC909)
@@ -22,6 +22,8 @@ _LOW = np.uint64(0x7FFF7FFF7FFF7FFF)
 _HALF = np.uint64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 _TAG_FIRST = np.uint64(Tag.FIRST)
+_FIRST_EXTENT, _EXTENT_SHIFT, _EXTENTS = int(Limit.FIRST_EXTENT), int(Limit.EXTENT_SHIFT), int(Limit.EXTENTS)
+_LAST_TAG = np.uint64(Limit.BUCKET_TAGS - 1)
 
 
 @inlined
@@ -36,15 +38,49 @@ def hash_tuple(addrs, ports, protocol, key0, key1):
 
 
 @inlined
-def first_bucket(hashed, buckets):
-    """Return the first bucket of a hash, of `buckets`."""
-    return np.int64((hashed & _HALF) * np.uint64(buckets) >> np.uint64(32))
+def first_place(hashed, count):
+    """Return the first place of a hash, of `count`."""
+    return np.int64((hashed & _HALF) * np.uint64(count) >> np.uint64(32))
 
 
 @inlined
-def second_bucket(hashed, buckets):
-    """Return the second bucket of a hash, which may be the first."""
-    return np.int64((hashed * _A >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32))
+def second_place(hashed, count):
+    """Return the second place of a hash, of `count`; it may be the first one."""
+    return np.int64((hashed * _A >> np.uint64(32)) * np.uint64(count) >> np.uint64(32))
+
+
+@inlined
+def extent_of(k, buckets):
+    """Return (first bucket, number of buckets) of extent `k` of a table with `buckets`."""
+    end = _FIRST_EXTENT << (_EXTENT_SHIFT * k)
+    if k == _EXTENTS - 1 or 2 * end >= buckets:
+        return 0, buckets
+    start = end >> _EXTENT_SHIFT if k > 0 else 0
+    return start, end - start
+
+
+@inlined
+def named_extent(word):
+    """Return (first bucket, number of buckets) of the extent that a word of control names."""
+    return np.int64(word >> np.uint64(8) & np.uint64(0xFFFFFF)) * _FIRST_EXTENT, np.int64(word >> np.uint64(32))
+
+
+@inlined
+def first_bucket(hashed, extent):
+    """Return the first bucket of a hash in an extent."""
+    return extent[0] + first_place(hashed, extent[1])
+
+
+@inlined
+def second_bucket(hashed, extent):
+    """Return the second bucket of a hash in an extent; it may be the first one."""
+    return extent[0] + second_place(hashed, extent[1])
+
+
+@inlined
+def home_of(hashed):
+    """Return where in its first bucket the flow of a hash lies if there is room; the next best is this number ^ 1."""
+    return np.int64(hashed >> np.uint64(32) & _LAST_TAG)
 
 
 @inlined
@@ -82,6 +118,12 @@ def lowest_hit(hits):
     """Return the number within its bucket of a tag whose bit is set in `hits`; at least one is."""
     bit = trailing_zeros(hits)
     return np.int64((bit & 3) << 2 | bit >> 4)
+
+
+@inlined
+def is_hit(hits, number):
+    """Tell whether the bit of tag `number` of a bucket is set in `hits`."""
+    return hits >> np.uint64((number & 3) << 4 | number >> 2) & _ONE != 0
 
 
 @intrinsic

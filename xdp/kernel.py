@@ -74,15 +74,16 @@ _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
 
 # enum bpf_map_type, enum bpf_prog_type, map flags
-HASH, ARRAY, ARRAY_OF_MAPS, XSKMAP = 1, 2, 12, 17
-XDP_PROGRAM, TRACING_PROGRAM = 6, 26
-MMAPABLE = 1 << 10
+HASH, ARRAY, LPM_TRIE, ARRAY_OF_MAPS, XSKMAP = 1, 2, 11, 12, 17
+TC_PROGRAM, XDP_PROGRAM, TRACING_PROGRAM = 3, 6, 26
+NO_PREALLOC, MMAPABLE = 1 << 0, 1 << 10
 
-_LINK_TYPE_XDP = 6
-_ATTACH_RAW_TRACEPOINT, _ATTACH_XDP = 23, 37
+_LINK_TYPE_XDP, _LINK_TYPE_TCX = 6, 11
+_ATTACH_RAW_TRACEPOINT, _ATTACH_XDP, _ATTACH_TCX_EGRESS = 23, 37, 47
 _MODE_FLAGS: dict[Mode, int] = {"generic": 2, "native": 4}
 _REPLACE = 4  # BPF_F_REPLACE: only if the link still runs old_prog_fd
 _TEST_LIVE_FRAMES = 2
+_SK_BUFF_BYTES, _SK_BUFF_MARK_AT = 192, 8  # struct __sk_buff
 _BPFFS_MAGIC = 0xCAFE4A11
 
 
@@ -326,11 +327,14 @@ def pinned_maps(folder: Path) -> dict[str, MapInfo]:
 def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM, tracepoint_type: int = 0) -> int:
     """Load ready-made `instructions` (8 bytes each) and return the descriptor; the error ends in the verifier's log.
 
+    It is asked for only when the program is refused: writing it takes the verifier several times as long.
+
     A TRACING_PROGRAM is for the tracepoint whose typedef, btf_trace_NAME, has number `tracepoint_type` in the kernel's
     BTF.
     """
     code, text, log = _ffi.from_buffer(instructions), _ffi.new("char[]", b"Dual BSD/GPL"), _ffi.new("char[]", 1 << 16)
-    try:
+
+    def load(**more: int) -> int:
         return _bpf(
             _PROG_LOAD,
             "prog_load",
@@ -339,13 +343,16 @@ def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM, t
             insn_cnt=len(instructions) // 8,
             insns=_address(code),
             license=_address(text),
-            log_level=1,
-            log_size=1 << 16,
-            log_buf=_address(log),
             prog_name=name.encode()[:15],
             expected_attach_type=_ATTACH_RAW_TRACEPOINT if tracepoint_type else 0,
             attach_btf_id=tracepoint_type,
+            **more,
         )[0]
+
+    with contextlib.suppress(Error):
+        return load()
+    try:
+        return load(log_level=1, log_size=len(log), log_buf=_address(log))
     except Error as error:
         lines = _ffi.string(log).decode(errors="replace").strip()
         if not lines:
@@ -376,9 +383,30 @@ def prog_test_run(
     `frame` starts with the Ethernet header (at least 14 bytes). It appears to come from queue 0 of `ingress_ifindex`
     or of the loopback. Map contents change as with a real frame; redirects are not carried out.
     """
-    data, out = _ffi.from_buffer(frame), bytearray(out_size)
     context = _ffi.new("struct xdp_md *", {"data_end": len(frame), "ingress_ifindex": ingress_ifindex or 0})
     with_context = ingress_ifindex is not None
+    return _test_run(
+        program,
+        frame,
+        out_size,
+        repeat=repeat,
+        ctx_in=_address(context) if with_context else 0,
+        ctx_size_in=_ffi.sizeof(context[0]) if with_context else 0,
+    )
+
+
+def tc_test_run(program: int, frame: bytes, *, mark: int = 0, out_size: int = 4096) -> tuple[int, bytes]:
+    """Run a TC_PROGRAM on `frame`, as it leaves by the loopback; return (verdict, the frame afterwards)."""
+    context = bytearray(_SK_BUFF_BYTES)
+    struct.pack_into("=I", context, _SK_BUFF_MARK_AT, mark)
+    ctx_in = _address(_ffi.from_buffer(context))
+    verdict, after, _ = _test_run(program, frame, out_size, ctx_in=ctx_in, ctx_size_in=len(context))
+    return verdict, after
+
+
+def _test_run(program: int, frame: bytes, out_size: int, **more: int) -> tuple[int, bytes, int]:
+    """Run a program on `frame`; return (verdict, the frame afterwards, mean duration in ns)."""
+    data, out = _ffi.from_buffer(frame), bytearray(out_size)
     _, attributes = _bpf(
         _PROG_TEST_RUN,
         "test_run",
@@ -388,9 +416,7 @@ def prog_test_run(
         data_in=_address(data),
         data_size_out=out_size,
         data_out=_address(_ffi.from_buffer(out)),
-        repeat=repeat,
-        ctx_in=_address(context) if with_context else 0,
-        ctx_size_in=_ffi.sizeof(context[0]) if with_context else 0,
+        **more,
     )
     return attributes.retval, bytes(out[: attributes.data_size_out]), attributes.duration
 
@@ -435,7 +461,30 @@ def link_create_xdp(program: int, ifindex: int, mode: Mode) -> int:
             flags=_MODE_FLAGS[mode],
         )[0]
     except KernelError as error:
-        raise _attach_error(ifindex, mode, error.errno) from None
+        raise _attach_error(program, ifindex, mode, error.errno) from None
+
+
+def link_create_egress(program: int, ifindex: int) -> int:
+    """Attach a TC_PROGRAM where frames leave by interface `ifindex` of this network namespace, behind those there are.
+
+    Return the descriptor of the link, which ends with its last descriptor or pin. MissingFeatureError: this kernel has
+    no tcx (Linux 6.6).
+    """
+    try:
+        return _bpf(
+            _LINK_CREATE,
+            "link_create",
+            f"{_interface(ifindex)}: tcx",
+            prog_fd=program,
+            target_ifindex=ifindex,
+            attach_type=_ATTACH_TCX_EGRESS,
+        )[0]
+    except KernelError as error:
+        if error.errno == errno.ENODEV or not _exists(ifindex):
+            raise AttachError(f"{_interface(ifindex)}: no such interface in this network namespace") from None
+        if error.errno == errno.EINVAL:
+            raise MissingFeatureError("this kernel has no tcx; it came with Linux 6.6") from None
+        raise
 
 
 def _interface(ifindex: int) -> str:
@@ -445,7 +494,7 @@ def _interface(ifindex: int) -> str:
         return f"interface {ifindex}"
 
 
-def _attach_error(ifindex: int, mode: Mode, number: int) -> AttachError:
+def _attach_error(program: int, ifindex: int, mode: Mode, number: int) -> AttachError:
     name = _interface(ifindex)
     if number in (errno.EBUSY, errno.EEXIST):
         state = xdp_state(ifindex)
@@ -455,10 +504,35 @@ def _attach_error(ifindex: int, mode: Mode, number: int) -> AttachError:
         )
     if number in (errno.ENODEV, errno.EINVAL) and not _exists(ifindex):
         return AttachError(f"{name}: no such interface in this network namespace")
-    if mode == "native":
-        hint = "; its MTU may be too large for XDP" if number in (errno.EINVAL, errno.ERANGE) else ""
-        return AttachError(f"{name}: native XDP refused ({_name(number)}){hint}; try --xdp-mode generic")
-    return AttachError(f"{name}: generic XDP refused ({_name(number)}); try --engine raw")
+    told = _why_refused(program, ifindex, mode)
+    why = f"{_name(number)}: {told}" if told else _name(number)
+    cure = "--xdp-mode generic" if mode == "native" else "--engine raw"
+    return AttachError(f"{name}: {mode} XDP refused ({why}); try {cure}")
+
+
+def _why_refused(program: int, ifindex: int, mode: Mode) -> str:
+    """Return the kernel's own words for why it does not attach an XDP program to an interface; empty if it has none.
+
+    BPF_LINK_CREATE has only a number for us. Netlink, asked for the same, answers with a text (NLMSGERR_ATTR_MSG).
+    """
+    sol_netlink, cap_ack, ext_ack, xdp_fd, xdp_flags, message = 270, 10, 11, 1, 3, 1
+    setlink, request_ack, if_none, nested_xdp, error_header = 19, 0x5, 1, 0x8000 | 43, 36
+
+    def ask(fd: int, flags: int) -> tuple[int, str]:
+        nested = struct.pack("=HHiHHI", 8, xdp_fd, fd, 8, xdp_flags, flags)
+        body = struct.pack("=BxHiIIHH", socket.AF_UNSPEC, 0, ifindex, 0, 0, 4 + len(nested), nested_xdp) + nested
+        netlink.send(struct.pack("=IHHII", 16 + len(body), setlink, request_ack, 0, 0) + body)
+        reply = netlink.recv(1 << 16)
+        text = dict(_attributes(reply[error_header:])).get(message, b"").rstrip(b"\0").decode(errors="replace")
+        return -int(struct.unpack_from("=i", reply, 16)[0]), text
+
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        for option in (cap_ack, ext_ack):
+            netlink.setsockopt(sol_netlink, option, 1)
+        code, text = ask(program, _MODE_FLAGS[mode] | if_none)
+        if code == 0:  # what was in the way has gone this very moment: the caller is to try again
+            ask(-1, _MODE_FLAGS[mode])
+    return text
 
 
 def _exists(ifindex: int) -> bool:
@@ -493,7 +567,8 @@ def link_info(fd: int) -> LinkInfo:
     """Return what the kernel says of the link behind `fd`."""
     info = _ffi.new("struct link_info *")
     _bpf(_GET_INFO, "get_info", "link", bpf_fd=fd, info_len=_ffi.sizeof(info[0]), info=_address(info))
-    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex if info.type == _LINK_TYPE_XDP else 0)
+    has_interface = info.type in (_LINK_TYPE_XDP, _LINK_TYPE_TCX)
+    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex if has_interface else 0)
 
 
 def link_detach(fd: int) -> None:
@@ -621,3 +696,21 @@ def _is_our_namespace(namespace: Path) -> bool:
         return namespace.stat().st_ino == Path("/proc/self/ns/mnt").stat().st_ino
     except OSError:  # not ours to look into: then not ours to mount into
         return True
+
+
+def read_sysctl(name: str) -> str:
+    """Return a kernel parameter of this network namespace, e.g. `net/ipv4/ip_forward`. KernelError: it cannot be."""
+    return str(_sysctl(name, Path.read_text)).strip()
+
+
+def write_sysctl(name: str, value: str) -> None:
+    """Set a kernel parameter of this network namespace. KernelError: it cannot be."""
+    _sysctl(name, lambda path: path.write_text(value + "\n"))  # an empty write would be none at all
+
+
+def _sysctl(name: str, access: Callable[[Path], Any]) -> Any:
+    try:
+        return access(Path("/proc/sys", name))
+    except OSError as error:
+        message = f"{name.replace('/', '.')}: {error.strerror}; set it by hand, or run as root"
+        raise KernelError(message, error.errno or 0) from error

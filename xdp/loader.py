@@ -1,4 +1,4 @@
-"""The parent's side of XDP programs: have one compiled, attach it, replace it between two packets, take it off.
+"""The parent's side of programs: have one compiled, attach it, replace it between two packets, take it off.
 
 A program hangs on a pinned link, which survives this process, `kill -9` included. A successor that finds the pin
 replaces the program through it (BPF_LINK_UPDATE): no packet passes without one.
@@ -6,17 +6,19 @@ replaces the program through it (BPF_LINK_UPDATE): no packet passes without one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from xdp import kernel
+from xdp import cache, kernel
+from xdp.compile import headers_of, macros, text_of
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -36,23 +38,34 @@ class Attachment:
 
     interface: str
     ifindex: int
-    mode: str  # "native" or "generic"
+    mode: str  # "native" or "generic"; "egress" for a program where frames leave
     why: str
     pin: Path
     was_replaced: bool  # it took the place of an earlier daemon's program, on that one's link or on a new one
 
 
-def load(folder: Path, source: Path, function: str, defines: Mapping[str, str | int] | None = None) -> int:
+def load(
+    folder: Path,
+    source: Path,
+    function: str,
+    defines: Mapping[str, str | int] | None = None,
+    kind: Literal["xdp", "tc"] = "xdp",
+) -> int:
     """Compile `function` of `source` over the maps pinned in `folder`; return a descriptor of the program.
 
     `defines` become macros, beside those that xdp.compile gives every program. LoadError carries the last lines of the
     compiler's or the verifier's log; MissingFeatureError: no bcc, or no privilege.
     """
     before = kernel.pinned_maps(folder)
+    options = [f"{name}={value}" for name, value in (defines or {}).items()]
+    place = cache.place_of(text_of(source), headers_of(source), [function, *macros(before, options)])
+    if (program := _load_kept(place, folder, function, kind)) is not None:
+        return program
     pin = folder / f"{function}+{os.getpid()}"
     command = [sys.executable, "-m", "xdp.compile", "--source", str(source)]
-    command += ["--function", function, "--pin", str(pin), "--maps", str(folder)]
-    command += [f"-D{name}={value}" for name, value in (defines or {}).items()]
+    command += ["--function", function, "--type", kind]
+    command += ["--pin", str(pin), "--maps", str(folder), "--keep", str(place)]
+    command += [f"-D{option}" for option in options]
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         child = subprocess.run(
@@ -86,6 +99,16 @@ def load(folder: Path, source: Path, function: str, defines: Mapping[str, str | 
     return program
 
 
+def _load_kept(place: Path, folder: Path, function: str, kind: str) -> int | None:
+    """Load what was compiled before; None if there is nothing, or it is refused: then the compiler says why."""
+    kept = cache.read(place)
+    if kept is None:
+        return None
+    with contextlib.suppress(Error), kept.over(folder) as code:
+        return kernel.prog_load(function, code, kernel.TC_PROGRAM if kind == "tc" else kernel.XDP_PROGRAM)
+    return None
+
+
 def _tail(log: str) -> str:
     lines = log.splitlines()
     left_out = [f"[{len(lines) - _LOG_LINES} lines left out]"] if len(lines) > _LOG_LINES else []
@@ -108,6 +131,68 @@ def attach(program: int, interface: str, mode: WantedMode, pin: Path) -> Attachm
         return taken
     got, why = _create_pinned(program, ifindex, mode, pin)
     return Attachment(interface, ifindex, got, why, pin, was_replaced=False)
+
+
+def attach_egress(program: int, interface: str, pin: Path) -> Attachment:
+    """Put `program` where frames leave by `interface`, on a link pinned at `pin`: an earlier daemon's, if it lives.
+
+    Errors as kernel.link_create_egress.
+    """
+    try:
+        ifindex = socket.if_nametoindex(interface)
+    except OSError:
+        raise UsageError(f"{interface}: no such interface in this network namespace; see `ip -br link`") from None
+    link = _open(pin)
+    if link is not None:
+        try:
+            if kernel.link_info(link).ifindex == ifindex:
+                kernel.link_update(link, program)
+                return Attachment(interface, ifindex, "egress", "", pin, was_replaced=True)
+        finally:
+            os.close(link)
+        detach(pin)  # its interface has gone, perhaps to be made again under the same name
+    link = kernel.link_create_egress(program, ifindex)
+    try:
+        pin.parent.mkdir(parents=True, exist_ok=True)
+        kernel.pin(link, pin)
+    finally:
+        os.close(link)
+    return Attachment(interface, ifindex, "egress", "", pin, was_replaced=False)
+
+
+def is_attached(attachment: Attachment, program_id: int) -> bool:
+    """Return whether the link is there, lives on its interface, and runs this program."""
+    link = _open(attachment.pin)
+    if link is None:
+        return False
+    try:
+        info = kernel.link_info(link)
+    finally:
+        os.close(link)
+    return (info.ifindex, info.program_id) == (attachment.ifindex, program_id)
+
+
+def rename(attachment: Attachment, interface: str, pin: Path) -> Attachment:
+    """Move the pin of an interface that is called otherwise now."""
+    with contextlib.suppress(FileNotFoundError):  # then whoever looks after it attaches anew
+        attachment.pin.rename(pin)
+    return replace(attachment, interface=interface, pin=pin)
+
+
+def find_renamed(pins: Iterable[Path], ifindex: int) -> Path | None:
+    """Return which of the pins holds the link whose program is on an interface, whatever its name was."""
+    state = kernel.xdp_state(ifindex)
+    for pin in pins if state else ():
+        link = _open(pin)
+        if link is None:
+            continue
+        try:
+            info = kernel.link_info(link)
+        finally:
+            os.close(link)
+        if state is not None and (info.ifindex, info.program_id) == (ifindex, state.program_id):
+            return pin
+    return None
 
 
 def detach(pin: Path) -> bool:

@@ -65,6 +65,11 @@ class SharedMaps:
         """Hash map {u32 ifindex, u32 queue: u32 worker}: who reads a queue."""
         return self.descriptors["queues"]
 
+    @property
+    def routes_fd(self) -> int:
+        """Longest-prefix match {struct prefix: u32 row of next_hops or route_target}: the way back to a client."""
+        return self.descriptors["routes"]
+
     def close(self) -> None:
         """Close the descriptors. A table's memory stays mapped until its last array has gone."""
         for fd in self.descriptors.values():
@@ -90,6 +95,7 @@ def kinds(capacity: Capacity) -> dict[str, MapKind]:
         **tables,
         "sockets": MapKind(kernel.XSKMAP, 4, 4, Limit.MAX_WORKERS),
         "queues": MapKind(kernel.HASH, 8, 4, Limit.MAX_WORKERS),
+        "routes": MapKind(kernel.LPM_TRIE, schema.PREFIX.itemsize, 4, Limit.MAX_ROUTES, kernel.NO_PREALLOC),
         LAYOUT_NAME: MapKind(kernel.ARRAY, 4, schema.LAYOUT.itemsize, 1),
     }
 
@@ -119,7 +125,7 @@ def open_tables(folder: Path, capacity: Capacity | None = None, *, read_only: bo
     if not is_complete(folder):
         raise NotRunningError(f"{folder}: no tables are pinned here; start `turnout run` first")
     stored = _stored_layout(folder)
-    _refuse_differences(folder, stored, capacity)
+    refuse_differences(folder, stored, capacity)
     capacity = Capacity(**stored["capacity"])
     with ExitStack() as undo:
         descriptors = {}
@@ -258,7 +264,7 @@ def _stored_layout(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def _refuse_differences(folder: Path, stored: dict[str, Any], capacity: Capacity | None) -> None:
+def refuse_differences(folder: Path, stored: dict[str, Any], capacity: Capacity | None) -> None:
     """Raise LayoutError if `stored` is not this version's layout, or not of `capacity`."""
     expected = describe(capacity or Capacity())
     stored_capacity, asked_capacity = stored["capacity"], expected["capacity"]

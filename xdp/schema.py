@@ -79,7 +79,14 @@ FRONTEND = _struct("frontend")
 SERVICE = _struct("service")
 MAGLEV_LINE = _struct("maglev_line")
 ENDPOINT = _struct("endpoint")
+AFFINITY = _struct("affinity")
+RANGE = _struct("range")
+RANGE6 = _struct("range6")
+NAME = _struct("name")
 NEXT_HOP = _struct("next_hop")
+HOST = _struct("host")
+DATAGRAM = _struct("datagram")
+PREFIX = _struct("prefix")
 CONTROL = _struct("control")
 WORKER = _struct("worker")
 MACHINE = _struct("machine")
@@ -127,14 +134,44 @@ class Event(_FromHeader):
     """What a packet tells the state machine."""
 
 
+@_members("name_state", "NAME_")
+class NameState(_FromHeader):
+    """Whether a name may be found, used and reused."""
+
+
 @_members("when_stalled", "WHEN_STALLED_")
 class WhenStalled(_FromHeader):
     """What a Service wants for new connections while userspace does not answer."""
 
 
+@_members("needs", "NEEDS_")
+class Needs(_FromHeader):
+    """What a Service port asks of admission beyond Maglev; added up."""
+
+
+@_members("masquerade", "MASQUERADE_")
+class Masquerade(_FromHeader):
+    """Whose source address becomes the node's on the way to an endpoint."""
+
+
+@_members("mid_stream", "MID_STREAM_")
+class MidStream(_FromHeader):
+    """What becomes of a TCP segment without a flow that begins none."""
+
+
+@_members("scheduler", "SCHEDULER_")
+class Scheduler(_FromHeader):
+    """How an endpoint is chosen for a new connection."""
+
+
 @_members("hop_state", "HOP_")
 class HopState(_FromHeader):
     """What is known about a next hop."""
+
+
+@_members("route_target", "TARGET_")
+class RouteTarget(_FromHeader):
+    """What a route leads to, unless to a row of next_hops."""
 
 
 def verdict_of(reason: int) -> Verdict:

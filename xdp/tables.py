@@ -32,6 +32,9 @@ class Capacity:
     endpoints: int = 524_288
     next_hops: int = 65_536
     cpus: int = 1
+    ranges: int = 131_072  # source ranges
+    affinities: int = 262_144  # clients that keep their endpoint; beyond that, the oldest are forgotten
+    names: int = 262_144  # IPv6 addresses that flows and configuration use at a time
 
     @property
     def buckets(self) -> int:
@@ -48,11 +51,19 @@ class Capacity:
             "services": (schema.SERVICE, self.services),
             "maglev": (schema.MAGLEV_LINE, -(-self.maglev_slots // 16)),
             "endpoints": (schema.ENDPOINT, self.endpoints),
+            "ranges": (schema.RANGE, self.ranges),
+            "ranges6": (schema.RANGE6, self.ranges),
+            # Like frontends; and row 0 is nobody's.
+            "names": (schema.NAME, min(max(2, 2 * self.names // Limit.NAME_WAYS) * Limit.NAME_WAYS, Limit.MAX_NAMES)),
+            "affinity": (schema.AFFINITY, max(1, self.affinities // Limit.AFFINITY_WAYS) * Limit.AFFINITY_WAYS),
             "next_hops": (schema.NEXT_HOP, self.next_hops),
+            "hosts": (schema.HOST, 1 << (2 * self.next_hops - 1).bit_length()),
+            "datagrams": (schema.DATAGRAM, Limit.DATAGRAMS),
             "control": (schema.CONTROL, 1),
             "workers": (schema.WORKER, Limit.MAX_WORKERS),
             "machine": (schema.MACHINE, 1),
             "xdp_counters": (schema.COUNTERS, self.cpus),
+            "egress_counters": (schema.COUNTERS, self.cpus),
             "worker_counters": (schema.COUNTERS, Limit.MAX_WORKERS),
         }
 
@@ -65,9 +76,11 @@ class Capacity:
 class Tables(Bundle):
     """Every shared table as a numpy array: one argument for compiled code.
 
-    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows; the others have one
-    structured row per entry. The last three are the words of rows that go through atomic accesses: a frontend's key, a
-    worker's heartbeat and turn.
+    `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows, `hosts` that of
+    words; the others have one structured row per entry. The last ones are the fields of rows that go through atomic
+    accesses: whether a flow is published, a name's state and pins, the words of extents, both words of an affinity, a
+    Service's turn, a frontend's key, a worker's heartbeat, turn and the word that says since when something waits for
+    it.
     """
 
     tags: npt.NDArray[np.uint64]
@@ -76,15 +89,30 @@ class Tables(Bundle):
     services: npt.NDArray[np.void]
     maglev: npt.NDArray[np.uint32]
     endpoints: npt.NDArray[np.void]
+    ranges: npt.NDArray[np.void]
+    ranges6: npt.NDArray[np.void]
+    names: npt.NDArray[np.void]
+    affinity: npt.NDArray[np.void]
     next_hops: npt.NDArray[np.void]
+    hosts: npt.NDArray[np.uint64]
+    datagrams: npt.NDArray[np.void]
     control: npt.NDArray[np.void]
     workers: npt.NDArray[np.void]
     machine: npt.NDArray[np.void]
     xdp_counters: npt.NDArray[np.void]
+    egress_counters: npt.NDArray[np.void]
     worker_counters: npt.NDArray[np.void]
+    published: npt.NDArray[np.uint8]
+    name_states: npt.NDArray[np.uint32]
+    name_pins: npt.NDArray[np.uint32]
+    extents: npt.NDArray[np.uint64]
+    busiest: npt.NDArray[np.uint64]
     frontend_keys: npt.NDArray[np.uint64]
+    affinity_words: npt.NDArray[np.uint64]
+    round_robin: npt.NDArray[np.uint32]
     heartbeats: npt.NDArray[np.uint64]
     turns: npt.NDArray[np.uint64]
+    waiting_since: npt.NDArray[np.uint64]
 
     @classmethod
     def over(cls, arrays: Mapping[str, npt.NDArray[np.void]]) -> Tables:
@@ -92,9 +120,18 @@ class Tables(Bundle):
         words = {
             "tags": arrays["tags"].view(np.uint64),
             "maglev": arrays["maglev"].view(np.uint32),
+            "hosts": arrays["hosts"].view(np.uint64),
+            "published": arrays["flows"]["published"],
+            "name_states": arrays["names"]["state"],
+            "name_pins": arrays["names"]["pins"],
+            "extents": arrays["control"]["extents"],
+            "busiest": arrays["control"]["busiest"],
+            "round_robin": arrays["services"]["turn"],
+            "affinity_words": arrays["affinity"].view(np.uint64),
             "frontend_keys": arrays["frontends"].view(np.uint64)[::2],
             "heartbeats": arrays["workers"]["heartbeat"],
             "turns": arrays["workers"]["turn"],
+            "waiting_since": arrays["workers"]["waiting_since"],
         }
         return cls(**{**arrays, **words})  # type: ignore[arg-type]
 

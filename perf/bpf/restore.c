@@ -20,7 +20,7 @@ int restore(struct xdp_md *ctx)
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + sizeof(*eth);
 	struct udphdr *udp = (void *)(ip + 1);
-	u32 row = 0, client;
+	u32 row = bpf_get_smp_processor_id(), client;
 	struct orders *order = orders.lookup(&row);
 	u64 flow, at;
 	u16 port;
@@ -31,7 +31,7 @@ int restore(struct xdp_md *ctx)
 	at = order->word[ORDER_NEXT];
 	order->word[ORDER_NEXT] = at + 1 == order->word[ORDER_FLOWS] ? 0 : at + 1;
 	flow = at * STRIDE % FLOWS;
-	client = __builtin_bswap32(order->word[ORDER_SRC_ADDR] + flow / SOURCE_PORTS);
+	client = __builtin_bswap32(order->word[ORDER_CLIENT] + flow / SOURCE_PORTS);
 	port = __builtin_bswap16(FIRST_SOURCE_PORT + flow % SOURCE_PORTS);
 
 	eth->h_proto = __builtin_bswap16(ETH_P_IP);
@@ -42,10 +42,10 @@ int restore(struct xdp_md *ctx)
 	ip->ttl = 64;
 	ip->protocol = PROTOCOL;
 	ip->check = 0x1234; /* nobody looks: what is measured updates it */
-	ip->saddr = REPLY ? __builtin_bswap32(order->word[ORDER_DST_ADDR]) : client;
-	ip->daddr = REPLY ? client : __builtin_bswap32(order->word[ORDER_DST_ADDR]);
-	udp->source = REPLY ? __builtin_bswap16(order->word[ORDER_DST_PORT]) : port;
-	udp->dest = REPLY ? port : __builtin_bswap16(order->word[ORDER_DST_PORT]);
+	ip->saddr = REPLY ? __builtin_bswap32(order->word[ORDER_SERVER]) : client;
+	ip->daddr = REPLY ? client : __builtin_bswap32(order->word[ORDER_SERVER]);
+	udp->source = REPLY ? __builtin_bswap16(order->word[ORDER_SERVER_PORT]) : port;
+	udp->dest = REPLY ? port : __builtin_bswap16(order->word[ORDER_SERVER_PORT]);
 	udp->len = __builtin_bswap16(FRAME_BYTES - sizeof(*eth) - sizeof(*ip));
 	udp->check = 0x4321;
 	if (PROTOCOL == IPPROTO_TCP)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* sink.c - counts and drops the generator's packets; everything else goes to the kernel, which answers ARP. Told so, it
- * also checks their checksums, or sends them back so that a flow is seen in both directions. */
+ * also looks closer at them, or answers. PROTOCOL is given when it is compiled. */
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/tcp.h>
 #include <linux/udp.h>
 #include "words.h"
 
@@ -11,9 +12,19 @@ struct seen_row {
 	u64 word[SEENS];
 };
 
+struct told_row {
+	u64 word[TOLDS];
+};
+
+struct delay_row {
+	u64 count[DELAY_COLUMNS];
+};
+
 BPF_TABLE_PINNED("array", u32, struct seen_row, seen, SEEN_ROWS, TABLES_FOLDER "/seen", BPF_F_MMAPABLE);
 
-BPF_TABLE_PINNED("array", u32, u64, task, TASK_ROWS, TABLES_FOLDER "/task", BPF_F_MMAPABLE);
+BPF_TABLE_PINNED("array", u32, struct told_row, told, TOLD_ROWS, TABLES_FOLDER "/told", BPF_F_MMAPABLE);
+
+BPF_TABLE_PINNED("array", u32, struct delay_row, delays, DELAYS_ROWS, TABLES_FOLDER "/delays", BPF_F_MMAPABLE);
 
 static inline u32 sum_of(const u16 *words, u32 count)
 {
@@ -31,29 +42,66 @@ static inline u16 folded(u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-static inline bool is_wrong(const struct iphdr *ip, const struct udphdr *udp)
+/* The sum of a packet's transport header and what is summed with it. What follows in a longer one is zero. */
+static inline u16 transport_sum(const struct iphdr *ip)
 {
-	const u32 udp_bytes = FRAME_BYTES - sizeof(struct ethhdr) - sizeof(*ip);
-	u32 pseudo = sum_of((const u16 *)&ip->saddr, 4) + __builtin_bswap16(IPPROTO_UDP) + udp->len;
+	const u32 bytes = PROTOCOL == IPPROTO_TCP ? sizeof(struct tcphdr) : FRAME_BYTES - ETH_HLEN - sizeof(*ip);
+	u16 length = __builtin_bswap16(__builtin_bswap16(ip->tot_len) - sizeof(*ip));
+	u32 pseudo = sum_of((const u16 *)&ip->saddr, 4) + __builtin_bswap16(PROTOCOL) + length;
 
-	return folded(sum_of((const u16 *)ip, sizeof(*ip) / 2)) != 0xffff ||
-	       folded(sum_of((const u16 *)udp, udp_bytes / 2) + pseudo) != 0xffff;
+	return folded(sum_of((const u16 *)(ip + 1), bytes / 2) + pseudo);
 }
 
 /* Swap the two ends of the packet. No checksum changes by that. */
-static inline void reflect(struct ethhdr *eth, struct iphdr *ip, struct udphdr *udp)
+static inline void reflect(struct ethhdr *eth, struct iphdr *ip, u16 *ports)
 {
 	u8 mac[ETH_ALEN];
 	u32 addr = ip->saddr;
-	u16 port = udp->source;
+	u16 port = ports[0];
 
 	__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
 	ip->saddr = ip->daddr;
 	ip->daddr = addr;
-	udp->source = udp->dest;
-	udp->dest = port;
+	ports[0] = ports[1];
+	ports[1] = port;
+}
+
+/* Make of a client's SYN or FIN the server's. */
+static inline void answer(struct iphdr *ip, struct tcphdr *tcp)
+{
+	u32 seq = tcp->syn ? __builtin_bswap32(SERVER_SEQ) : tcp->ack_seq;
+
+	tcp->ack_seq = __builtin_bswap32(__builtin_bswap32(tcp->seq) + 1);
+	tcp->seq = seq;
+	tcp->ack = 1;
+	tcp->check = 0;
+	tcp->check = ~transport_sum(ip);
+}
+
+static inline void count_delay(u32 cpu, u64 due)
+{
+	struct delay_row *row = delays.lookup(&cpu);
+	u64 delay = bpf_ktime_get_ns() - due;
+	u32 power = 0, column;
+
+	if (!row || (s64)delay < 0)
+		return;
+	delay = delay < 1 << 30 ? delay : (1 << 30) - 1;
+	if (delay >> 16)
+		power += 16;
+	if (delay >> (power + 8))
+		power += 8;
+	if (delay >> (power + 4))
+		power += 4;
+	if (delay >> (power + 2))
+		power += 2;
+	if (delay >> (power + 1))
+		power += 1;
+	column = power < 4 ? delay : (power - 3) * DELAY_STEPS + (delay >> (power - 4) & (DELAY_STEPS - 1));
+	if (column < DELAY_COLUMNS)
+		row->count[column]++;
 }
 
 int sink(struct xdp_md *ctx)
@@ -61,28 +109,51 @@ int sink(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	struct iphdr *ip = data + sizeof(*eth);
-	struct udphdr *udp = (void *)(ip + 1);
+	u16 *ports = (u16 *)(ip + 1);
+	struct tcphdr *tcp = (void *)ports;
 	u32 row = bpf_get_smp_processor_id(), first = 0;
 	struct seen_row *counts;
-	u64 *now;
+	struct told_row *now;
+	u64 due;
 
-	if (data + FRAME_BYTES > end || eth->h_proto != __builtin_bswap16(ETH_P_IP) || ip->protocol != IPPROTO_UDP)
+	/* The kernel cuts a TCP packet's padding off. */
+	if (data + (PROTOCOL == IPPROTO_TCP ? ETH_HLEN + TCP_BYTES : FRAME_BYTES) > end ||
+	    eth->h_proto != __builtin_bswap16(ETH_P_IP) || ip->protocol != PROTOCOL)
 		return XDP_PASS;
 	counts = seen.lookup(&row);
-	now = task.lookup(&first);
+	now = told.lookup(&first);
 	if (!counts || !now)
 		return XDP_ABORTED;
 	counts->word[SEEN_PACKETS]++;
-	if (udp->dest == __builtin_bswap16(ENDPOINT_PORT))
+	if (ports[1] == __builtin_bswap16(ENDPOINT_PORT) || ports[0] == __builtin_bswap16(SERVICE_PORT))
 		counts->word[SEEN_TRANSLATED]++;
-	if (*now == TASK_DROP)
+	switch (now->word[TOLD_TASK]) {
+	case TASK_VERIFY:
+		if (folded(sum_of((const u16 *)ip, sizeof(*ip) / 2)) != 0xffff || transport_sum(ip) != 0xffff)
+			counts->word[SEEN_WRONG]++;
 		return XDP_DROP;
-	if (*now == TASK_REFLECT) {
-		reflect(eth, ip, udp);
-		/* veth hands over what XDP_TX sent only to a peer with a program; what is redirected, to one with GRO too. */
-		return bpf_redirect(ctx->ingress_ifindex, 0);
+	case TASK_CONVERSE:
+		if (PROTOCOL != IPPROTO_TCP || !(tcp->syn || tcp->fin))
+			return XDP_DROP;
+		reflect(eth, ip, ports);
+		answer(ip, tcp);
+		break;
+	case TASK_REFLECT:
+		reflect(eth, ip, ports);
+		break;
+	case TASK_TIME:
+		if (PROTOCOL == IPPROTO_UDP) {
+			__builtin_memcpy(&due, ports + 4, sizeof(due));
+			count_delay(row, due);
+		}
+		return XDP_DROP;
+	case TASK_WATCH:
+		if (ip->daddr == __builtin_bswap32(now->word[TOLD_ADDR]) && !counts->word[SEEN_FIRST])
+			counts->word[SEEN_FIRST] = bpf_ktime_get_ns();
+		return XDP_DROP;
+	default:
+		return XDP_DROP;
 	}
-	if (is_wrong(ip, udp))
-		counts->word[SEEN_WRONG]++;
-	return XDP_DROP;
+	/* veth hands over what XDP_TX sent only to a peer with a program; what is redirected, to one with GRO too. */
+	return bpf_redirect(ctx->ingress_ifindex, 0);
 }

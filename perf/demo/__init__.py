@@ -142,7 +142,7 @@ def _wait(daemon: Daemon, display: Display) -> None:
     def tick() -> None:
         if time.monotonic() - began > _PATIENCE_S:
             so_far = f"{time.monotonic() - began:.0f} s so far"
-            words = f"the very first start compiles the packet path: 20 to 40 s on an idle machine, once; {so_far}"
+            words = f"the very first start compiles the packet path: about a minute on an idle machine, once; {so_far}"
             display.show(words, words)
 
     daemon.wait(tick)
@@ -202,15 +202,20 @@ def _show_traffic(daemon: Daemon, share: float, before: Any, display: Display) -
 def _accounts(before: Any, after: Any, loads: dict[str, Result]) -> summary.Traffic:
     """Return what became of packets between two answers to `status`."""
 
-    def gained(part: str, *kinds: str) -> int:
-        return sum(int(after["packets"][part][kind]) - int(before["packets"][part][kind]) for kind in kinds)
+    def gained(part: str, kind: str) -> int:
+        return int(after["packets"][part][kind]) - int(before["packets"][part][kind])
 
-    modes = sorted({str(interface["xdp_mode"]) for interface in after["interfaces"]})
+    modes = sorted({str(interface["xdp_mode"] or "raw") for interface in after["interfaces"]})
     return summary.Traffic(
         loads,
         gained("xdp", "forwarded"),
         gained("userspace", "forwarded"),
-        gained("xdp", "dropped", "redirect_failed") + gained("userspace", "dropped", "punt_lost"),
+        {
+            "dropped by XDP": gained("xdp", "dropped"),
+            "lost on their way out of XDP": gained("xdp", "redirect_failed"),
+            "dropped by userspace": gained("userspace", "dropped"),
+            "lost on their way to userspace": gained("userspace", "punt_lost"),
+        },
         f"engine {after['engine']}, {' and '.join(modes)} mode, on {len(after['interfaces'])} interfaces",
     )
 
@@ -238,7 +243,7 @@ def _next_steps(names: Names) -> list[str]:
     steps = [
         (f"{turnout} demo{_asked_for(names)} --keep", "the same, and the world stays for a look around"),
         (f"{turnout} validate -f {_shown(MANIFEST)}", "what was served; write your own Services like it"),
-        ("make perf", "measure against iptables and a bare XDP program, in ten minutes"),
+        ("make perf", "measure against iptables and a bare XDP program"),
     ]
     width = max(len(command) for command, _ in steps)
     return [f"{command:<{width}}   {what}" for command, what in steps]

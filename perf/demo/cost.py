@@ -14,10 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from perf import measure
+from perf.bed import FIRST_CLIENT, Cpus
 from perf.demo.scene import Port, Side
 from perf.measure import Spread, Trial, spread
-from perf.subjects import ENDPOINT_PORT, FIRST_CLIENT, Cpus
-from perf.traffic import Generator, Seen, Sink, Stream, Task
+from perf.traffic import Generator, Kit, Load, Seen, Sink, Stream, Task
 from xdp.errors import Error
 
 FLOWS = 1000
@@ -56,18 +56,18 @@ class NotCompared:
 class _Bed:
     """Generator and sink of one side."""
 
-    def __init__(self, side: Side, echo: Port, stack: ExitStack) -> None:
+    def __init__(self, side: Side, echo: Port, kit: Kit, stack: ExitStack) -> None:
         node, client = side.world.node, side.client
         inside = node.interface_to("client")
         service = echo.service
         stream = Stream("eth0", client.mac, inside.mac, FIRST_CLIENT, service.vip, service.port)
         switch = side.world.switch("servers")
-        self.sink = stack.enter_context(Sink(switch, "node", ENDPOINT_PORT, side.folder))
-        self.generator = stack.enter_context(Generator(client, stream, side.folder))
+        self.sink = stack.enter_context(Sink(kit, switch, "node"))
+        self.generator = stack.enter_context(Generator(kit, client, stream))
 
     def warm(self) -> None:
         """Have every flow seen and answered twice, so that it is established."""
-        self.generator.choose(FLOWS)
+        self.generator.choose(Load(FLOWS))
         with self.sink.doing(Task.REFLECT):
             for _ in range(2):
                 self.generator.send_in_step(self.sink, frames=_WARM_FRAMES)
@@ -105,7 +105,8 @@ def compare(sides: Sequence[Side], services: dict[str, Port], tick: Callable[[fl
             advance()
     cpus = Cpus()
     with ExitStack() as stack:
-        beds = {side.name: _Bed(side, services["udp"], stack) for side in sides}
+        kit = stack.enter_context(Kit(sides[0].folder / "kit"))
+        beds = {side.name: _Bed(side, services["udp"], kit, stack) for side in sides}
         stack.enter_context(cpus.pinned(cpus.generator))
         for bed in beds.values():
             bed.warm()

@@ -26,7 +26,8 @@ from lb import manifests
 from lb.model import NodeView
 from lb.resolve import resolve
 from perf import clients
-from perf.subjects import CLIENTS, Service, load_kube_proxy_rules
+from perf.bed import CLIENTS, Service
+from perf.subjects.iptables import load_kube_proxy_rules
 from perf.traffic import PINS
 from perf.world import Host, World
 from xdp import kernel

@@ -19,7 +19,7 @@ class Traffic:
     loads: Mapping[str, Result]
     in_xdp: int
     in_userspace: int
-    lost: int
+    lost: Mapping[str, int]
     engine: str  # in words: how packets were taken
 
     @property
@@ -86,8 +86,7 @@ def _paths(traffic: Traffic) -> list[str]:
     ]
     lines = [f"Who forwarded the packets ({traffic.engine})"]
     lines += [_row(name, [f"{count:,}", f"{count / total:.1%}"], what) for name, count, what in rows]
-    if traffic.lost:
-        lines.append(_row("dropped or lost", [f"{traffic.lost:,}"], "`turnout get reasons` tells them apart"))
+    lines += [_row(how, [f"{count:,}"], "see `turnout get reasons`") for how, count in traffic.lost.items() if count]
     lines.append("  Userspace writes a connection into memory that XDP reads too: from then on XDP forwards it alone.")
     return lines
 

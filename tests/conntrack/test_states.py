@@ -89,7 +89,8 @@ def test_the_machine_in_memory_says_what_the_tables_say(machine: npt.NDArray[np.
     for state in REAL:
         assert machine["reopens"][state] == (state in states.REOPENS)
         assert machine["early_drop"][state] == states.EARLY_DROP.get(state, 0)
-        assert machine["timeout"][state] == states.TIMEOUT_S.get(state, 0) * HERTZ
+        expected = states.AT_ONCE if state == S.RESET else states.TIMEOUT_S.get(state, 0) * HERTZ
+        assert machine["timeout"][state] == expected
 
 
 def test_numbers_that_are_no_state_or_event_lead_nowhere(machine: npt.NDArray[np.void]):
@@ -140,7 +141,7 @@ def test_c2_fins_of_both_sides_close_in_either_order(first: Direction):
 
 
 def test_c2_a_syn_begins_anew_on_what_is_closing_only():
-    assert set(states.REOPENS) == {S.TIME_WAIT, S.CLOSING}
+    assert set(states.REOPENS) == {S.TIME_WAIT, S.CLOSING, S.RESET}
 
 
 @pytest.mark.parametrize("way", BOTH)
@@ -185,6 +186,10 @@ def test_udp_is_unreplied_until_a_reply():
     assert FIRST_STATE[E.DATA] is S.UDP_UNREPLIED
     assert through(S.UDP_UNREPLIED, (ORIGINAL, E.DATA)) is S.UDP_UNREPLIED
     assert through(S.UDP_UNREPLIED, (REPLY, E.DATA)) is S.UDP_REPLIED
+
+
+def test_c8_nothing_but_a_syn_leads_out_of_a_reset_connection():
+    assert not [move for move, after in TRANSITIONS.items() if S.RESET in (move[0], after)]
 
 
 def test_c5_defaults():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import struct
+from ipaddress import IPv6Address
+
 import numpy as np
 import pytest
 
 from conntrack import compiled, states
 from conntrack.compiled import FULL, MISS, TAKEN
-from conntrack.table import FlowTable
+from conntrack.table import FlowTable, seconds_of_a_pass
+from dataplane import wire
 from tests.conntrack.flows import TCP, Flows, key, turned_addrs, turned_ports
-from tests.reference import first_bucket, hash_of, second_bucket
-from xdp.byteorder import swap32
-from xdp.schema import Direction, Event, Protocol, State, Tag
+from tests.reference import adjusted, first_place, hash_of, second_place
+from xdp.byteorder import swap16, swap32
+from xdp.names import Names
+from xdp.schema import Direction, Event, Limit, NameState, Protocol, State, Tag
 from xdp.tables import HIGHEST_LOAD
 
 HALVES = 2
@@ -83,7 +88,7 @@ def test_a_stale_slot_withdraws_no_stranger(flows: Flows):
     """Half a connection, as a daemon leaves it that dies in between, whose other slot somebody else has by now."""
     slot = flows.insert(1)
     reply = flows.find_reply(1)
-    compiled.withdraw_slot(flows.tables.tags, slot)
+    compiled.withdraw_slot(flows.tables, slot)
     tags(flows)[slot] = 0x1234  # reused, for another connection
     flows.tables.flows[slot]["peer"] = 99
     assert compiled.withdraw(flows.tables, reply)
@@ -101,7 +106,7 @@ def test_a_withdrawn_slot_is_not_reused_before_a_sweep(flows: Flows):
 def test_the_sweep_ends_what_a_dead_writer_withdrew_by_half(flows: Flows):
     for half in (flows.find, flows.find_reply):
         flows.insert(1)
-        compiled.withdraw_slot(flows.tables.tags, half(1))
+        compiled.withdraw_slot(flows.tables, half(1))
         flows.table.sweep()
         flows.table.sweep()
         assert not flows.tables.tags.any()
@@ -125,10 +130,138 @@ def test_a_sweep_in_slices_covers_the_table(flows: Flows):
     assert not flows.tables.tags.any()
 
 
+# Extents.
+
+
+def extents_in_use(flows: Flows) -> set[int]:
+    return {extent for extent in range(Limit.EXTENTS) if int(flows.tables.extents[0]) >> extent & 1}
+
+
+def current(flows: Flows) -> int:
+    return int(compiled.number_of_current(flows.tables.extents[0], len(flows.tables.flows) // Limit.BUCKET_TAGS))
+
+
+def test_a_new_table_uses_its_first_buckets_and_grows_when_they_are_crowded():
+    flows = Flows(200_000)
+    assert flows.fill(0, 3000) == 3000
+    assert extents_in_use(flows) == {0}
+    assert np.flatnonzero(tags(flows)).max() < Limit.FIRST_EXTENT * Limit.BUCKET_TAGS
+    assert flows.fill(3000, 37_000) == 37_000
+    assert extents_in_use(flows) == {0, 1, 2}
+    load = np.count_nonzero(tags(flows)[: 4096 * 16]) / (4096 * 16)
+    assert 0.5 < load < 0.75, "grown too early, or too late"
+    assert all(flows_found(flows, 0, 40_000))
+
+
+def test_the_stated_capacity_is_had_whatever_the_order_of_growth():
+    flows = Flows(300_000)
+    assert flows.fill(0, 300_000) == 300_000
+    assert all(flows_found(flows, 0, 300_000, step=97))
+    assert flows.table.used() == 300_000
+
+
+def test_room_that_is_not_needed_any_more_is_given_up_and_flows_stay_where_they_are():
+    flows = Flows(400_000)
+    flows.fill(0, 100_000)
+    assert max(extents_in_use(flows)) == current(flows) == 3
+    flows.clock.advance(50)  # past SYN_SENT's timeout together with the next step
+    survivors = range(0, 100_000, 1000)
+    for number in survivors:
+        compiled.touch(flows.tables, _slot_of(flows, number), 0, 60, np.uint32(flows.clock.now()))
+    flows.clock.advance(11)
+    for _ in range(12):
+        flows.table.sweep()
+    assert current(flows) == 0
+    assert flows.table.used() == len(survivors)
+    assert all(_slot_of(flows, number) != MISS for number in survivors)
+    flows.clock.advance(61)
+    for _ in range(3):
+        flows.table.sweep()
+    assert extents_in_use(flows) == {0}
+    assert not flows.tables.tags.any()
+
+
+def test_an_extent_with_a_flow_stays_in_use():
+    flows = Flows(200_000)
+    flows.fill(0, 20_000)
+    assert extents_in_use(flows) == {0, 1}
+    flows.clock.advance(50)
+    last = _slot_of(flows, 19_999)
+    compiled.touch(flows.tables, last, 0, 60, np.uint32(flows.clock.now()))
+    flows.clock.advance(11)
+    for _ in range(4):
+        flows.table.sweep()
+    assert extents_in_use(flows) == {0, 1}
+    assert _slot_of(flows, 19_999) == last
+
+
+def flows_found(flows: Flows, first: int, count: int, step: int = 1) -> list[bool]:
+    return [_slot_of(flows, number) != MISS for number in range(first, first + count, step)]
+
+
+def _slot_of(flows: Flows, number: int) -> int:
+    """Return the slot of connection `number` of `Flows.fill`."""
+    return int(compiled.find(flows.tables, np.uint64(1 << 32 | number), np.uint32(7), TCP))
+
+
+# Names of IPv6 addresses.
+
+
+def _insert_ipv6(flows: Flows, port: int) -> tuple[int, list[int]]:
+    """Insert a connection; return its slot, and the numbers of client, VIP and endpoint."""
+    names = Names(flows.tables)
+    numbers = [names.intern(IPv6Address(text)) for text in ("2001:db8::c", "fd00::1", "2001:db8::e")]
+    client, vip, endpoint = map(swap32, numbers)
+    addrs, new_addrs = np.uint64(vip << 32 | client), np.uint64(endpoint << 32 | client)
+    ports, new_ports = np.uint32(7 << 16 | port), np.uint32(8 << 16 | port)
+    state, now = np.uint8(State.SYN_SENT), np.uint32(flows.clock.now())
+    protocol = np.uint8(Protocol.TCP | Protocol.IPV6)
+    hops = np.uint32(1), np.uint32(2)
+    slot = compiled.insert(flows.tables, addrs, ports, new_addrs, new_ports, protocol, state, *hops, now)
+    return int(slot), numbers
+
+
+def test_names_stay_as_long_as_a_flow_uses_them_and_are_free_soon_after(flows: Flows):
+    slot, numbers = _insert_ipv6(flows, 5)
+    for _ in range(4):
+        flows.table.sweep()
+    assert Names(flows.tables).count() == 3
+    assert (flows.tables.names[numbers]["state"] == NameState.ALIVE).all()
+    flows.clock.advance(states.TIMEOUT_S[State.SYN_SENT] + 1)
+    flows.table.sweep()
+    assert not compiled.count_used(flows.tables.tags)
+    assert Names(flows.tables).count() == 3  # this pass has seen the flow
+    flows.table.sweep()
+    assert (flows.tables.names[numbers]["state"] == NameState.DYING).all()
+    flows.table.sweep()
+    assert Names(flows.tables).count() == 0
+    assert slot >= 0
+
+
+def test_a_dying_name_lives_again_with_a_new_flow(flows: Flows):
+    numbers = [Names(flows.tables).intern(IPv6Address("2001:db8::c"))]
+    flows.table.sweep()
+    assert flows.tables.names[numbers[0]]["state"] == NameState.DYING
+    assert _insert_ipv6(flows, 6)[1][0] == numbers[0]
+    for _ in range(3):
+        flows.table.sweep()
+    assert flows.tables.names[numbers[0]]["state"] == NameState.ALIVE
+
+
+def test_the_difference_of_an_ipv6_checksum_comes_from_the_names(flows: Flows):
+    slot, _ = _insert_ipv6(flows, 5)
+    old = IPv6Address("2001:db8::c").packed + IPv6Address("fd00::1").packed + struct.pack("<HH", 5, 7)
+    new = IPv6Address("2001:db8::c").packed + IPv6Address("2001:db8::e").packed + struct.pack("<HH", 5, 8)
+    for check in (0, 1, 0x1234, 0xFFFE, 0xFFFF):
+        swapped = int.from_bytes(check.to_bytes(2, "little"), "big")
+        delta = flows.tables.flows[slot]["l4_delta"]
+        assert int(wire.checksum_add(np.uint16(check), delta)) == swap16(adjusted(swapped, old, new))
+
+
 # Time.
 
 
-@pytest.mark.parametrize("state", [state for state in State if State.FREE < state < State.STATES])
+@pytest.mark.parametrize("state", [*states.TIMEOUT_S.keys() - {State.RESET}])
 def test_c5_a_connection_ends_when_neither_direction_was_seen_for_the_timeout_of_its_state(state: State, flows: Flows):
     flows.insert(1, state)
     flows.clock.advance(states.TIMEOUT_S[state])
@@ -198,7 +331,8 @@ def test_a_successor_does_not_count_the_time_in_which_nobody_looked(flows: Flows
 
 def test_a_successor_gives_up_what_its_predecessor_was_about_to_publish(flows: Flows):
     flows.insert(1)
-    tags(flows)[[5, 17]] = Tag.CLAIMED
+    free = np.flatnonzero(tags(flows) == Tag.EMPTY)
+    tags(flows)[free[[5, 17]]] = Tag.CLAIMED
     flows.insert(2)
     successor = FlowTable(flows.tables, flows.clock)
     assert successor.take_over() == 2
@@ -245,24 +379,53 @@ def test_connections_are_told_in_host_numbers(flows: Flows):
     assert (connection.idle_s, connection.expires_s) == (12, 48)
 
 
-def test_the_connections_to_an_endpoint_can_be_ended(flows: Flows):
+FRONTEND, ENDPOINT = (0x0A60_0001, 80), (0xAC10_0001, 8080)
+
+
+def test_C8_the_connections_of_a_frontend_to_an_endpoint_can_be_ended(flows: Flows):
     for number in range(5):
         flows.insert(number)
-    others = [(0xAC10_0001, 8080, Protocol.UDP), (0xAC10_0002, 8080, Protocol.TCP), (0xAC10_0001, 8081, Protocol.TCP)]
-    assert flows.table.end_towards([]) == 0
-    assert flows.table.end_towards(others) == 0
-    assert flows.table.end_towards([*others, (0xAC10_0001, 8080, Protocol.TCP)]) == 5
+    assert flows.table.keep_only(Protocol.UDP, []) == 0
+    more = [((FRONTEND[0], 81), ENDPOINT), (FRONTEND, (ENDPOINT[0], 8081)), ((1, 1), (1, 1)), ((2**32 - 1, 1), (1, 1))]
+    assert flows.table.keep_only(Protocol.TCP, [*more, (FRONTEND, ENDPOINT)]) == 0
+    assert flows.table.keep_only(Protocol.TCP, more) == 5
     assert flows.table.used() == 0
 
 
-def test_the_connections_to_many_endpoints_are_ended_in_one_pass(flows: Flows):
+def test_C8_the_connections_to_many_endpoints_are_ended_in_one_pass(flows: Flows):
     numbers = range(40)
     for number in numbers:
         slot = flows.insert(number)
         flows.tables.flows[slot]["new_dst_addr"] = swap32(0xAC10_0000 + number)
-    ended = [number for number in numbers if number % 3]
-    assert flows.table.end_towards([(0xAC10_0000 + number, 8080, Protocol.TCP) for number in ended[::-1]]) == len(ended)
+    kept = [(FRONTEND, (0xAC10_0000 + number, 8080)) for number in numbers if not number % 3]
+    assert flows.table.keep_only(Protocol.TCP, kept[::-1]) == len(numbers) - len(kept)
     assert [number for number in numbers if flows.find(number) != MISS] == [n for n in numbers if n % 3 == 0]
+
+
+def test_C8_connections_are_reset_where_their_service_says_so_and_has_lost_their_endpoint(flows: Flows):
+    kept, lost, other = (flows.insert(number, State.ESTABLISHED) for number in range(3))
+    flows.tables.flows[lost]["new_dst_addr"] = swap32(ENDPOINT[0] + 1)
+    flows.tables.flows[other]["dst_port"] = swap16(81)
+    pairs = [((1, 1), (1, 1)), (FRONTEND, ENDPOINT)]
+    assert flows.table.reset_others(Protocol.UDP, [FRONTEND], pairs) == 0
+    assert flows.table.reset_others(Protocol.TCP, [], pairs) == 0
+    assert flows.table.reset_others(Protocol.TCP, [(1, 1), FRONTEND], pairs) == 1
+    assert flows.table.reset_others(Protocol.TCP, [FRONTEND], pairs) == 0  # it is
+    records = flows.tables.flows
+    for slot, state in ((kept, State.ESTABLISHED), (lost, State.RESET), (other, State.ESTABLISHED)):
+        assert records[[slot, records[slot]["peer"]]]["state"].tolist() == [state] * 2
+
+
+def test_C8_a_connection_to_be_reset_is_over_at_once_and_kept_as_long_as_an_open_one(flows: Flows):
+    flows.insert(1, State.RESET)
+    assert compiled.is_expired(flows.tables, flows.find(1), np.uint32(flows.clock.now()))
+    assert [connection.expires_s for connection in flows.table.connections()] == [8000]
+    flows.clock.advance(8000)
+    flows.table.sweep()
+    assert flows.find(1) != MISS
+    flows.clock.advance(0.004)
+    flows.table.sweep()
+    assert (flows.find(1), flows.find_reply(1)) == (MISS, MISS)
 
 
 # Room.
@@ -302,7 +465,7 @@ def buckets_of(flows: Flows, number: int, *, is_reply: bool = False) -> set[int]
         addrs, ports = turned_addrs(new_addrs), turned_ports(new_ports)
     secret = (int(word) for word in flows.tables.control[0]["hash_key"])
     hashed = hash_of(int(addrs), int(ports), int(TCP), *secret)
-    return {first_bucket(hashed, 2), second_bucket(hashed, 2)}
+    return {first_place(hashed, 2), second_place(hashed, 2)}
 
 
 def drop_early(flows: Flows, number: int) -> bool:
@@ -339,3 +502,9 @@ def test_c6_an_established_connection_is_never_dropped_for_a_new_one(state: Stat
     used = flows.table.used()
     assert not drop_early(flows, number)
     assert flows.table.used() == used
+
+
+def test_the_sweep_of_a_large_table_takes_its_time():
+    assert seconds_of_a_pass(0.001) == 4
+    assert seconds_of_a_pass(0.06) == pytest.approx(6)
+    assert seconds_of_a_pass(5) == 60

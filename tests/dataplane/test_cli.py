@@ -37,7 +37,8 @@ metadata: {name: web, namespace: shop}
 spec:
   clusterIP: 10.96.0.10
   ports:
-  - {name: http, port: 80, nodePort: 30080}
+  - {name: http, port: 80}
+  - {name: sip, port: 5060, protocol: SCTP}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -203,7 +204,7 @@ def test_valid_manifests_exit_0_and_what_is_not_honoured_is_named(web):
     done = turnout("validate", "-f", web)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
-        "note: Service shop/web: spec.ports[0].nodePort: node ports are not served yet; left out",
+        "note: Service shop/web: spec.ports[1].protocol: SCTP is not forwarded yet; this port is left out",
         "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
     ]
 
@@ -240,7 +241,7 @@ def test_manifests_from_stdin_a_folder_and_a_config_file(web, tmp_path):
 
 def test_every_problem_of_every_file_is_told(web, tmp_path):
     bad = tmp_path / "bad.yaml"
-    bad.write_text(WEB.replace("port: 80,", "port: 70000,").replace("clusterIP", "clusterIp"))
+    bad.write_text(WEB.replace("port: 80}", "port: 70000}").replace("clusterIP", "clusterIp"))
     done = turnout("validate", "-f", web, str(bad), str(tmp_path / "none.yaml"))
     assert (done.returncode, done.stdout) == (4, "")
     lines = done.stderr.splitlines()
@@ -292,7 +293,8 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
             "flows       [#####...............] 250,000 of 1,000,000 (25.0%)",
             "revision    7 programmed",
             "packets     xdp: " + XDP_PACKETS,
-            "            userspace: received 4, forwarded 3, dropped 1, punt-lost 1, originated 0",
+            "            userspace: received 4, forwarded 3, passed 0, dropped 1, punt-lost 1, originated 0",
+            "            egress: received 50, forwarded 30, passed 20",
             "reasons     FORWARDED 1,200",
             "            NEW_FLOW 4",
         ]

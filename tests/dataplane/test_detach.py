@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dataplane import reserved
 from dataplane.detach import detach
 from dataplane.netdev import NeighbourKey, NetDev
-from dataplane.settings import Settings
+from dataplane.settings import PortRange, Settings
 from perf.world import World
 from xdp import kernel, loader
 
@@ -85,4 +86,15 @@ def test_an_interface_of_the_same_name_elsewhere_keeps_its_neighbours(world: Wor
 
 def test_an_interface_that_has_gone_is_left_in_peace(world: World, settings: Settings):
     with world["client"].entered():  # has no eth1
-        assert "eth1: the XDP program and its link" in detach(settings)
+        assert "eth1: the programs and their links" in detach(settings)
+
+
+def test_C12_ports_that_were_reserved_are_given_back_with_the_last_link(world: World, settings: Settings):
+    name = "net/ipv4/ip_local_reserved_ports"
+    with world.node.entered():
+        reserved.reserve(PortRange(61000, 61009), settings.reserved_path)
+        detach(settings, ["eth0"])
+        assert kernel.read_sysctl(name) == "61000-61009"
+        detach(settings)
+        assert kernel.read_sysctl(name) == ""
+    assert not settings.reserved_path.exists()

@@ -57,6 +57,7 @@ def test_a_scrape_says_what_status_says(host):
         "turnout_packets_total{userspace}{dropped}": 1,
         "turnout_packets_received_total{xdp}": 1234,
         "turnout_packets_received_total{userspace}": 4,
+        "turnout_packets_total{egress}{forwarded}": 30,
         "turnout_packets_admitted_total{xdp}": 0,
         "turnout_packets_redirect_failed_total{xdp}": 2,
         "turnout_packets_punt_lost_total{userspace}": 1,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import pytest
 
 from dataplane.mirror import NOWHERE, Hop, Mirror, is_fixed, is_usable
-from dataplane.netdev import TABLE_LOCAL, Interface, Neighbour, NeighbourState, Route, RouteKind
+from dataplane.netdev import TABLE_LOCAL, Interface, Neighbour, NeighbourState, Route, RouteKind, Way
+from xdp.addresses import number_of
 from xdp.schema import HopState
 
 OURS = Interface("eth0", 2, b"\2\0\0\0\0\2", 1500, is_up=True)
@@ -18,15 +20,15 @@ MAC = b"\2\0\0\0\0\x63"
 
 
 def number(text: str) -> int:
-    return int(IPv4Address(text))
+    return number_of(ip_address(text))
 
 
 HOST, GATEWAY = number("10.0.0.9"), number("10.0.0.1")
 
 
 def route(prefix: str, ifindex: int = OURS.ifindex, **fields: object) -> Route:
-    network = IPv4Network(prefix)
-    return Route(int(network.network_address), network.prefixlen, ifindex=ifindex, **fields)  # type: ignore[arg-type]
+    network = ip_network(prefix)
+    return Route(number_of(network.network_address), network.prefixlen, ifindex=ifindex, **fields)  # type: ignore[arg-type]
 
 
 def mirror(*routes: Route, neighbours: tuple[Neighbour, ...] = ()) -> Mirror:
@@ -93,6 +95,93 @@ def test_a_host_is_reached_as_its_route_says(routes: list[Route], hop: Hop):
     assert mirror(*routes, neighbours=(neighbour(GATEWAY),)).hop(HOST, 32) == hop
 
 
+def test_of_several_next_hops_one_is_taken_that_can_be_used():
+    """The first that is resolved; else one that may be, before one that has been found silent."""
+    other, third = number("10.0.0.2"), number("10.0.0.3")
+    several = route("0.0.0.0/0", gateway=GATEWAY, others=(Way(2, other), Way(DOWN.ifindex, third), Way(3, third)))
+    silent = NeighbourState.FAILED
+
+    def via(*neighbours: Neighbour) -> int:
+        return mirror(several, neighbours=neighbours).hop(HOST, 32).via
+
+    assert via() == GATEWAY
+    assert via(neighbour(GATEWAY), neighbour(other)) == GATEWAY
+    assert via(neighbour(other)) == other
+    assert via(neighbour(GATEWAY, silent, b"")) == other
+    assert via(neighbour(other, silent, b"")) == GATEWAY
+    all_silent = mirror(several, neighbours=(neighbour(GATEWAY, silent, b""), neighbour(other, silent, b"")))
+    assert all_silent.hop(HOST, 32) == Hop(HopState.FOREIGN, 3, mtu=9000)
+
+
+def test_both_families_have_routes_of_their_own():
+    link6, default6 = route("2001:db8::/64"), route("::/0", gateway=number("fe80::1"))
+    seen = mirror(DEFAULT, default6, LINK, link6)
+    assert list(seen.routes()) == [LINK, DEFAULT, link6, default6]
+    for address, chosen in {
+        "10.0.0.9": LINK,
+        "8.8.8.8": DEFAULT,
+        "2001:db8::9": link6,
+        "2001:db8:1::": default6,
+        "::a00:9": default6,
+    }.items():
+        assert seen.match(number(address)) == chosen
+    assert mirror(LINK, DEFAULT).match(number("::a00:9")) is None
+    assert mirror(default6).match(HOST) is None
+
+
+@pytest.mark.parametrize("destination", ["10.9.0.9", "2001:db8:9::9"])
+def test_a_gateway_may_be_one_of_ipv6_and_of_the_link(destination: str):
+    """RFC 8950: also of an IPv4 route."""
+    gateway = number("fe80::1")
+    network = "10.9.0.0/16" if "." in destination else "2001:db8:9::/48"
+    seen = mirror(route(network, gateway=gateway), neighbours=(neighbour(gateway),))
+    bits = 32 if "." in destination else 128
+    assert seen.hop(number(destination), bits) == Hop(HopState.FORWARD, 2, gateway, MAC, OURS.mac, 1500)
+
+
+def test_a_prefix_of_32_bits_is_a_host_of_ipv4_and_a_network_of_ipv6():
+    seen = mirror(route("2001:db8::/32"), route("10.0.0.9/32"))
+    assert seen.hop(HOST, 32).via == HOST
+    assert seen.hop(number("2001:db8::"), 32) == Hop(HopState.UNRESOLVED, 2, mtu=1500)
+
+
+@pytest.mark.parametrize(
+    ("destination", "source"),
+    [
+        pytest.param("10.0.0.9", "10.0.0.4", id="the lowest of IPv4"),
+        pytest.param("2001:db8:0:1::9", "2001:db8:0:1::2", id="of the same network"),
+        pytest.param("2600::1", "2001:db8::2", id="global for global"),
+        pytest.param("fd00:1::1", "fd00::2", id="unique local for unique local"),
+    ],
+)
+def test_the_nodes_own_address_is_the_one_nearest_to_the_destination(destination: str, source: str):
+    owned = ["10.0.0.5", "10.0.0.4", "2001:db8::2", "2001:db8:0:1::2", "fd00::2", "fd00::3"]
+    own = [route(f"{text}/{ip_address(text).max_prefixlen}", kind=RouteKind.LOCAL, table=TABLE_LOCAL) for text in owned]
+    elsewhere = route("2600::2/128", THEIRS.ifindex, kind=RouteKind.LOCAL, table=TABLE_LOCAL)
+    via = number("fe80::1")
+    ways = [route("::/0", gateway=via), route("10.0.0.0/8", gateway=via)]
+    seen = mirror(*own, elsewhere, *ways, neighbours=(neighbour(via),))
+    assert seen.hop(number(destination), ip_address(destination).max_prefixlen).source == number(source)
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        pytest.param({2: "lan0"}, {"eth0": 2}, id="renamed"),
+        pytest.param({2: "lan0", 6: "eth0"}, {"eth0": 6}, id="the name has another owner"),
+        pytest.param({2: "eth1"}, {"eth1": 2}, id="renamed to another given name"),
+        pytest.param({6: "eth0"}, {"eth0": 6}, id="made again"),
+        pytest.param({}, {}, id="gone"),
+    ],
+)
+def test_a_given_name_means_the_interface_that_has_it_or_had_it_last(names: dict[int, str], meant: dict[str, int]):
+    seen = Mirror(["eth0", "eth1"])
+    seen.set_interfaces([OURS])
+    seen.set_interfaces([replace(OURS, ifindex=ifindex, name=name) for ifindex, name in names.items()])
+    assert {name: link.ifindex for name, link in seen.given.items()} == meant
+    assert {ifindex for ifindex in (*names, 2) if seen.is_ours(ifindex)} == set(meant.values())
+
+
 def test_a_network_on_the_link_has_no_single_next_hop():
     hop = mirror(LINK).hop(LINK.network, 24)
     assert (hop.state, hop.neighbour) == (HopState.UNRESOLVED, None)
@@ -118,3 +207,32 @@ def test_a_neighbour_is_usable_while_the_kernel_believes_its_address(state: Neig
     assert is_fixed(neighbour(HOST, state)) is (state in (NeighbourState.PERMANENT, NeighbourState.NOARP))
     assert not is_usable(None)
     assert not is_fixed(None)
+
+
+def test_T6_node_ports_are_served_at_the_addresses_of_our_interfaces_or_in_the_networks_given():
+    def own(text: str, ifindex: int) -> Route:
+        return route(f"{text}/32", ifindex, kind=RouteKind.LOCAL, table=TABLE_LOCAL)
+
+    seen = mirror(
+        LINK, own("10.0.0.2", 2), own("10.0.0.3", 2), own("10.1.0.2", 3), own("127.0.0.1", 1), route("10.0.0.9/32")
+    )
+    ours, theirs = (IPv4Address("10.0.0.2"), IPv4Address("10.0.0.3")), IPv4Address("10.1.0.2")
+    assert seen.own_addresses() == {*ours, theirs}
+    assert seen.node_port_addresses() == ours
+    assert seen.node_port_addresses([IPv4Network("10.1.0.0/16"), IPv4Network("127.0.0.0/8")]) == (theirs,)
+
+
+def test_T6_addresses_of_both_families_are_the_nodes_own():
+    def own(text: str, ifindex: int) -> Route:
+        bits = ip_address(text).max_prefixlen
+        return route(f"{text}/{bits}", ifindex, kind=RouteKind.LOCAL, table=TABLE_LOCAL)
+
+    seen = mirror(
+        own("2001:db8::2", 2), own("10.0.0.2", 2), own("2001:db8::1", 2), own("2001:db8:1::1", 3), own("::1", 1)
+    )
+    four, one, two = IPv4Address("10.0.0.2"), IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
+    theirs = IPv6Address("2001:db8:1::1")
+    assert seen.own_addresses() == {four, one, two, theirs}
+    assert seen.node_port_addresses() == (four, one, two)
+    assert seen.node_port_addresses([IPv6Network("2001:db8:1::/48")]) == (theirs,)
+    assert (seen.is_own(number("2001:db8::1")), seen.is_own(number("2001:db8::3"))) == (True, False)

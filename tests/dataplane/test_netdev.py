@@ -7,6 +7,7 @@ import errno
 import ipaddress
 import os
 import select
+import socket
 import struct
 import subprocess
 import time
@@ -20,23 +21,29 @@ from hypothesis import strategies as st
 from dataplane.netdev import (
     TABLE_LOCAL,
     Changes,
+    Neighbour,
     NeighbourState,
     NetDev,
     Route,
     RouteKind,
+    Way,
     attributes,
     messages,
     parse_neighbour,
     parse_route,
     xdp_features,
 )
+from xdp.addresses import number_of
 from xdp.errors import UsageError
 
 _serial = count()
 
+FAMILIES = [pytest.param(socket.AF_INET, id="IPv4"), pytest.param(socket.AF_INET6, id="IPv6")]
+HOST = {socket.AF_INET: "10.95.0.2", socket.AF_INET6: "2001:db8:95::2"}  # on v0's link, not there
+
 
 def ip(text: str) -> int:
-    return int(ipaddress.IPv4Address(text))
+    return number_of(ipaddress.ip_address(text))
 
 
 # Parsing, without root.
@@ -54,25 +61,60 @@ def test_any_bytes_are_messages_or_none(data: bytes) -> None:
         assert len(payload) <= len(data)
 
 
-@given(st.binary(max_size=64))
-def test_any_attributes_make_a_neighbour(data: bytes) -> None:
-    header = struct.pack("=B3xiHBB", 2, 7, NeighbourState.STALE, 0, 0)
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.binary(max_size=64))
+def test_any_attributes_make_a_neighbour(family: int, data: bytes) -> None:
+    header = struct.pack("=B3xiHBB", family, 7, NeighbourState.STALE, 0, 0)
     neighbour = parse_neighbour(memoryview(header + data))
     assert neighbour is not None
     assert neighbour.ifindex == 7
 
 
-@given(st.binary(max_size=64))
-def test_any_attributes_make_a_route_or_none(data: bytes) -> None:
-    route = parse_route(memoryview(struct.pack("=BBBBBBBBI", 2, 24, 0, 0, 254, 3, 0, 1, 0) + data))
+@pytest.mark.parametrize("family", FAMILIES)
+@given(data=st.binary(max_size=64))
+def test_any_attributes_make_a_route_or_none(family: int, data: bytes) -> None:
+    route = parse_route(memoryview(struct.pack("=BBBBBBBBI", family, 24, 0, 0, 254, 3, 0, 1, 0) + data))
     assert route is None or route.prefix_len == 24
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "is_read"),
+    [
+        ("2001:db8::/32", True),
+        ("::/0", True),
+        ("fc00::/7", True),
+        ("fe80::/64", False),
+        ("fe80::1/128", False),
+        ("febf::/16", False),
+        ("fec0::/10", True),
+        ("ff00::/8", False),
+        ("ff02::1/128", False),
+    ],
+)
+def test_what_every_link_has_is_no_route(prefix: str, *, is_read: bool) -> None:
+    network = ipaddress.IPv6Network(prefix)
+    header = struct.pack("=BBBBBBBBI", socket.AF_INET6, network.prefixlen, 0, 0, 254, 3, 0, 1, 0)
+    route = parse_route(memoryview(header + _attribute(1, network.network_address.packed)))
+    expected = Route(number_of(network.network_address), network.prefixlen)
+    assert route == (expected if is_read else None)
+
+
+def test_a_group_is_no_neighbour() -> None:
+    header = struct.pack("=B3xiHBB", socket.AF_INET6, 7, NeighbourState.NOARP, 0, 0)
+    group, host = (_attribute(1, ipaddress.IPv6Address(text).packed) for text in ("ff02::1:ff00:1", "fe80::1"))
+    assert parse_neighbour(memoryview(header + group)) is None
+    assert parse_neighbour(memoryview(header + host)) == Neighbour(7, ip("fe80::1"), b"", NeighbourState.NOARP)
 
 
 # On the kernel.
 
 
 class Lab:
-    """A namespace with a veth pair in it, v0 (10.95.0.1/24) and v1; commands run inside."""
+    """A namespace with a veth pair in it, v0 (10.95.0.1/24, 2001:db8:95::1/64) and v1; commands run inside."""
 
     def __init__(self) -> None:
         self.name = f"tn-{os.getpid()}-netdev-{next(_serial)}"
@@ -95,6 +137,7 @@ def lab() -> Iterator[Lab]:
         made.ip("link set lo up")
         made.ip("link add v0 mtu 1400 address 02:00:00:00:95:01 numrxqueues 3 type veth peer name v1")
         made.ip("addr add 10.95.0.1/24 dev v0")
+        made.ip("addr add 2001:db8:95::1/64 dev v0 nodad")
         made.ip("link set v0 up")
         made.ip("link set v1 up")
         inside = os.open(f"/run/netns/{made.name}", os.O_RDONLY)
@@ -109,7 +152,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def netdev(lab: Lab) -> Iterator[NetDev]:
-    with NetDev() as made:
+    with NetDev([socket.AF_INET, socket.AF_INET6]) as made:
         yield made
 
 
@@ -120,6 +163,14 @@ def _next(netdev: NetDev, is_it: Callable[[Changes], object]) -> Changes:
         changes = netdev.changes()
         if is_it(changes):
             return changes
+
+
+def _settle(lab: Lab, netdev: NetDev) -> None:
+    """Read what has happened so far: an event of our own comes after all of it."""
+    lab.ip("neigh add 10.95.0.250 lladdr 02:00:00:00:00:42 dev v0 nud stale")
+    lab.ip("neigh del 10.95.0.250 dev v0")
+    marks = {ip("10.95.0.250")}
+    _next(netdev, lambda changes: any(is_gone and entry.address in marks for entry, is_gone in changes.neighbours))
 
 
 @pytest.mark.root
@@ -181,6 +232,47 @@ def test_routes_are_read_with_all_that_matters(lab: Lab, netdev: NetDev) -> None
 
 
 @pytest.mark.root
+def test_routes_of_ipv6_are_read_with_all_that_matters(lab: Lab, netdev: NetDev) -> None:
+    lab.ip("-6 route add 2001:db8:7::/48 via 2001:db8:95::9 metric 7 mtu 1300 src 2001:db8:95::1")
+    lab.ip("-6 route add blackhole 2001:db8:8::/48")
+    lab.ip("-6 route add 2001:db8:9::/48 nexthop via fe80::7 dev v0 nexthop via 2001:db8:95::8")
+    lab.ip("-6 route add default via fe80::1 dev v0 proto ra")
+    lab.ip("-6 route add 2001:db8:10::/48 from 2001:db8:95::/64 via fe80::2 dev v0")
+    lab.ip("-6 route add 2001:db8:11::/48 via fe80::3 dev v0 table 77")
+    v0 = netdev.interface("v0").ifindex
+    routes = {(route.network, route.prefix_len): route for route in netdev.routes()}
+    assert routes[ip("2001:db8:7::"), 48] == Route(
+        ip("2001:db8:7::"), 48, ifindex=v0, gateway=ip("2001:db8:95::9"), metric=7,
+        preferred_source=ip("2001:db8:95::1"), mtu=1300,
+    )  # fmt: skip
+    assert routes[ip("2001:db8:8::"), 48].kind is RouteKind.BLACKHOLE
+    assert set(routes[ip("2001:db8:9::"), 48].ways) == {Way(v0, ip("fe80::7")), Way(v0, ip("2001:db8:95::8"))}
+    assert (routes[ip("::"), 0].gateway, routes[ip("2001:db8:95::"), 64].gateway) == (ip("fe80::1"), 0)
+    own = routes[ip("2001:db8:95::1"), 128]
+    assert (own.kind, own.table, own.ifindex) == (RouteKind.LOCAL, TABLE_LOCAL, v0)
+    assert not {(ip("2001:db8:10::"), 48), (ip("2001:db8:11::"), 48), (ip("fe80::"), 64)} & routes.keys()
+
+
+@pytest.mark.root
+def test_a_route_of_ipv4_may_lead_through_a_gateway_of_ipv6(lab: Lab, netdev: NetDev) -> None:
+    lab.ip("route add 192.0.2.0/24 via inet6 fe80::9 dev v0")
+    lab.ip("route add 203.0.113.0/24 nexthop via 10.95.0.7 nexthop via inet6 fe80::8 dev v0")
+    v0 = netdev.interface("v0").ifindex
+    routes = {(route.network, route.prefix_len): route for route in netdev.routes()}
+    assert routes[ip("192.0.2.0"), 24] == Route(ip("192.0.2.0"), 24, ifindex=v0, gateway=ip("fe80::9"))
+    assert routes[ip("203.0.113.0"), 24].ways == (Way(v0, ip("10.95.0.7")), Way(v0, ip("fe80::8")))
+
+
+@pytest.mark.root
+def test_only_the_families_that_are_wanted_are_read(lab: Lab) -> None:
+    with NetDev() as netdev:
+        assert {route.network < 1 << 32 for route in netdev.routes()} == {True}
+        lab.ip("-6 route add 2001:db8:7::/48 via fe80::9 dev v0")
+        lab.ip("neigh add 10.95.0.2 lladdr 02:00:00:00:00:42 dev v0 nud stale")  # comes after it
+        assert not _next(netdev, lambda changes: changes.neighbours).links_or_routes
+
+
+@pytest.mark.root
 def test_ten_thousand_routes_are_read_at_once(lab: Lab, netdev: NetDev) -> None:
     batch = "\n".join(
         f"route add 172.{16 + n // 4096}.{n // 16 % 256}.{n % 16 * 16}/28 via 10.95.0.9" for n in range(10_000)
@@ -193,32 +285,43 @@ def test_ten_thousand_routes_are_read_at_once(lab: Lab, netdev: NetDev) -> None:
 
 
 @pytest.mark.root
-def test_changes_of_links_and_routes_are_told(lab: Lab, netdev: NetDev) -> None:
-    assert not netdev.changes()
-    lab.ip("route add 192.0.2.0/24 via 10.95.0.9")
+@pytest.mark.parametrize(
+    ("route", "address"),
+    [
+        pytest.param("192.0.2.0/24 via 10.95.0.9", "10.96.0.1/24", id="IPv4"),
+        pytest.param("2001:db8:7::/48 via fe80::9 dev v0", "2001:db8:96::1/64 nodad", id="IPv6"),
+    ],
+)
+def test_changes_of_links_and_routes_are_told(lab: Lab, netdev: NetDev, route: str, address: str) -> None:
+    _settle(lab, netdev)
+    lab.ip(f"route add {route}")
     _next(netdev, lambda changes: changes.links_or_routes)
-    lab.ip("link set v0 mtu 1280")
+    lab.ip("link set v0 mtu 1380")
     _next(netdev, lambda changes: changes.links_or_routes)
-    lab.ip("addr add 10.96.0.1/24 dev v0")
+    _settle(lab, netdev)
+    lab.ip(f"addr add {address} dev v0")
     _next(netdev, lambda changes: changes.links_or_routes)
 
 
 @pytest.mark.root
-def test_a_neighbour_comes_and_goes(lab: Lab, netdev: NetDev) -> None:
-    lab.ip("neigh add 10.95.0.2 lladdr 02:00:00:00:00:42 dev v0 nud stale")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_neighbour_comes_and_goes(lab: Lab, netdev: NetDev, family: int) -> None:
+    address = HOST[family]
+    lab.ip(f"neigh add {address} lladdr 02:00:00:00:00:42 dev v0 nud stale")
     changes = _next(netdev, lambda changes: changes.neighbours)
     ((neighbour, is_gone),) = changes.neighbours
-    assert (neighbour.address, neighbour.mac.hex(":")) == (ip("10.95.0.2"), "02:00:00:00:00:42")
+    assert (neighbour.address, neighbour.mac.hex(":")) == (ip(address), "02:00:00:00:00:42")
     assert (neighbour.state, is_gone) == (NeighbourState.STALE, False)
     assert neighbour in netdev.neighbours()
-    lab.ip("neigh del 10.95.0.2 dev v0")
+    lab.ip(f"neigh del {address} dev v0")
     _next(netdev, lambda changes: any(is_gone for _, is_gone in changes.neighbours))
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_neighbour_that_we_ask_for_is_marked_as_ours(netdev: NetDev, *, keep: bool) -> None:
-    key = netdev.interface("v0").ifindex, ip("10.95.0.2")
+def test_a_neighbour_that_we_ask_for_is_marked_as_ours(netdev: NetDev, family: int, *, keep: bool) -> None:
+    key = netdev.interface("v0").ifindex, ip(HOST[family])
     assert netdev.resolve([key], keep=keep) == {}
     (neighbour,) = (entry for entry in netdev.neighbours() if entry.key == key)
     assert (neighbour.is_ours, neighbour.is_managed) == (True, keep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import socket
@@ -19,12 +20,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane import hops_compiled as compiled_hops
-from dataplane.hops_compiled import MISS, NO_ROUTE, ON_LINK, PENDING, lookup, new_hops, publish_routes, take_requests
-from dataplane.mirror import mask
+from dataplane.hops_compiled import (
+    MISS,
+    NO_ROUTE,
+    ON_LINK,
+    PENDING,
+    lookup,
+    lookup6,
+    new_hops,
+    publish_routes,
+    publish_routes6,
+    take_requests,
+)
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, NetDev, Route, RouteKind
 from dataplane.nexthops import NOBODY, NextHops
 from xdp import schema
-from xdp.schema import HopState
+from xdp.addresses import IPV6, masked, number_of
+from xdp.byteorder import swap32
+from xdp.errors import TableFullError
+from xdp.names import Names
+from xdp.schema import HopState, Limit
 from xdp.tables import Capacity, Tables
 
 S = NeighbourState
@@ -35,7 +50,7 @@ M1, M2 = bytes.fromhex("0200000a0001"), bytes.fromhex("0200000a0002")
 
 
 def ip(text: str) -> int:
-    return int(ipaddress.IPv4Address(text))
+    return number_of(ipaddress.ip_address(text))
 
 
 def wire(text: str) -> int:
@@ -44,8 +59,8 @@ def wire(text: str) -> int:
 
 
 def route(prefix: str, ifindex: int, via: str = "0.0.0.0", **more: object) -> Route:
-    network = ipaddress.IPv4Network(prefix)
-    return Route(int(network.network_address), network.prefixlen, ifindex=ifindex, gateway=ip(via), **more)  # type: ignore[arg-type]
+    network = ipaddress.ip_network(prefix)
+    return Route(number_of(network.network_address), network.prefixlen, ifindex=ifindex, gateway=ip(via), **more)  # type: ignore[arg-type]
 
 
 def neighbour(address: str, mac: bytes = M1, state: S = S.REACHABLE, ifindex: int = 2, **more: bool) -> Neighbour:
@@ -63,7 +78,9 @@ class World:
         self.pending = Changes()
         self.asked: list[tuple[NeighbourKey, bool]] = []
         self.returned: set[NeighbourKey] = set()
-        self.tables = Tables.in_memory(Capacity(connections=100, frontends=8, services=8, maglev_slots=8, next_hops=64))
+        self.tables = Tables.in_memory(
+            Capacity(connections=100, frontends=8, services=8, maglev_slots=8, next_hops=64, names=256)
+        )
 
     def node(self) -> NextHops:
         return NextHops(self.tables, self, ["eth0", "eth1"], clock=lambda: self.now)
@@ -106,7 +123,78 @@ DEFAULT = route("0.0.0.0/0", 3, "10.1.0.1")
 GATEWAY = neighbour("10.1.0.1", M2, ifindex=3)
 
 
+def look_up6(node: NextHops, tables: Tables, text: str) -> int:
+    """Return what compiled code finds for a client of IPv6, which has a name by then."""
+    address = ipaddress.IPv6Address(text)
+    return int(lookup6(node.hops, np.uint32(swap32(Names(tables).intern(address))), *_halves(number_of(address))))
+
+
+LAN6 = route("2001:db8::/64", 2)
+DEFAULT6 = route("::/0", 3)._replace(gateway=ip("fe80::1"))
+ROUTER6 = Neighbour(3, ip("fe80::1"), M2, NeighbourState.REACHABLE)
+OWN6 = route("2001:db8::1/128", 2, kind=RouteKind.LOCAL, table=255)
+
+
 # Endpoints.
+
+
+def test_endpoints_of_ipv6_have_rows_by_their_names() -> None:
+    world = World([LAN, LAN6, DEFAULT6, OWN6], [neighbour("2001:db8::7"), ROUTER6])
+    node, names = world.node(), Names(world.tables)
+    near, far = node.row_for(ipaddress.IPv6Address("2001:db8::7")), node.row_for(ip("2600::1"))
+    assert (world.mac(near), world.mac(far)) == (M1, M2)
+    record = world.tables.next_hops[near]
+    assert (record["prefix_len"], record["state"], record["ifindex"]) == (128, HopState.FORWARD, 2)
+    assert names.address_of(swap32(record["destination"])) == ipaddress.IPv6Address("2001:db8::7")
+    assert names.address_of(swap32(record["source"])) == ipaddress.IPv6Address("2001:db8::1")
+    assert [row["destination"] for row in node.describe()] == ["::/0", "2001:db8::7", "2600::1"]
+    assert ((3, ip("fe80::1")), True) in world.asked
+
+
+def test_clients_of_ipv6_are_found_by_their_addresses_and_names() -> None:
+    world = World([LAN, LAN6, DEFAULT6, OWN6], [neighbour("2001:db8::7"), ROUTER6])
+    node = world.node()
+    assert world.mac(look_up6(node, world.tables, "2001:db8::7")) == M1
+    shared = look_up6(node, world.tables, "2600::1")
+    assert (world.mac(shared), look_up6(node, world.tables, "2600::2")) == (M2, shared)
+    assert look_up6(node, world.tables, "2001:db8::1") == MISS
+    assert look_up6(node, world.tables, "2001:db8::8") == PENDING
+    node.turn()
+    assert ((2, ip("2001:db8::8")), False) in world.asked
+    world.tell(neighbour("2001:db8::8", M2))
+    node.turn()
+    row = look_up6(node, world.tables, "2001:db8::8")
+    assert (world.mac(row), world.state(row)) == (M2, HopState.FORWARD)
+
+
+def test_an_address_of_ipv6_that_reads_like_one_of_ipv4_is_another() -> None:
+    world = World([LAN, route("::/64", 3)], [neighbour("10.0.0.7"), neighbour("::a00:7", M2, ifindex=3)])
+    node = world.node()
+    rows = node.row_for(ip("10.0.0.7")), node.row_for(ip("::a00:7"))
+    assert [world.mac(row) for row in rows] == [M1, M2]
+
+
+def test_a_successor_takes_over_rows_of_ipv6_and_pins_their_names() -> None:
+    world = World([LAN6, DEFAULT6, OWN6], [neighbour("2001:db8::7"), ROUTER6])
+    node = world.node()
+    row, shared = node.row_for(ip("2001:db8::7")), look_up6(node, world.tables, "2600::1")
+    world.tables.names["pins"] = 0  # as FlowTable.take_over does
+    after = world.node()
+    assert (after.row_for(ip("2001:db8::7")), look_up6(after, world.tables, "2600::1")) == (row, shared)
+    assert {
+        str(Names(world.tables).address_of(number)) for number in np.flatnonzero(world.tables.names["pins"]).tolist()
+    } == {"2001:db8::7", "::", "2001:db8::1"}
+
+
+def test_without_room_for_names_an_endpoint_of_ipv6_has_no_row() -> None:
+    world = World([LAN, LAN6, OWN6], [neighbour("2001:db8::7")])
+    node, names = world.node(), Names(world.tables)
+    with contextlib.suppress(TableFullError):
+        for number in range(len(world.tables.names)):
+            names.pin(ipaddress.IPv6Address(number))
+    refused = [node.row_for(ip(f"2001:db8::{host:x}")) for host in range(0x10, 0x28)]
+    assert refused.count(NOBODY) == node.rows_refused > 0
+    assert node.row_for(ip("10.0.0.7")) != NOBODY
 
 
 def test_an_endpoint_on_the_link_is_forwarded_to_its_own_mac() -> None:
@@ -121,6 +209,19 @@ def test_an_endpoint_behind_a_gateway_is_forwarded_to_the_gateway() -> None:
     world = World([LAN, DEFAULT], [GATEWAY])
     row = world.node().row_for(ip("8.8.8.8"))
     assert (world.mac(row), world.tables.next_hops[row]["mtu"]) == (M2, 9000)
+
+
+def test_a_route_of_ipv4_is_followed_through_a_gateway_of_ipv6() -> None:
+    gateway = Neighbour(3, ip("fe80::1"), M2, S.REACHABLE)
+    world = World([LAN, route("0.0.0.0/0", 3)._replace(gateway=gateway.address)], [gateway])
+    node = world.node()
+    row = node.row_for(ip("8.8.8.8"))
+    assert (world.mac(row), world.state(row)) == (M2, HopState.FORWARD)
+    assert ((3, gateway.address), True) in world.asked
+    assert {"destination": "8.8.8.8", "via": "fe80::1"}.items() <= node.describe()[-1].items()
+    world.tell(gateway._replace(mac=M1))
+    node.turn()
+    assert world.mac(row) == M1
 
 
 def test_an_unknown_neighbour_is_asked_for_and_kept() -> None:
@@ -182,8 +283,9 @@ def test_a_full_table_is_counted_and_leads_nowhere() -> None:
     world = World([LAN])
     node = world.node()
     rows = [node.row_for(ip("10.0.1.0") + host) for host in range(64)]
-    assert (rows[-1], node.rows_refused) == (NOBODY, 1)
-    assert sorted(rows[:-1]) == list(range(1, 64))
+    assert (rows[-1], node.rows_refused) == (NOBODY, 1 + 64 // Limit.LEARNED_SHARE)  # row 0, and those for XDP
+    room = 64 - 64 // Limit.LEARNED_SHARE
+    assert sorted(rows)[-room + 1 :] == list(range(1, room))
     assert world.state(NOBODY) is HopState.UNRESOLVED
 
 
@@ -523,10 +625,42 @@ def _publish(hops: compiled_hops.Hops, table: dict[tuple[int, int], int]) -> Non
     )
 
 
-_HOPS = new_hops(np.zeros(64, schema.NEXT_HOP), 20_000)
+def hop_tables(rows: int) -> Tables:
+    return Tables.in_memory(Capacity(connections=1, frontends=4, services=2, maglev_slots=16, next_hops=rows))
+
+
+_HOPS = new_hops(hop_tables(64), 20_000)
 _PREFIXES = st.builds(
-    lambda address, length: (address & mask(length), length), st.integers(0, 2**32 - 1), st.integers(0, 32)
+    lambda address, length: (masked(address, length), length), st.integers(0, 2**32 - 1), st.integers(0, 32)
 )
+
+
+_PREFIXES6 = st.builds(
+    lambda address, length: (masked(IPV6 | address, length), length), st.integers(0, 2**128 - 1), st.integers(0, 128)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(_PREFIXES6, max_size=40), st.lists(st.integers(0, 2**128 - 1), max_size=20))
+def test_the_longest_prefix_of_ipv6_wins(prefixes: list[tuple[int, int]], addresses: list[int]) -> None:
+    table = {prefix: row for row, prefix in enumerate(prefixes, 1)}
+    entries = sorted((128 - length, network, row) for (network, length), row in table.items())
+    starts = np.zeros(compiled_hops.LENGTHS6 + 1, np.uint32)
+    for step, _, _ in entries:
+        starts[step + 1] += 1
+    networks = np.array([_halves(network) for _, network, _ in entries], np.uint64).reshape(-1, 2)
+    targets = np.array([row for _, _, row in entries], np.uint32)
+    highs, lows = (np.ascontiguousarray(networks[:, half]) for half in (0, 1))
+    publish_routes6(_HOPS, np.cumsum(starts, dtype=np.uint32), highs, lows, targets)
+    edges = [network + offset for network, length in prefixes for offset in (0, 2 ** (128 - length) - 1)]
+    for address in [IPV6 | address for address in addresses] + edges:
+        lengths = [length for length in range(129) if (masked(address, length), length) in table]
+        expected = table[masked(address, lengths[-1]), lengths[-1]] if lengths else NO_ROUTE
+        assert compiled_hops.route_target6(_HOPS, *_halves(address)) == expected
+
+
+def _halves(address: int) -> tuple[np.uint64, np.uint64]:
+    return np.uint64(address >> 64 & 2**64 - 1), np.uint64(address & 2**64 - 1)
 
 
 @settings(max_examples=300, deadline=None)
@@ -536,14 +670,14 @@ def test_the_longest_prefix_wins(prefixes: list[tuple[int, int]], addresses: lis
     _publish(_HOPS, table)
     edges = [network + offset for network, length in prefixes for offset in (0, 2 ** (32 - length) - 1)]
     for address in addresses + edges:
-        lengths = [length for length in range(33) if (address & mask(length), length) in table]
-        expected = table[address & mask(lengths[-1]), lengths[-1]] if lengths else NO_ROUTE
+        lengths = [length for length in range(33) if (masked(address, length), length) in table]
+        expected = table[masked(address, lengths[-1]), lengths[-1]] if lengths else NO_ROUTE
         assert compiled_hops.route_target(_HOPS, address) == expected
 
 
 def test_readers_of_changing_routes_see_one_version_or_the_next() -> None:
     """In version v every target is v: a search must never return NO_ROUTE or go beyond what was published."""
-    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 20_000)
+    hops = new_hops(hop_tables(64), 20_000)
     networks = np.arange(10_000, dtype=np.uint32) << 16
     starts = np.zeros(34, np.uint32)
     starts[32 - 16 + 1 :] = len(networks)
@@ -573,7 +707,7 @@ def test_readers_of_changing_routes_see_one_version_or_the_next() -> None:
 
 
 def test_requests_of_several_threads_all_arrive_once() -> None:
-    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 16)
+    hops = new_hops(hop_tables(64), 16)
     out = np.zeros(compiled_hops.REQUESTS, np.uint32)
     compiled_hops.request(hops, 1, 0)
     take_requests(hops, 0, out)
@@ -595,7 +729,7 @@ def test_requests_of_several_threads_all_arrive_once() -> None:
 
 
 def test_a_full_board_loses_requests_and_counts_them() -> None:
-    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 16)
+    hops = new_hops(hop_tables(64), 16)
     for address in range(1, 3 * compiled_hops.REQUESTS):
         compiled_hops.request(hops, address, 0)
     out = np.zeros(compiled_hops.REQUESTS, np.uint32)
@@ -603,7 +737,7 @@ def test_a_full_board_loses_requests_and_counts_them() -> None:
 
 
 def test_a_reader_of_the_board_in_small_steps_comes_to_every_place() -> None:
-    hops = new_hops(np.zeros(64, schema.NEXT_HOP), 16)
+    hops = new_hops(hop_tables(64), 16)
     out = np.zeros(8, np.uint32)
     seen: set[int] = set()
     place = 0
@@ -635,7 +769,7 @@ def test_clients_that_do_not_answer_do_not_keep_new_ones_out() -> None:
 
 
 def test_sixty_five_thousand_hosts_keep_their_rows() -> None:
-    hops = new_hops(np.zeros(65_536, schema.NEXT_HOP), 16)
+    hops = new_hops(hop_tables(65_536), 16)
     first = ip("10.0.0.0")
     for host in range(1, 65_536):
         compiled_hops.set_host_row(hops, first + host, host)
@@ -695,6 +829,9 @@ class Lab:
             self.far_ip(f"link set f{index} address 02:00:00:00:0{index}:02")
             self.ip(f"addr add 10.9{index}.0.1/24 dev n{index}")
             self.far_ip(f"addr add 10.9{index}.0.2/24 dev f{index}")
+            self.ip(f"addr add 2001:db8:9{index}::1/64 dev n{index} nodad")
+            self.far_ip(f"addr add 2001:db8:9{index}::2/64 dev f{index} nodad")
+            self.far_ip(f"addr add fe80::2/64 dev f{index} nodad")
             self.ip(f"link set n{index} up")
             self.far_ip(f"link set f{index} up")
 
@@ -727,7 +864,7 @@ def _setns(descriptor: int) -> None:
 @pytest.fixture
 def real(lab: Lab) -> Iterator[tuple[Lab, NextHops, Tables]]:
     tables = Tables.in_memory(Capacity(connections=100, frontends=8, services=8, maglev_slots=8, next_hops=64))
-    with NetDev() as netdev:
+    with NetDev([socket.AF_INET, socket.AF_INET6]) as netdev:
         yield lab, NextHops(tables, netdev, ["n0", "n1"]), tables
 
 
@@ -737,22 +874,44 @@ def _leads_to(tables: Tables, row: int, mac: str) -> bool:
 
 
 @pytest.mark.root
-def test_an_endpoint_is_resolved_by_our_request_and_kept_by_the_kernel(real: tuple[Lab, NextHops, Tables]) -> None:
+@pytest.mark.parametrize("address", ["10.90.0.2", "2001:db8:90::2"])
+def test_an_endpoint_is_resolved_by_our_request_and_kept_by_the_kernel(
+    real: tuple[Lab, NextHops, Tables], address: str
+) -> None:
     lab, node, tables = real
-    row = node.row_for(ip("10.90.0.2"))
+    row = node.row_for(ip(address))
     _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
-    assert "managed" in lab.ip("neigh show 10.90.0.2")
+    assert "managed" in lab.ip(f"neigh show {address}")
     node.retain([])
-    assert "managed" not in lab.ip("neigh show 10.90.0.2")
+    assert "managed" not in lab.ip(f"neigh show {address}")
     assert _leads_to(tables, row, "02:00:00:00:00:02")
 
 
 @pytest.mark.root
-def test_a_client_is_resolved_by_a_request_of_compiled_code(real: tuple[Lab, NextHops, Tables]) -> None:
+@pytest.mark.parametrize("address", ["10.90.0.2", "2001:db8:90::2"])
+def test_a_client_is_resolved_by_a_request_of_compiled_code(real: tuple[Lab, NextHops, Tables], address: str) -> None:
     _, node, tables = real
-    assert lookup(node.hops, wire("10.90.0.2")) == PENDING
-    _until(node, lambda: (row := lookup(node.hops, wire("10.90.0.2"))) > 0 and tables.next_hops[row]["state"] == 1)
-    assert _leads_to(tables, lookup(node.hops, wire("10.90.0.2")), "02:00:00:00:00:02")
+
+    def found() -> int:
+        return look_up6(node, tables, address) if ":" in address else int(lookup(node.hops, wire(address)))
+
+    assert found() == PENDING
+    _until(node, lambda: (row := found()) > 0 and tables.next_hops[row]["state"] == HopState.FORWARD)
+    assert _leads_to(tables, found(), "02:00:00:00:00:02")
+
+
+@pytest.mark.root
+def test_a_router_of_ipv6_is_followed(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    lab.ip("-6 route add default via fe80::2 dev n0")
+    _until(node, lambda: look_up6(node, tables, "2600::5") > 0)
+    row, endpoint = look_up6(node, tables, "2600::5"), node.row_for(ip("2600::9"))
+    _until(node, lambda: all(_leads_to(tables, each, "02:00:00:00:00:02") for each in (row, endpoint)))
+    source = Names(tables).address_of(swap32(tables.next_hops[endpoint]["source"]))
+    assert source == ipaddress.IPv6Address("2001:db8:90::1")
+    lab.ip("-6 route replace default via fe80::2 dev n1")
+    _until(node, lambda: all(_leads_to(tables, each, "02:00:00:00:01:02") for each in (row, endpoint)))
+    assert look_up6(node, tables, "2600::5") == row
 
 
 @pytest.mark.root
@@ -802,6 +961,22 @@ def test_another_gateway_is_followed(real: tuple[Lab, NextHops, Tables]) -> None
     _until(node, lambda: all(_leads_to(tables, each, "02:00:00:00:01:02") for each in (row, endpoint)))
     assert lookup(node.hops, wire("203.0.113.5")) == row
     assert "managed" not in lab.ip("neigh show 10.90.0.2")
+
+
+@pytest.mark.root
+def test_a_gateway_of_ipv6_is_resolved_and_kept_for_a_route_of_ipv4(real: tuple[Lab, NextHops, Tables]) -> None:
+    """RFC 8950; the same link-local address may be on both links."""
+    lab, node, tables = real
+    lab.ip("route add 203.0.113.0/24 via inet6 fe80::2 dev n0")
+    _until(node, lambda: lookup(node.hops, wire("203.0.113.5")) > 0)
+    row = lookup(node.hops, wire("203.0.113.5"))
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:00:02"))
+    assert "managed" in lab.ip("neigh show fe80::2 dev n0")
+    lab.ip("route replace 203.0.113.0/24 via inet6 fe80::2 dev n1")
+    _until(node, lambda: _leads_to(tables, row, "02:00:00:00:01:02"))
+    assert "managed" not in lab.ip("neigh show fe80::2 dev n0")
+    node.let_go_all()
+    assert "managed" not in lab.ip("-6 neigh show")
 
 
 @pytest.mark.root
@@ -871,3 +1046,20 @@ def test_a_restart_leaves_an_endpoint_kept_and_finds_one_that_was_forgotten(real
         _until(after, lambda: lab.ip("neigh show").count("managed") == 2)
         _until(after, lambda: "REACHABLE" in lab.ip("neigh show 10.91.0.2"))
         assert all(tables.next_hops[row]["state"] == HopState.FORWARD for row in rows)
+
+
+def test_T6_another_address_of_the_node_is_told_and_other_changes_are_not() -> None:
+    own = route("10.0.0.2/32", 2, kind=RouteKind.LOCAL)
+    world = World([LAN, own])
+    node = world.node()
+    told: list[frozenset[ipaddress.IPv4Address]] = []
+    node.when_addresses_change = lambda: told.append(node.own_addresses())
+    more = route("10.0.0.3/32", 2, kind=RouteKind.LOCAL)
+    for routes in ([LAN, own, DEFAULT], [LAN, own, more], [LAN, own, more], [LAN, more]):
+        world.route_list = routes
+        world.pending = Changes(links_or_routes=True)
+        world.now += 60
+        node.turn()
+    first, second = ipaddress.IPv4Address("10.0.0.2"), ipaddress.IPv4Address("10.0.0.3")
+    assert told == [{first, second}, {second}]
+    assert node.node_port_addresses(()) == (second,)

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+from scapy.layers.inet import IP
 
 from conntrack import compiled as flows
 from conntrack.table import FlowTable
 from dataplane import hops_compiled
 from dataplane.pipeline import AWAITED, NOWHERE
+from dataplane.settings import PortRange
 from tests import packets
 from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, VIP, Address
-from tests.reference import Key, Outcome, Reference, Service
+from tests.reference import Key, Outcome, Service
 from tests.small_node import (
-    DEAD_VIP,
+    CLOSED_VIP,
+    ELSEWHERE_VIP,
+    EXTERNAL_VIP,
     FOREIGN_VIP,
+    HAIRPIN,
     HOPS,
+    LINK,
     LOST_VIP,
     NARROW_VIP,
-    SEED,
+    OUTER_VIP,
+    OWN,
+    PASSING_VIP,
+    RESETTING_VIP,
     SERVICES,
     SMALL,
+    SNAT_PORTS,
     Pipeline,
     flows_of,
+    reference_of,
     service_ports,
     service_table,
 )
 from xdp.clock import ManualClock
-from xdp.schema import Protocol, Reason, State, Tag, Verdict, verdict_of
+from xdp.schema import Direction, Masquerade, Protocol, Reason, State, Tag, Verdict, verdict_of
 from xdp.tables import Tables
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -37,12 +51,17 @@ ON_LINK_24 = 32 - 24  # the step of the search at which prefixes of 24 bits come
 class NodeUnderTest:
     """A pipeline over tables in memory, with Services that can change and a clock that stands."""
 
-    def __init__(self, services: dict[tuple[int, int, int], Service] = SERVICES) -> None:
+    def __init__(
+        self,
+        services: dict[tuple[int, int, int], Service] = SERVICES,
+        capacity: int = SMALL.connections,
+        ports: PortRange = SNAT_PORTS,
+    ) -> None:
         self.clock = ManualClock()
-        self.tables = Tables.in_memory(SMALL)
+        self.tables = Tables.in_memory(replace(SMALL, connections=capacity))
         self.flows = FlowTable(self.tables, self.clock)
         self.flows.create()
-        self._pipeline = Pipeline(self.tables)
+        self._pipeline = Pipeline(self.tables, ports)
         self._services = service_table(self.tables)
         self.apply(services)
 
@@ -82,9 +101,11 @@ def node() -> NodeUnderTest:
     return NodeUnderTest()
 
 
-def only(*endpoints: Address, vip: Address = VIP, protocol: Protocol = TCP) -> dict[tuple[int, int, int], Service]:
+def only(
+    *endpoints: Address, vip: Address = VIP, protocol: Protocol = TCP, **more: Any
+) -> dict[tuple[int, int, int], Service]:
     """Return a configuration with one Service."""
-    return {(*vip, protocol): Service(endpoints)}
+    return {(*vip, protocol): Service(endpoints, **more)}
 
 
 def macs_to(address: Address) -> bytes:
@@ -127,8 +148,8 @@ def test_n7_n8_datagrams(name: str):
         "arp",
         "ipv6",
         "vlan",
-        "sctp",
-        "echo",
+        "gre-to-a-stranger",
+        "echo-to-a-stranger",
         "syn-to-a-stranger",
         "fragment-to-a-stranger",
         "syn-ack",
@@ -217,6 +238,18 @@ def test_c5_an_expired_connection_is_none(node: NodeUnderTest):
     assert node.endpoint() == other
 
 
+def test_c8_on_a_connection_to_be_reset_whoever_sends_is_reset_until_the_client_begins_anew(node: NodeUnderTest):
+    endpoint = node.connect()
+    assert node.flows.reset_others(Protocol.TCP, [VIP], []) == 1
+    for frame in (packets.data(), packets.data(endpoint, CLIENT), packets.syn(endpoint, CLIENT), packets.fin()):
+        assert node.send(frame) == (Reason.ENDPOINT_REMOVED, packets.reset_to(frame), LINK)
+        assert node.state() is State.RESET
+    for frame in (packets.rst(), packets.rst(endpoint, CLIENT)):
+        assert node.send(frame) == (Reason.ENDPOINT_REMOVED, frame, NOWHERE)
+    assert node.send(packets.syn()).reason == Reason.ADMITTED
+    assert node.state() is State.SYN_SENT
+
+
 def test_c11_a_packet_in_mid_stream_is_adopted_where_maglev_says():
     first, second = NodeUnderTest(), NodeUnderTest()
     for port in range(50):
@@ -232,6 +265,24 @@ def test_c11_an_adopted_connection_is_established_by_a_reply(node: NodeUnderTest
     assert node.state() is State.ESTABLISHED
 
 
+@pytest.mark.parametrize(
+    ("vip", "reason"),
+    [
+        (PASSING_VIP, Reason.MID_STREAM_PASSED),
+        (RESETTING_VIP, Reason.MID_STREAM_RESET),
+        (EXTERNAL_VIP, Reason.MID_STREAM_RESET),
+    ],
+    ids=["pass", "reset", "masqueraded"],
+)
+def test_c11_where_it_is_not_adopted_it_creates_none(vip: Address, reason: Reason, node: NodeUnderTest):
+    services = SERVICES | {(*EXTERNAL_VIP, TCP): Service((ENDPOINT,), masquerade=Masquerade.REMOTE)}
+    node.apply(services)
+    for frame in (packets.data(CLIENT, vip), packets.fin(CLIENT, vip), packets.syn_ack(CLIENT, vip)):
+        assert node.send(frame).reason == reason
+    assert not node.tables.tags.any()
+    assert node.send(packets.syn(CLIENT, vip)).reason == Reason.ADMITTED
+
+
 @pytest.mark.parametrize("name", ["null", "xmas", "syn-fin", "syn-rst"])
 def test_c13_flags_that_no_stack_sends_create_no_state(name: str, node: NodeUnderTest):
     assert node.send(NAMED[name]) == (Reason.BAD_FLAGS, NAMED[name], 0)
@@ -245,6 +296,28 @@ def test_c4_on_a_connection_they_are_forwarded(name: str, node: NodeUnderTest):
     assert node.state() is State.ESTABLISHED
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("0.255.255.255", Reason.MARTIAN_SOURCE),
+        ("1.0.0.0", Reason.NO_NEXT_HOP),
+        ("126.255.255.255", Reason.NO_NEXT_HOP),
+        ("127.0.0.1", Reason.MARTIAN_SOURCE),
+        ("128.0.0.0", Reason.NO_NEXT_HOP),
+        ("223.255.255.255", Reason.NO_NEXT_HOP),
+        ("224.0.0.0", Reason.MARTIAN_SOURCE),
+        ("239.255.255.255", Reason.MARTIAN_SOURCE),
+        ("240.0.0.0", Reason.NO_NEXT_HOP),  # reserved, and as the kernel forwarded
+        ("255.255.255.254", Reason.NO_NEXT_HOP),
+        ("255.255.255.255", Reason.MARTIAN_SOURCE),
+    ],
+)
+def test_c13_a_source_that_is_no_host_begins_nothing(source: str, reason: Reason, node: NodeUnderTest):
+    frame = packets.syn(packets.address(f"{source}:4000"))
+    assert node.send(frame)[:2] == (reason, frame)
+    assert not node.tables.tags.any()
+
+
 def test_a_rst_without_a_connection_creates_none(node: NodeUnderTest):
     assert node.send(packets.rst()) == (Reason.STRAY_RST, packets.rst(), 0)
     assert not node.tables.tags.any()
@@ -253,7 +326,8 @@ def test_a_rst_without_a_connection_creates_none(node: NodeUnderTest):
 @pytest.mark.parametrize(
     ("vip", "reason", "egress"),
     [
-        (DEAD_VIP, Reason.NO_ENDPOINT, NOWHERE),
+        (ELSEWHERE_VIP, Reason.NO_LOCAL_ENDPOINT, NOWHERE),
+        (CLOSED_VIP, Reason.SOURCE_REFUSED, NOWHERE),
         (LOST_VIP, Reason.NO_NEXT_HOP, AWAITED),
         (FOREIGN_VIP, Reason.NOT_FORWARDABLE, NOWHERE),
     ],
@@ -262,6 +336,75 @@ def test_what_cannot_be_reached_leaves_no_state(vip: Address, reason: Reason, eg
     frame = packets.syn(destination=vip)
     assert node.send(frame) == (reason, frame, egress)
     assert not node.tables.tags.any()
+
+
+def masqueraded(frame: bytes, source: Address, endpoint: Address) -> bytes:
+    return packets.rewritten(frame, source, endpoint, macs_to(endpoint))
+
+
+def test_t3_external_clients_come_from_the_node_s_address_and_are_answered_from_the_vip(node: NodeUnderTest):
+    node.apply(only(ENDPOINT, vip=EXTERNAL_VIP, masquerade=Masquerade.REMOTE))
+    sent = node.send(packets.syn(OTHER_CLIENT, EXTERNAL_VIP))
+    source = OWN, OTHER_CLIENT[1]  # its own port is one of those that it may leave from
+    assert sent == (Reason.ADMITTED, masqueraded(packets.syn(OTHER_CLIENT, EXTERNAL_VIP), source, ENDPOINT), 3)
+    reply = packets.syn_ack(ENDPOINT, source)
+    back = packets.rewritten(reply, EXTERNAL_VIP, OTHER_CLIENT, macs_to(OTHER_CLIENT))
+    assert node.send(reply) == (Reason.FORWARDED, back, 2)
+
+
+def test_t5_an_endpoint_reaches_itself(node: NodeUnderTest):
+    node.apply(only(ENDPOINT))
+    sent = node.send(packets.syn(HAIRPIN, VIP))
+    source = OWN, HAIRPIN[1]
+    assert sent == (Reason.ADMITTED, masqueraded(packets.syn(HAIRPIN, VIP), source, ENDPOINT), 3)
+    reply = packets.syn_ack(ENDPOINT, source)
+    assert node.send(reply) == (Reason.FORWARDED, packets.rewritten(reply, VIP, HAIRPIN, macs_to(ENDPOINT)), 3)
+
+
+def test_c12_a_port_that_is_taken_or_not_ours_becomes_another_until_there_is_none(node: NodeUnderTest):
+    node.apply(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY))
+    for number in range(SNAT_PORTS.last - SNAT_PORTS.first + 1):
+        client = CLIENT[0] + number % 2, 40_001 if number < 2 else 99
+        assert node.send(packets.syn(client, OUTER_VIP)).reason == Reason.ADMITTED
+    ports = sorted(flow.after.source[1] for key, flow in flows_of(node.tables).items() if key.destination == OUTER_VIP)
+    assert ports == [40_001, 40_002, 40_003]
+    frame = packets.syn((CLIENT[0], 98), OUTER_VIP)
+    assert node.send(frame) == (Reason.NO_SNAT_PORT, frame, NOWHERE)
+    node.clock.advance(61)
+    node.flows.sweep()
+    assert node.send(frame).reason == Reason.ADMITTED
+
+
+def test_c12_a_port_serves_once_for_each_endpoint(node: NodeUnderTest):
+    everybody = Service((ENDPOINT, OTHER_ENDPOINT), masquerade=Masquerade.EVERYBODY)
+    node.apply({(*OUTER_VIP, TCP): everybody, (*DNS_VIP, UDP): Service((ENDPOINT,), masquerade=Masquerade.EVERYBODY)})
+    seen = [node.send(packets.syn((CLIENT[0], port), OUTER_VIP)).reason for port in range(100, 140)]
+    assert seen.count(Reason.ADMITTED) == 6
+    assert node.send(packets.udp((CLIENT[0], 100))).reason == Reason.ADMITTED
+
+
+def test_c12_nine_tenths_of_the_ports_are_taken_before_one_of_a_hundred_finds_none():
+    ports = PortRange(20_000, 20_999)
+    node = NodeUnderTest(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY), capacity=3000, ports=ports)
+    reasons = [
+        node.send(packets.syn((CLIENT[0] + number % 2, 1000 + number), OUTER_VIP)).reason for number in range(900)
+    ]
+    assert reasons.count(Reason.NO_SNAT_PORT) <= 9
+    used = {flow.after.source[1] for flow in flows_of(node.tables).values() if flow.direction == Direction.ORIGINAL}
+    assert len(used) == reasons.count(Reason.ADMITTED)
+    assert ports.first <= min(used) <= max(used) <= ports.last
+
+
+def test_n1_an_error_about_a_masqueraded_packet_reaches_its_client(node: NodeUnderTest):
+    node.apply(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY))
+    left = node.send(packets.syn(OTHER_CLIENT, OUTER_VIP)).frame
+    error = packets.icmp_error(left)  # from a router beyond
+    sent = node.send(error)
+    assert (sent.reason, sent.ifindex) == (Reason.FORWARDED, 2)
+    inner = IP(sent.frame[14 + 20 + 8 :])
+    assert (inner.src, inner.sport) == (packets.host(OTHER_CLIENT[0]), OTHER_CLIENT[1])
+    assert (inner.dst, inner.dport) == (packets.host(OUTER_VIP[0]), OUTER_VIP[1])
+    assert IP(sent.frame[14:]).dst == packets.host(OTHER_CLIENT[0])
 
 
 def test_a_client_without_a_route_is_not_waited_for(node: NodeUnderTest):
@@ -284,11 +427,6 @@ def test_a_frame_larger_than_the_mtu_of_its_next_hop_is_dropped(node: NodeUnderT
     assert node.send(too_big) == (Reason.TOO_BIG, too_big, 0)
     assert node.send(fits).reason == Reason.ADMITTED
     assert node.send(too_big) == (Reason.TOO_BIG, too_big, 0)
-
-
-def test_fragments_to_a_vip_are_not_tracked_yet(node: NodeUnderTest):
-    for name in ("first-fragment", "later-fragment"):
-        assert node.send(NAMED[name]) == (Reason.FRAGMENT, NAMED[name], 0)
 
 
 @pytest.mark.parametrize("kind", packets.ICMP_ERRORS)
@@ -387,7 +525,7 @@ def clients() -> list[Address]:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_the_reference_model_agrees(name: str, node: NodeUnderTest):
-    model = Reference(SERVICES, HOPS, SEED, node.clock.hertz)
+    model = reference_of(node.tables, node.clock.hertz)
     for frame in (NAMED["syn"], NAMED["udp"], NAMED[name], NAMED["fin"], NAMED[name]):
         assert node.send(frame) == model.userspace(frame, node.clock.now())
 

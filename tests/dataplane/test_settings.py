@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane import config
-from dataplane.settings import OPTIONS, Settings, interface_of, merge
+from dataplane.settings import OPTIONS, PortRange, Settings, interface_of, merge
 from xdp.errors import ConfigError
 
 
@@ -41,10 +41,15 @@ def test_every_flag_can_stand_in_a_file(file):
         xdp-mode: generic
         capacity: 1000
         announce: arp
+        ping: drop
         on-exit: detach
         node-name: worker-1
         zone: no
         allow-external-ips: [203.0.113.0/24, '2001:db8::/32']
+        nodeport-addresses: 192.0.2.0/24
+        masquerade: none
+        cluster-cidr: [10.244.0.0/16, 10.245.0.0/16]
+        snat-ports: 20000-20999
         metrics: '[::1]:9100'
         log-format: json
     """)
@@ -58,10 +63,15 @@ def test_every_flag_can_stand_in_a_file(file):
         xdp_mode="generic",
         capacity=1000,
         announce="arp",
+        ping="drop",
         on_exit="detach",
         node_name="worker-1",
         zone="no",
         allow_external_ips=(ip_network("203.0.113.0/24"), ip_network("2001:db8::/32")),
+        nodeport_addresses=(ip_network("192.0.2.0/24"),),
+        masquerade="none",
+        cluster_cidr=(ip_network("10.244.0.0/16"), ip_network("10.245.0.0/16")),
+        snat_ports=PortRange(20000, 20999),
         metrics=("::1", 9100),
         log_format="json",
     )
@@ -101,6 +111,9 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(file):
         ("name: a/b", "1: name: 'a/b' is no name"),
         ("metrics: 1.2.3.4:0", "1: metrics: '1.2.3.4:0' is not ADDR:PORT"),
         ("metrics: ::1:80", "1: metrics: "),
+        ("snat-ports: 20999-20000", "1: snat-ports: '20999-20000' is no range of ports; expected one like 61000-65535"),
+        ("snat-ports: 80-90", "1: snat-ports: '80-90' is no range"),
+        ("cluster-cidr: 'fd00::1/8'", "1: cluster-cidr: fd00::1/8 has host bits set"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line(file, text, problem):

@@ -163,6 +163,29 @@ def test_a_storm_of_changes_ends_in_the_last_state(web):
     assert reports < 10
 
 
+async def _first(paths: list[Path], step: Callable[[], object]) -> set[str] | None:
+    stream = changes([str(path) for path in paths])
+    pending = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.5)  # by then the kernel watches
+    step()
+    names = await asyncio.wait_for(pending, 5)
+    await stream.aclose()
+    return names
+
+
+def test_a_file_of_a_folder_is_named(tmp_path):
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text("1")
+    changed = asyncio.run(_first([tmp_path], lambda: replace(tmp_path / "b.yaml", "2")))
+    assert changed == {str(tmp_path / "b.yaml")}
+
+
+def test_where_a_link_leads_elsewhere_any_file_may_have_changed(tmp_path):
+    (tmp_path / ".real").write_text("1")
+    (tmp_path / "a.yaml").symlink_to(".real")
+    assert asyncio.run(_first([tmp_path], lambda: replace(tmp_path / ".real", "2"))) is None
+
+
 def test_stdin_never_changes():
     assert signature(["-"]) == {}
     assert run([Path("-")], lambda: None, timeout_s=0.1) == [False]

@@ -113,3 +113,24 @@ def test_removing_one_of_two_moves_only_its_share():
     old, new = maglev.positions(endpoints(2), SEED), maglev.positions(endpoints(1), SEED)
     assert set(old.tolist()) == {0, 1}
     assert set(new.tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    "weights", [(1, 1, 1), (3, 1), (1, 2, 3, 4), (100, 1, 100), (65535, 32768, 1), (1,) * 50 + (25,) * 10]
+)
+def test_L_shares_are_as_the_weights_within_one_percent(weights):
+    shares = np.bincount(maglev.positions(endpoints(len(weights)), SEED, weights), minlength=len(weights))
+    wanted = np.array(weights) / sum(weights)
+    assert np.abs(shares / shares.sum() - wanted).max() <= 0.01
+    assert np.abs(shares - wanted * shares.sum()).max() < len(weights)
+
+
+def test_L_equal_weights_are_none():
+    assert (maglev.positions(endpoints(5), SEED, [7] * 5) == maglev.positions(endpoints(5), SEED)).all()
+
+
+def test_L_weights_go_with_their_endpoints_and_not_with_their_order():
+    ordered, weights = endpoints(6), [1, 2, 3, 4, 5, 6]
+    expected = [ordered[index] for index in maglev.positions(ordered, SEED, weights)]
+    found = [ordered[::-1][index] for index in maglev.positions(ordered[::-1], SEED, weights[::-1])]
+    assert found == expected

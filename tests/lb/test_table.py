@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,16 @@ from lb import compiled
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import DNS_VIP, VIP, Address, address
+from xdp.addresses import number_of
 from xdp.byteorder import swap16, swap32
 from xdp.errors import TableFullError
-from xdp.schema import Protocol, WhenStalled
+from xdp.names import Names
+from xdp.schema import Masquerade, MidStream, Needs, Protocol, Scheduler, WhenStalled
 from xdp.tables import Capacity, Tables
 
-CAPACITY = Capacity(connections=10, frontends=64, services=16, maglev_slots=16 * 307, endpoints=16, next_hops=4)
+CAPACITY = Capacity(
+    connections=10, frontends=64, services=16, maglev_slots=16 * 307, endpoints=16, next_hops=4, ranges=8, names=64
+)
 SEED = 7
 A, B, C, D = (address(f"10.2.0.{host}:8080") for host in (1, 2, 3, 4))
 NODE_PORT = address("192.0.2.1:30080")
@@ -29,11 +34,13 @@ def port_of(
     frontends: tuple[Address, ...] = (VIP,),
     protocol: Protocol = TCP,
     when_stalled: WhenStalled = WhenStalled.DROP,
+    **more: Any,
 ) -> ServiceRow:
     return ServiceRow(
         tuple((IPv4Address(host), port, int(protocol)) for host, port in frontends),
         tuple((IPv4Address(host), port) for host, port in endpoints),
         when_stalled,
+        **more,
     )
 
 
@@ -80,6 +87,12 @@ class Rows:
         return found
 
 
+def parted_endpoints(rows: Rows) -> set[Address]:
+    """Return the endpoints that nobody has any more since the last call."""
+    records = rows.tables.endpoints[rows.writer.take_parted().endpoints]
+    return {(swap32(record["addr"]), swap16(record["port"])) for record in records}
+
+
 @pytest.fixture
 def rows() -> Rows:
     return Rows()
@@ -118,13 +131,22 @@ def test_applying_the_same_again_writes_nothing(rows: Rows):
     rows.writer.apply([WEB, DNS])
     before = rows.snapshot()
     change = rows.writer.apply([DNS, replace_order(WEB)])
-    assert (change.rows_written, change.frontends_added, change.frontends_removed, change.gone) == (
-        0,
-        0,
-        0,
-        frozenset(),
-    )
+    assert change == (0, 0, 0)
     assert rows.snapshot() == before
+
+
+def test_an_update_leaves_alone_what_it_does_not_name(rows: Rows):
+    rows.writer.apply([WEB, DNS])
+    dns = rows.row(DNS_VIP, UDP)
+    change = rows.writer.update([port_of(A, D)], without=WEB.frontends)
+    assert (change.rows_written, change.frontends_added, change.frontends_removed) == (1, 0, 0)
+    assert rows.endpoints(VIP) == {A, D}
+    assert rows.row(DNS_VIP, UDP) == dns
+    change = rows.writer.update([port_of(A, frontends=(NODE_PORT,))], without=WEB.frontends)
+    assert (change.frontends_added, change.frontends_removed) == (1, 1)
+    assert rows.row(VIP) == compiled.MISS
+    assert not rows.is_vip(VIP)
+    assert rows.endpoints(NODE_PORT) == {A}
 
 
 def replace_order(port: ServiceRow) -> ServiceRow:
@@ -156,7 +178,7 @@ def test_what_is_gone_is_no_frontend_any_more(rows: Rows):
     rows.writer.apply([WEB, DNS])
     change = rows.writer.apply([DNS])
     assert change.frontends_removed == 1
-    assert change.gone == {(IPv4Address(A[0]), A[1]), (IPv4Address(B[0]), B[1])}
+    assert parted_endpoints(rows) == {A, B}
     assert rows.row(VIP) == compiled.MISS
     assert not rows.is_vip(VIP)
     assert rows.endpoints(DNS_VIP, UDP) == {C}
@@ -170,10 +192,19 @@ def test_a_vip_stays_one_as_long_as_it_has_a_frontend(rows: Rows):
     assert not rows.is_vip(VIP)
 
 
+def test_T6_the_node_s_own_address_has_frontends_and_is_no_vip(rows: Rows):
+    ports = [port_of(A, frontends=(VIP, NODE_PORT))]
+    own = IPv4Address(NODE_PORT[0])
+    for addresses, is_vip in (((own,), False), ((), True), ((own,), False)):
+        rows.writer.apply(ports, addresses)
+        assert (rows.is_vip(VIP), rows.is_vip(NODE_PORT)) == (True, is_vip)
+        assert rows.endpoints(NODE_PORT) == {A}
+
+
 def test_an_endpoint_stays_while_any_service_port_has_it(rows: Rows):
     rows.writer.apply([WEB, port_of(B, C, frontends=(DNS_VIP,))])
-    change = rows.writer.apply([port_of(B, C, frontends=(DNS_VIP,))])
-    assert change.gone == {(IPv4Address(A[0]), A[1])}
+    rows.writer.apply([port_of(B, C, frontends=(DNS_VIP,))])
+    assert parted_endpoints(rows) == {A}
     assert rows.endpoints(DNS_VIP) == {B, C}
 
 
@@ -198,7 +229,130 @@ def test_changes_without_end_need_no_more_room(rows: Rows):
         assert rows.endpoints(VIP) == {A, (B, C, D)[turn % 3]}
 
 
+def test_S7_ranges_are_found_by_those_who_are_in_them(rows: Rows):
+    closed = port_of(A, ranges=((1, 2), (4, 4), (9, 0xFFFFFFFF)))
+    rows.writer.apply([port_of(B, frontends=(DNS_VIP,), ranges=((7, 7),)), closed])
+    row = rows.tables.services[rows.row(VIP)]
+    assert row["needs"] == Needs.RANGES
+
+    def admitted(address: int) -> bool:
+        first, count = row["first_range"], row["ranges"]
+        return bool(compiled.is_in_ranges(rows.tables.ranges, first, count, np.uint32(address)))
+
+    assert [address for address in (0, 1, 2, 3, 4, 5, 7, 8, 9, 0xFFFFFFFF) if admitted(address)] == [
+        1, 2, 4, 9, 0xFFFFFFFF,
+    ]  # fmt: skip
+
+
+def test_S7_no_filter_and_a_filter_that_nobody_passes_are_two_things(rows: Rows):
+    rows.writer.apply([port_of(A, ranges=())])
+    row = rows.tables.services[rows.row(VIP)]
+    assert (row["needs"], row["ranges"]) == (Needs.RANGES, 0)
+    rows.writer.apply([port_of(A)])
+    assert rows.tables.services[rows.row(VIP)]["needs"] == 0
+
+
+def test_S7_ranges_are_reused_after_a_release_only(rows: Rows):
+    for turn in range(100):
+        rows.writer.apply([port_of(A, ranges=((turn, turn + 1), (turn + 3, turn + 9)))])
+        rows.writer.release(rows.writer.take_parted())
+
+
+def test_T4_the_row_for_clients_inside_goes_with_the_one_that_leads_to_it(rows: Rows):
+    free = []
+    for turn in range(40):
+        inside = ServiceRow((), tuple((IPv4Address(host), port) for host, port in (A, B, (C, D)[turn % 2])))
+        rows.writer.apply([port_of(A, inside=inside)])
+        row = rows.tables.services[rows.row(VIP)]
+        assert row["needs"] == Needs.SHORT_CUT
+        assert rows.tables.services[row["inside"]]["slots"] > row["slots"] > 0
+        rows.writer.release(rows.writer.take_parted())
+        free.append(rows.row(VIP))
+    assert len(set(free)) < CAPACITY.services
+    rows.writer.apply([])
+    assert parted_endpoints(rows) == {A, B, D}
+
+
+def test_T3_an_endpoint_says_whether_it_is_on_this_node(rows: Rows):
+    local = frozenset(WEB.endpoints[:1])
+    rows.writer.apply([WEB._replace(local=local, masquerade=Masquerade.REMOTE)])
+    row = rows.tables.services[rows.row(VIP)]
+    assert (row["needs"], row["masquerade"]) == (Needs.SNAT, Masquerade.REMOTE)
+    told = {swap32(record["addr"]): bool(record["is_local"]) for record in rows.tables.endpoints if record["addr"]}
+    assert told == {A[0]: True, B[0]: False}
+
+
+def test_L_weights_are_shares_and_another_weight_is_a_change(rows: Rows):
+    def weighted(*weights: int) -> ServiceRow:
+        given = tuple(zip(port_of(A, B).endpoints, weights, strict=True))
+        return port_of(A, B, weights=given)
+
+    rows.writer.apply([weighted(9, 1)])
+    service = rows.tables.services[rows.row(VIP)]
+    assert service["needs"] == 0, "it is Maglev all the same"
+    first = int(service["first_slot"])
+    slots = rows.tables.maglev[first : first + int(service["slots"])]
+    heavy = np.mean(rows.tables.endpoints[slots]["addr"] == swap32(A[0]))
+    assert abs(heavy - 0.9) < 0.01
+    assert rows.writer.apply([weighted(9, 1)]).rows_written == 0
+    assert rows.writer.apply([weighted(8, 2)]).rows_written == 1
+    assert rows.writer.apply([port_of(A, B)]).rows_written == 1
+
+
+def test_L_an_endpoint_too_light_for_a_slot_is_one_all_the_same(rows: Rows):
+    given = tuple(zip(port_of(A, B).endpoints, (65535, 1), strict=True))
+    rows.writer.apply([port_of(A, B, weights=given)])
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert successor.writer.apply([port_of(A, B, weights=given)]).rows_written == 0
+    successor.writer.apply([])
+    assert parted_endpoints(successor) == {A, B}
+
+
+def scheduled(rows: Rows, count: int) -> list[int]:
+    """Return the addresses of the endpoints that so many connections are given, all of one five-tuple."""
+    row = rows.row(VIP)
+    arguments = (np.uint64(1), np.uint32(2), np.uint8(TCP), np.uint64(SEED), 0)
+    chosen = [compiled.schedule(rows.tables, row, *arguments, np.uint32(number)) for number in range(count)]
+    return [swap32(rows.tables.endpoints[number]["addr"]) for number in chosen]
+
+
+def test_L_round_robin_gives_one_after_the_other_and_goes_on_after_a_restart(rows: Rows):
+    ports = [port_of(A, B, C, scheduler=Scheduler.ROUND_ROBIN)]
+    rows.writer.apply(ports)
+    assert rows.tables.services[rows.row(VIP)]["needs"] == Needs.SCHEDULER
+    first = scheduled(rows, 3)
+    assert set(first) == {A[0], B[0], C[0]}
+    assert scheduled(rows, 7) == [*first, *first, first[0]]
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert successor.writer.apply(ports).rows_written == 0
+    assert scheduled(successor, 2) == first[1:]
+
+
+def test_L_round_robin_with_weights_gives_each_its_share(rows: Rows):
+    given = tuple(zip(port_of(A, B).endpoints, (3, 1), strict=True))
+    rows.writer.apply([port_of(A, B, weights=given, scheduler=Scheduler.ROUND_ROBIN)])
+    slots = int(rows.tables.services[rows.row(VIP)]["slots"])
+    assert abs(scheduled(rows, slots).count(A[0]) / slots - 0.75) < 0.01
+
+
+def test_L_random_gives_each_its_share_and_one_client_all_of_them(rows: Rows):
+    given = tuple(zip(port_of(A, B).endpoints, (3, 1), strict=True))
+    rows.writer.apply([port_of(A, B, weights=given, scheduler=Scheduler.RANDOM)])
+    assert abs(scheduled(rows, 4000).count(A[0]) / 4000 - 0.75) < 0.03
+
+
+def test_L_maglev_gives_one_client_always_the_same(rows: Rows):
+    rows.writer.apply([port_of(A, B, C)])
+    assert len(set(scheduled(rows, 50))) == 1
+
+
 FULL = {
+    "source ranges": (
+        replace(CAPACITY, ranges=3),
+        [port_of(A, ranges=((1, 1),)), port_of(A, frontends=((VIP[0], 443),), ranges=((1, 1), (3, 3), (5, 5)))],
+    ),
     "Service ports": (replace(CAPACITY, services=3), [port_of(A, frontends=((VIP[0], n),)) for n in range(1, 4)]),
     "Maglev slots": (replace(CAPACITY, maglev_slots=320), [WEB, port_of(A, B, C, frontends=((VIP[0], 443),))]),
     "endpoints": (replace(CAPACITY, endpoints=2), [WEB, port_of(C, D, frontends=((VIP[0], 443),))]),
@@ -223,7 +377,27 @@ def test_what_finds_no_room_changes_nothing(what: str):
 
 
 def test_a_successor_with_the_same_configuration_writes_nothing(rows: Rows):
-    ports = [WEB, DNS, port_of(B, C, frontends=(NODE_PORT, (VIP[0], 443)))]
+    elsewhere = port_of(frontends=((VIP[0], 81),), is_elsewhere=True)
+    inside = ServiceRow((), WEB.endpoints, local=frozenset(WEB.endpoints[:1]))
+    closed = port_of(A, frontends=((VIP[0], 82),), local=inside.local, ranges=((1, 2), (4, 9)))
+    short_cut = port_of(A, frontends=((VIP[0], 83),), local=inside.local, inside=inside)
+    masqueraded = port_of(B, frontends=((VIP[0], 84),), masquerade=Masquerade.REMOTE)
+    sticky = port_of(B, C, frontends=((VIP[0], 85),), affinity_s=600, identity=5)
+    turns = port_of(B, C, frontends=((VIP[0], 86),), scheduler=Scheduler.ROUND_ROBIN)
+    resetting = port_of(B, C, frontends=((VIP[0], 87),), mid_stream=MidStream.RESET)
+    web = WEB._replace(local=inside.local)
+    ports = [
+        web,
+        DNS,
+        port_of(B, C, frontends=(NODE_PORT, (VIP[0], 443))),
+        elsewhere,
+        closed,
+        short_cut,
+        masqueraded,
+        sticky,
+        turns,
+        resetting,
+    ]
     rows.writer.apply(ports)
     before = rows.snapshot()
     successor = Rows(tables=rows.tables)
@@ -240,7 +414,7 @@ def test_a_successor_changes_only_what_differs_and_takes_no_row_in_use(rows: Row
     successor.writer.adopt()
     change = successor.writer.apply([port_of(A, D), DNS])
     assert change.rows_written == 1
-    assert change.gone == {(IPv4Address(B[0]), B[1])}
+    assert parted_endpoints(successor) == {B}
     assert successor.row(DNS_VIP, UDP) == dns
     assert successor.endpoints(VIP) == {A, D}
     assert successor.endpoints(DNS_VIP, UDP) == {C}
@@ -265,3 +439,124 @@ def test_nodes_with_one_seed_choose_alike():
         chosen.append([int(rows.tables.endpoints[number]["addr"]) for number in numbers])
     assert chosen[0] == chosen[1]
     assert len(set(chosen[0])) == 3
+
+
+# IPv6: the number of a name stands where an address stands.
+
+VIP6, POD6, OTHER6 = (IPv6Address(text) for text in ("2001:db8:96::10", "2001:db8::1", "2001:db8::2"))
+WEB6 = ServiceRow(((VIP6, 80, int(TCP)),), ((POD6, 8080), (OTHER6, 8080)), WhenStalled.DROP)
+
+
+def row6(rows: Rows, port: int = 80, protocol: int = TCP, vip: IPv6Address = VIP6) -> int:
+    name = np.uint32(swap32(Names(rows.tables).find(vip)))
+    found = compiled.find_frontend(rows.tables, name, np.uint16(swap16(port)), np.uint8(protocol | Protocol.IPV6))
+    return int(found)
+
+
+def endpoints6(rows: Rows) -> set[tuple[IPv6Address, int]]:
+    service = rows.tables.services[row6(rows)]
+    first = int(service["first_slot"])
+    records = rows.tables.endpoints[np.unique(rows.tables.maglev[first : first + int(service["slots"])])]
+    names = Names(rows.tables)
+    return {(names.address_of(swap32(record["addr"])), swap16(record["port"])) for record in records}
+
+
+def pinned(rows: Rows) -> dict[IPv6Address, int]:
+    """Return how often each address is pinned."""
+    pins = rows.tables.names["pins"]
+    names = Names(rows.tables)
+    return {names.address_of(number): int(pins[number]) for number in np.flatnonzero(pins).tolist()}
+
+
+def test_a_frontend_of_ipv6_leads_to_its_endpoints(rows: Rows):
+    rows.writer.apply([WEB, WEB6])
+    assert endpoints6(rows) == {(POD6, 8080), (OTHER6, 8080)}
+    assert rows.endpoints(VIP) == {A, B}
+    assert row6(rows, port=0, protocol=0) == 0  # the VIP
+    assert row6(rows, port=81) == row6(rows, protocol=UDP) == compiled.MISS
+    assert pinned(rows) == {VIP6: 2, POD6: 1, OTHER6: 1}
+
+
+def test_no_family_is_taken_for_the_other(rows: Rows):
+    """A name's number is found with the family only."""
+    rows.writer.apply([WEB6])
+    number = Names(rows.tables).find(VIP6)
+    plain = compiled.find_frontend(rows.tables, np.uint32(swap32(number)), np.uint16(swap16(80)), np.uint8(TCP))
+    assert plain == compiled.MISS
+
+
+def test_every_node_chooses_alike_whatever_number_a_name_has(rows: Rows):
+    def chosen(seen: Rows) -> list[int]:
+        service = seen.tables.services[row6(seen)]
+        first, names = int(service["first_slot"]), Names(seen.tables)
+        slots = seen.tables.maglev[first : first + int(service["slots"])].tolist()
+        hosts = {slot: int(names.address_of(swap32(seen.tables.endpoints[slot]["addr"]))) for slot in set(slots)}
+        return [hosts[slot] for slot in slots]
+
+    rows.writer.apply([WEB6])
+    other = Rows()
+    other.writer.apply([ServiceRow(((OTHER6, 1, int(TCP)),), ((POD6, 1),))])
+    other.writer.apply([WEB6._replace(endpoints=WEB6.endpoints[::-1])])
+    assert chosen(rows) == chosen(other)
+
+
+def test_names_are_pinned_as_long_as_rows_and_frontends_need_them(rows: Rows):
+    rows.writer.apply([WEB6, WEB6._replace(frontends=((VIP6, 81, int(TCP)),))])
+    assert pinned(rows) == {VIP6: 3, POD6: 1, OTHER6: 1}
+    rows.writer.apply([WEB6._replace(endpoints=((POD6, 8080),))])
+    assert pinned(rows) == {VIP6: 2, POD6: 1, OTHER6: 1}  # a packet may still be looking at the endpoint
+    rows.writer.release(rows.writer.take_parted())
+    assert pinned(rows) == {VIP6: 2, POD6: 1}
+    rows.writer.apply([])
+    rows.writer.release(rows.writer.take_parted())
+    assert pinned(rows) == {}
+
+
+def test_a_change_that_finds_no_room_pins_nothing(rows: Rows):
+    rows.writer.apply([WEB6])
+    before, held = rows.snapshot(), pinned(rows)
+    many = [
+        ServiceRow(((IPv6Address(int(VIP6) + port), port, int(TCP)),), ((IPv6Address(port), port),))
+        for port in range(1, 20)
+    ]
+    with pytest.raises(TableFullError):
+        rows.writer.apply([WEB6, *many])
+    assert (rows.snapshot()[0], pinned(rows)) == (before[0], held)
+    rows.writer.apply([WEB6, *many[:4]])
+    assert endpoints6(rows) == {(POD6, 8080), (OTHER6, 8080)}
+
+
+def test_S7_source_ranges_of_ipv6_are_in_a_table_of_their_own(rows: Rows):
+    one, two = (number_of(IPv6Address("2001:db8::")), number_of(IPv6Address("2001:db8:ffff::"))), (A[0], A[0])
+    rows.writer.apply([WEB6._replace(ranges=(one,)), port_of(A, ranges=(two,))])
+    service = rows.tables.services[row6(rows)]
+    assert (service["first_range"], service["ranges"], service["needs"]) == (0, 1, Needs.RANGES)
+
+    def is_in(text: str) -> bool:
+        high, low = divmod(int(IPv6Address(text)), 1 << 64)
+        found = compiled.is_in_ranges6(
+            rows.tables.ranges6, service["first_range"], service["ranges"], np.uint64(high), np.uint64(low)
+        )
+        return bool(found)
+
+    assert [is_in(t) for t in ("2001:db8::", "2001:db8:1::1", "2001:db8:ffff::", "2001:db8:ffff::1", "::1")] == [
+        True, True, True, False, False,
+    ]  # fmt: skip
+    rows.writer.apply([])
+    rows.writer.release(rows.writer.take_parted())
+    rows.writer.apply([WEB6._replace(ranges=(one,) * 8)])  # all room is there again
+
+
+def test_a_successor_finds_what_is_of_ipv6_and_writes_nothing(rows: Rows):
+    ranges = ((number_of(POD6), number_of(OTHER6)),)
+    wanted = [WEB, WEB6, WEB6._replace(frontends=((VIP6, 81, int(TCP)),), ranges=ranges)]
+    rows.writer.apply(wanted)
+    before, held = rows.snapshot(), pinned(rows)
+    rows.tables.names["pins"] = 0  # as FlowTable.take_over does
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert successor.writer.apply(wanted) == (0, 0, 0)
+    assert (successor.snapshot(), pinned(successor)) == (before, held)
+    successor.writer.apply([])
+    successor.writer.release(successor.writer.take_parted())
+    assert pinned(successor) == {}

@@ -19,6 +19,7 @@ ENGINES = {
     "xdp": (pytest.mark.root, pytest.mark.bpf),
     "xdp-generic": (pytest.mark.root, pytest.mark.bpf),
     "afxdp": (pytest.mark.root, pytest.mark.bpf),
+    "raw": (pytest.mark.root,),
 }
 
 
@@ -26,6 +27,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "engines(*names, why): the engines that a scenario is for, and why not the others"
     )
+    config.addinivalue_line(
+        "markers",
+        "families(*families, why): the families that a scenario of real clients is for, and why not others",
+    )
+    config.addinivalue_line("markers", "flags(**values): flags of the node, by their names with _ for -")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out scenarios of real clients over a family that they are not for."""
+    left_out = [item for item in items if not _is_for_its_family(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_for_its_family(item: pytest.Item) -> bool:
+    site = getattr(item, "callspec", None) and item.callspec.params.get("site")  # type: ignore[attr-defined]
+    marks = list(item.iter_markers("families"))
+    assert all(mark.kwargs.get("why") for mark in marks), f"{item.nodeid}: why not both families?"
+    family = 6 if str(site).endswith("-6") else 4
+    return all(family in mark.args for mark in marks)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,15 +56,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for mark in metafunc.definition.iter_markers("engines"):
         assert mark.kwargs.get("why"), f"{metafunc.definition.nodeid}: why not every engine?"
         names &= set(mark.args)
-    chosen = [pytest.param(name, marks=marks) for name, marks in ENGINES.items() if name in names]
+    flags: dict[str, str] = {}
+    for mark in metafunc.definition.iter_markers("flags"):
+        flags |= mark.kwargs
+    chosen = [
+        pytest.param((name, tuple(flags.items())), marks=marks, id=name)
+        for name, marks in ENGINES.items()
+        if name in names
+    ]
     metafunc.parametrize("whole", chosen, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScenarioNode]:
     """A node with one engine, for all scenarios."""
-    engine = request.param
-    with whole_node(engine, tmp_path_factory.mktemp("node"), f"ts{os.getpid() % 100_000}") as made:
+    engine, flags = request.param
+    with whole_node(engine, tmp_path_factory.mktemp("node"), f"ts{os.getpid() % 100_000}", dict(flags)) as made:
         yield made
 
 
@@ -56,9 +84,10 @@ def node(whole: ScenarioNode) -> Iterator[ScenarioNode]:
 
 @pytest.fixture(scope="module")
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    """Real clients and servers around a daemon, by default of engine xdp."""
-    engine = getattr(request, "param", "xdp")
-    with World(f"tc{os.getpid() % 100_000}", HOSTS) as world, Daemon(world, engine) as daemon:
-        made = Site(world, daemon)
+    """Real clients and servers around a daemon, by default of engine xdp; "xdp-6" is the same over IPv6."""
+    asked = getattr(request, "param", "xdp")
+    engine, is_ipv6 = asked.removesuffix("-6"), asked.endswith("-6")
+    with World(f"tc{os.getpid() % 100_000}", HOSTS, ipv6=is_ipv6) as world, Daemon(world, engine) as daemon:
+        made = Site(world, daemon, 6 if is_ipv6 else 4)
         daemon.start()
         yield made

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
@@ -13,28 +15,40 @@ import numpy as np
 
 from perf import clients
 from perf.world import Host, World, wait_until
-from tests.node import Daemon, Service
-from xdp import maps
+from tests.node import Daemon, Service, split
+from xdp.files import SharedFile
 from xdp.maps import SharedMaps
-from xdp.schema import Reason, WhenStalled
+from xdp.schema import Reason
 
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
+ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "xdp-generic-6", "afxdp-6")
 SERVERS = ("web-1", "web-2", "web-3")
-WEB_PORT, DNS_PORT = 8080, 5353
+WEB_PORT, DNS_PORT, ECHO_PORT = 8080, 5353, 9090
 
 
 class Site:
     """Hosts that serve HTTP and UDP by name, and the node's daemon in front of them."""
 
-    def __init__(self, world: World, daemon: Daemon) -> None:
+    def __init__(self, world: World, daemon: Daemon, family: int = 4) -> None:
         self.world = world
         self.daemon = daemon
+        self.family = family
         self._ports = itertools.count(10_000)  # below those that the kernel gives to sockets
-        self.web = Service("web", "10.96.0.1:80", self.places(WEB_PORT, *SERVERS))
-        self.dns = Service("dns", "10.96.0.10:53", self.places(DNS_PORT, *SERVERS), "UDP")
+        self.web = Service("web", self.vip(1, 80), self.places(WEB_PORT, *SERVERS))
+        self.dns = Service("dns", self.vip(10, 53), self.places(DNS_PORT, *SERVERS), "UDP")
+        anywhere = "0.0.0.0" if family == 4 else "[::]"
         for name in SERVERS:
-            clients.serve_http(world[name], name, f"0.0.0.0:{WEB_PORT}")
-            clients.serve_udp(world[name], name, f"0.0.0.0:{DNS_PORT}")
+            clients.serve_http(world[name], name, f"{anywhere}:{WEB_PORT}")
+            clients.serve_udp(world[name], name, f"{anywhere}:{DNS_PORT}")
+
+    def vip(self, number: int, port: int) -> str:
+        """Return a port of a Service's address, as manifests and clients write it."""
+        return f"10.96.0.{number}:{port}" if self.family == 4 else f"[fd96::{number:x}]:{port}"
+
+    @property
+    def socket_family(self) -> int:
+        """The family of sockets that clients open."""
+        return socket.AF_INET if self.family == 4 else socket.AF_INET6
 
     @property
     def client(self) -> Host:
@@ -43,7 +57,8 @@ class Site:
 
     def places(self, port: int, *hosts: str) -> tuple[str, ...]:
         """Return a port of hosts, as manifests write it."""
-        return tuple(f"{self.world[host].ip}:{port}" for host in hosts)
+        ends = [self.world[host].interfaces[0] for host in hosts]
+        return tuple(f"{end.ip}:{port}" if self.family == 4 else f"[{end.ip6}]:{port}" for end in ends)
 
     def serve(self) -> None:
         """Have the daemon running, with the two Services, and well."""
@@ -71,10 +86,10 @@ class Site:
         return clients.Load(self.client, kind, service.frontend, **given)
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[Asking]:
+    def asking(self, client: str = "client") -> Iterator[Asking]:
         """Make a UDP client with a socket of its own, on a port that no other has had: a flow."""
-        with self.client.entered():
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with self.world[client].entered():
+            sock = socket.socket(self.socket_family, socket.SOCK_DGRAM)
         with sock:
             sock.bind(("", next(self._ports)))
             yield Asking(sock, self.dns.frontend)
@@ -85,6 +100,8 @@ class Site:
         def is_balanced() -> bool:
             packets = self.daemon.ask("status")["packets"]
             xdp, user = packets["xdp"], packets["userspace"]
+            if self.daemon.engine == "raw":
+                return user["received"] == user["forwarded"] + user["passed"] + user["dropped"]
             return (
                 xdp["received"] == xdp["forwarded"] + xdp["passed"] + xdp["dropped"] + xdp["punted"]
                 and user["received"] == user["forwarded"] + user["dropped"] == xdp["punted"] - user["punt_lost"]
@@ -92,24 +109,23 @@ class Site:
 
         assert wait_until(is_balanced, 5), self.daemon.ask("status")["packets"]
 
-    def tables(self) -> SharedMaps:
+    def tables(self) -> SharedMaps | SharedFile:
         """Return the shared tables, to be looked at: also when the daemon does not answer."""
-        return maps.open_tables(self.daemon.settings.pins, read_only=True)
+        return self.daemon.tables()
 
     def counted(self, reason: Reason) -> int:
         """Return how often XDP has counted a reason, read from the table."""
         with self.tables() as shared:
             return int(shared.tables.xdp_counters["packets"][:, reason].sum())
 
-    def when_stalled(self, service: Service) -> str:
-        """Return what the tables say of new connections to a Service while the daemon stands still."""
+    def row(self, service: Service) -> np.void:
+        """Return the row of a Service in the tables: what a packet finds."""
         address, port = IPv4Address(service.at[0]).packed, service.at[1]
         with self.tables() as shared:
             frontends = shared.tables.frontends
             is_it = frontends["addr"] == int.from_bytes(address, "little")
             (place,) = np.flatnonzero(is_it & (frontends["port"] == int.from_bytes(port.to_bytes(2, "big"), "little")))
-            row = shared.tables.services[frontends[place]["service"]]
-        return WhenStalled(int(row["when_stalled"])).name.lower()
+            return shared.tables.services[frontends[place]["service"]].copy()  # type: ignore[no-any-return]
 
     def endpoints_of_flows(self) -> dict[tuple[str, str], str]:
         """Return {(client, frontend): endpoint} of every connection."""
@@ -121,13 +137,33 @@ class Site:
         return [link["ifname"] for link in links if "xdp" in link]
 
 
+@contextlib.contextmanager
+def undisturbed(site: Site) -> Iterator[None]:
+    """Keep HTTP connections and UDP flows asking meanwhile; none may lose a packet, fail or move."""
+    with site.load("http-load", site.web) as http, site.load("udp-load", site.dns) as udp:
+        site.daemon.wait_for(lambda: count_active(site) == 40)
+        before = site.lost_segments()
+        yield
+        after = site.lost_segments()
+    for load in (http, udp):
+        result = load.result
+        assert (result.flows, result.failures, result.moved) == (20, {}, 0)
+        assert result.answered >= 5 * result.flows, result
+    assert after <= before  # the notice that one was merely late may be late itself
+
+
+def count_active(site: Site) -> int:
+    """Return how many connections are open and have just been used."""
+    flows = site.daemon.ask("flows")
+    return sum(flow["state"] in ("established", "udp_replied") and flow["idle_s"] < 0.1 for flow in flows)
+
+
 class Asking:
     """One UDP flow of a client."""
 
     def __init__(self, sock: socket.socket, frontend: str) -> None:
-        host, port = frontend.split(":")
         self._socket = sock
-        self._to = (host, int(port))
+        self._to = split(frontend)
         self._number = 0
 
     @property
@@ -148,6 +184,12 @@ class Asking:
                     return name.decode()
         return None
 
+    def large(self, datagram: bytes, timeout_s: float = 3.0) -> bytes:
+        """Send a datagram of any length; return what the server sends back behind its name."""
+        self._socket.settimeout(timeout_s)
+        self._socket.sendto(datagram, self._to)
+        return self._socket.recv(1 << 16).partition(b" ")[2]
+
 
 def _tcp_counters(host: Host) -> dict[str, int]:
     text = host.run(["cat", "/proc/net/snmp", "/proc/net/netstat"]).stdout
@@ -157,3 +199,39 @@ def _tcp_counters(host: Host) -> dict[str, int]:
         for names, values in zip(lines[::2], lines[1::2], strict=True)
         for name, value in zip(names, values, strict=True)
     }
+
+
+def _echo_once(host: Host, family: int, listening: threading.Event) -> None:
+    """Take one connection on `host`, and send back all that comes."""
+    with host.entered(), socket.create_server(("", ECHO_PORT), family=family) as server:
+        listening.set()
+        connection, _ = server.accept()
+        with connection:
+            while piece := connection.recv(1 << 18):
+                connection.sendall(piece)
+
+
+def echoed(site: Site, echo: Service, sent: bytes) -> bytes:
+    """Send bytes through a Service whose endpoint is web-2, which sends them back; return the digest of what comes."""
+    listening = threading.Event()
+    server = threading.Thread(target=_echo_once, args=(site.world["web-2"], site.socket_family, listening), daemon=True)
+    server.start()
+    listening.wait(5)
+    with site.client.entered():
+        connection = socket.socket(site.socket_family)
+    received = hashlib.sha256()
+    with connection:
+        connection.settimeout(30)
+        connection.connect(split(echo.frontend))
+
+        def upload() -> None:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=upload, daemon=True)
+        sender.start()
+        while piece := connection.recv(1 << 18):
+            received.update(piece)
+        sender.join()
+    server.join()
+    return received.digest()

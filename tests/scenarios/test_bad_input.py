@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +99,25 @@ def state(within_s: float = 5.0) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def daemon(world: World, path: Path, *more: object) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(
+    world: World,
+    path: Path,
+    *more: object,
+    prefix: tuple[str, ...] = (),
+    settings: Settings = SETTINGS,
+    env: dict[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
     """A node that serves; it is ended with SIGTERM."""
     log = path.with_suffix(".log")
+    command = [*prefix, *TURNOUT, *run_args(path, *more)]
     with log.open("wb") as stderr:
-        process = world.node.popen([*TURNOUT, *run_args(path, *more)], stderr=stderr, env=environment())
+        process = world.node.popen(command, stderr=stderr, env=environment(**(env or {})))
 
     def answers() -> bool:
         if process.poll() is not None:
             pytest.fail(f"the daemon ended: {log.read_text()}")
         try:
-            return bool(state())
+            return bool(ask(settings, "status", timeout_s=5))
         except Error:
             return False
 
@@ -130,6 +139,9 @@ def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: s
 def assert_nothing_was_touched(world: World) -> None:
     assert not SETTINGS.pins.exists()
     assert not SETTINGS.socket_path.exists()
+    assert not SETTINGS.table_folder.exists()
+    assert not SETTINGS.filter_record.exists()
+    assert world.node.run(["nft", "list", "tables"]).stdout == ""
     for name in ("eth0", "eth1"):
         shown = json.loads(world.node.run(["ip", "-j", "link", "show", name]).stdout)
         assert "xdp" not in shown[0]
@@ -218,21 +230,87 @@ def test_metrics_at_an_address_or_port_that_cannot_be_had_keep_it_from_starting(
 
 
 def test_without_bcc_engine_xdp_is_a_missing_feature(world, web, tmp_path):
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "bcc.py").write_text("raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')\n")
-    path = f"{tmp_path / 'lib'}:{ROOT}"
-    done = turnout(world.node, *run_args(web, "--engine", "xdp"), env={"PYTHONPATH": path})
+    done = turnout(world.node, *run_args(web, "--engine", "xdp"), env=without_bcc(tmp_path))
     assert_one_line(done, 77, "bcc", "python3-bpfcc")
     assert_nothing_was_touched(world)
 
 
 def test_without_a_bpffs_engine_xdp_is_a_missing_feature(world, web, tmp_path):
-    no_mounts = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
     folder = tmp_path / "run"
-    done = turnout(world.node, *run_args(web, "--engine", "xdp"), prefix=no_mounts, env={"TURNOUT_RUN": str(folder)})
+    done = turnout(world.node, *run_args(web, "--engine", "xdp"), prefix=NO_MOUNTS, env={"TURNOUT_RUN": str(folder)})
     assert_one_line(done, 77, str(folder / "bpf"), "bpffs", "root")
     assert not list((folder / "bpf").iterdir())
     assert_nothing_was_touched(world)
+
+
+def without_bcc(folder: Path) -> dict[str, str]:
+    """Return the environment of a machine that has no bcc."""
+    (folder / "lib").mkdir()
+    (folder / "lib" / "bcc.py").write_text("raise ModuleNotFoundError(\"No module named 'bcc'\", name='bcc')\n")
+    return {"PYTHONPATH": f"{folder / 'lib'}:{ROOT}"}
+
+
+NO_MOUNTS = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+
+
+@pytest.mark.parametrize("lacking", ["bcc", "bpffs"])
+def test_engine_auto_falls_to_raw_and_says_why(world, web, tmp_path, lacking):
+    env = without_bcc(tmp_path) if lacking == "bcc" else {"TURNOUT_RUN": str(tmp_path / "run")}
+    prefix = NO_MOUNTS if lacking == "bpffs" else ()
+    settings = replace(SETTINGS, run_folder=tmp_path / "run") if lacking == "bpffs" else SETTINGS
+    with daemon(world, web, prefix=prefix, settings=settings, env=env) as process:
+        told = ask(settings, "status")
+        assert (told["state"], told["engine"]) == ("ok", "raw")
+        assert [(one["name"], one["xdp_mode"]) for one in told["interfaces"]] == [("eth0", None), ("eth1", None)]
+        assert all(one["why"].startswith("no engine xdp: ") and lacking in one["why"] for one in told["interfaces"])
+        shown = turnout(world.node, "status", env=env)
+        assert (shown.returncode, "eth0 raw, " in shown.stdout) == (0, True)
+        assert world.node.run(["nft", "list", "tables"]).stdout == f"table netdev turnout_{NAME}\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 0
+    assert_nothing_was_touched(world)
+
+
+def test_engine_raw_without_the_right_to_packet_sockets_is_a_missing_privilege(world, web):
+    no_sockets = ("setpriv", "--bounding-set=-net_raw", "--inh-caps=-net_raw")
+    done = turnout(world.node, *run_args(web, "--engine", "raw"), prefix=no_sockets)
+    assert_one_line(done, 77, "CAP_NET_RAW", "sudo")
+    assert_nothing_was_touched(world)
+
+
+def test_engine_raw_without_nft_is_a_missing_feature(world, web, tmp_path):
+    done = turnout(world.node, *run_args(web, "--engine", "raw"), prefix=("env", f"PATH={tmp_path}"))
+    assert_one_line(done, 77, "nft is not installed", "apt install nftables")
+    assert_nothing_was_touched(world)
+
+
+def test_engine_raw_is_refused_where_xdp_programs_were_left(world, web):
+    with daemon(world, web):
+        pass
+    done = turnout(world.node, *run_args(web, "--engine", "raw"))
+    assert_one_line(done, 1, "has left XDP programs", "`turnout detach` first")
+    assert SETTINGS.link_pins()
+
+
+def test_engine_xdp_clears_up_behind_engine_raw(world, web):
+    with daemon(world, web, "--engine", "raw", "--on-exit", "keep"):
+        pass
+    assert SETTINGS.table_folder.exists()
+    with daemon(world, web, "--engine", "xdp"):
+        assert world.node.run(["nft", "list", "tables"]).stdout == ""
+        assert not SETTINGS.table_folder.exists()
+        assert not SETTINGS.filter_record.exists()
+
+
+def test_another_capacity_or_layout_than_the_tables_of_engine_raw_have_is_refused(world, web):
+    with daemon(world, web, "--engine", "raw"):
+        pass
+    done = turnout(world.node, *run_args(web, "--engine", "raw", "--capacity", 2000))
+    assert_one_line(done, 1, "capacity.connections: 1000, now 2000", "give the same --capacity, or `turnout detach`")
+    layout = SETTINGS.table_folder / "layout"
+    layout.write_text(layout.read_text().replace('"state"', '"stats"'))
+    done = turnout(world.node, *run_args(web, "--engine", "raw"))
+    assert_one_line(done, 1, str(SETTINGS.table_folder), "stats", "`turnout detach` first")
 
 
 def test_sigterm_during_the_start_leaves_nothing(world, web):
@@ -311,8 +389,8 @@ def test_after_a_kill_it_is_not_running_and_detach_removes_what_is_left(world, w
     done = turnout(world.node, "detach")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
-        "removed eth0: the XDP program and its link",
-        "removed eth1: the XDP program and its link",
+        "removed eth0: the programs and their links",
+        "removed eth1: the programs and their links",
         f"removed {SETTINGS.pins}: the tables",
     ]
     assert_nothing_was_touched(world)
@@ -332,7 +410,7 @@ def test_detach_takes_one_interface_or_names_those_there_are(world, web):
     done = turnout(world.node, "detach", "-i", "eth7")
     assert_one_line(done, 2, "eth7", "only on eth0, eth1")
     done = turnout(world.node, "detach", "-i", "eth0")
-    assert done.stderr == "removed eth0: the XDP program and its link\n"
+    assert done.stderr == "removed eth0: the programs and their links\n"
     assert maps.is_complete(SETTINGS.pins)
     done = turnout(world.node, "detach", "-i", "eth1")
     assert done.stderr.splitlines()[-1] == f"removed {SETTINGS.pins}: the tables"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from tests.node import CONNECTIONS, ScenarioNode, Service, text_of
-from tests.packets import Address, ack, data, fin, rewritten, rst, syn, syn_ack, tcp_with, udp, udp_unsummed
+from tests.packets import Address, ack, data, fin, reset_to, rewritten, rst, syn, syn_ack, tcp_with, udp, udp_unsummed
 from xdp.schema import Reason
 
 WEB = Service("web", "10.96.0.1:80")
@@ -278,6 +279,42 @@ def test_C8_connections_to_an_endpoint_that_is_removed_go_on(node):
     assert goes_to(node, syn(other := node.client(), service.at), other, node.at("web-2", PORT))
 
 
+def test_C8_connections_to_an_endpoint_that_is_removed_may_be_reset(node):
+    """Either side is answered as by a closed port, whenever it sends next; the client may begin anew at once."""
+    impatient = replace(WEB, annotations={"turnout.dev/endpoint-removed": "reset"})
+    service = serve(node, impatient, "web-1")
+    client, endpoint = open_connection(node, service)
+    serve(node, impatient, "web-2")
+    assert node.flow(client)["state"] == "reset"
+    for frame, host in ((data(client, service.at), "client"), (data(endpoint, client), "web-1")):
+        for _ in range(2):
+            sent = node.send(frame, host)
+            expected = reset_to(node.on_the_wire(frame, host))
+            assert (sent.only, sent.reason) == ((host, expected), Reason.ENDPOINT_REMOVED)
+    for frame, host in ((rst(client, service.at), "client"), (rst(endpoint, client), "web-1")):
+        sent = node.send(frame, host)
+        assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.ENDPOINT_REMOVED)
+    assert goes_to(node, syn(client, service.at), client, node.at("web-2", PORT))
+    assert node.flow(client)["state"] == "syn_sent"
+
+
+def test_C8_connections_to_endpoints_that_stay_are_not_reset(node):
+    impatient = replace(WEB, annotations={"turnout.dev/endpoint-removed": "reset"})
+    patient = Service("patient", "10.96.0.2:80")
+    web_1, web_2 = node.endpoint("web-1", PORT), node.endpoint("web-2", PORT)
+    node.apply(impatient.with_endpoints(web_1, web_2), patient.with_endpoints(web_1))
+    opened = [open_connection(node, impatient) for _ in range(8)]
+    other, its_endpoint = open_connection(node, patient)
+    node.apply(impatient.with_endpoints(web_2), patient.with_endpoints(web_2))
+    gone = node.at("web-1", PORT)
+    for client, endpoint in opened:
+        assert (node.flow(client)["state"] == "reset") == (endpoint == gone)
+    for client, endpoint in opened:
+        if endpoint != gone:
+            assert goes_to(node, data(client, impatient.at), client, endpoint)
+    assert goes_to(node, data(other, patient.at), other, its_endpoint)
+
+
 def test_C8_datagrams_to_an_endpoint_that_is_removed_move(node):
     service, client = serve(node, DNS, "web-1"), node.client()
     node.send(udp(client, service.at))
@@ -298,6 +335,32 @@ def test_C8_datagrams_to_endpoints_that_stay_do_not_move(node):
             assert goes_to(node, udp(client, service.at), client, node.at(host, PORT))
         else:
             assert node.send(udp(client, service.at)).only[0] in ("web-1", "web-2")
+
+
+def test_C8_datagrams_move_when_only_their_own_service_has_lost_the_endpoint(node):
+    web_1, web_2 = node.endpoint("web-1", PORT), node.endpoint("web-2", PORT)
+    keeps = Service("keeps", "10.96.0.11:53", (web_1,), "UDP")
+    loses = DNS.with_endpoints(web_1)
+    node.apply(keeps, loses)
+    clients = [node.client() for _ in range(2)]
+    for client, service in zip(clients, (keeps, loses), strict=True):
+        assert node.send(udp(client, service.at)).only[0] == "web-1"
+    node.apply(keeps, loses.with_endpoints(web_2))
+    assert goes_to(node, udp(clients[0], keeps.at), clients[0], node.at("web-1", PORT))
+    assert node.send(udp(clients[1], loses.at)).only[0] == "web-2"
+
+
+def test_C8_datagrams_stay_while_their_endpoint_serves_and_move_when_it_ends(node):
+    """As a pod goes: it terminates and still serves, it serves no more, it is gone."""
+    web_1, web_2 = node.endpoint("web-1", PORT), node.endpoint("web-2", PORT)
+    ready = DNS.with_endpoints(web_1)
+    client = node.client()
+    node.apply(ready)
+    node.send(udp(client, ready.at))
+    for is_serving, host in ((True, "web-1"), (False, "web-2")):
+        conditions = {"ready": False, "serving": is_serving, "terminating": True}
+        node.apply(replace(ready, endpoints=(web_1, web_2), about={web_1: {"conditions": conditions}}))
+        assert node.send(udp(client, ready.at)).only[0] == host
 
 
 def test_C9_an_endpoint_that_comes_back_serves_again(node):
@@ -360,6 +423,41 @@ def test_C11_a_connection_that_was_forgotten_is_adopted_by_its_endpoint(node):
     assert node.flows() == []
     for client, endpoint in connections:
         assert goes_to(node, data(client, service.at), client, endpoint)
+
+
+@pytest.mark.engines("memory", "xdp", "xdp-generic", "afxdp", why="with raw the kernel does not get what is for a VIP")
+@pytest.mark.parametrize("admit", ["userspace", "xdp"])
+@pytest.mark.parametrize("frame", [ack, data, fin, syn_ack])
+def test_C11_a_packet_from_the_middle_of_a_connection_may_be_passed(node, frame, admit):
+    service, client = serve(node, _with_option(WEB, "pass", admit), "web-1"), node.client()
+    sent = node.send(frame(client, service.at))
+    expected = node.on_the_wire(frame(client, service.at), "client")
+    assert (sent.left, sent.passed, sent.reason) == ([], [expected], Reason.MID_STREAM_PASSED)
+    assert node.flows(client=text_of(client)) == []
+    client, endpoint = open_connection(node, service)
+    assert goes_to(node, data(client, service.at), client, endpoint)
+
+
+@pytest.mark.parametrize("admit", ["userspace", "xdp"])
+@pytest.mark.parametrize("frame", [ack, data, fin, syn_ack])
+def test_C11_a_packet_from_the_middle_of_a_connection_may_be_reset(node, frame, admit):
+    service, client = serve(node, _with_option(WEB, "reset", admit), "web-1"), node.client()
+    sent = node.send(frame(client, service.at))
+    expected = reset_to(node.on_the_wire(frame(client, service.at), "client"))
+    assert (sent.only, sent.reason) == (("client", expected), Reason.MID_STREAM_RESET)
+    assert node.flows(client=text_of(client)) == []
+    client, endpoint = open_connection(node, service)
+    assert goes_to(node, data(client, service.at), client, endpoint)
+
+
+def test_C11_datagrams_have_no_middle(node):
+    service, client = serve(node, _with_option(DNS, "reset"), "web-1"), node.client()
+    assert node.send(udp(client, service.at)).reason is Reason.ADMITTED
+
+
+def _with_option(service: Service, mid_stream: str, admit: str = "userspace") -> Service:
+    options = {"turnout.dev/mid-stream": mid_stream, "turnout.dev/admit": admit}
+    return replace(service, annotations=options)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from perf import clients
 from perf.world import wait_until
 from tests.node import Service, write_manifests
-from tests.scenarios.site import DNS_PORT, WEB_PORT, Site
-from xdp.schema import Reason
+from tests.scenarios.site import DNS_PORT, WEB_PORT, Site, count_active, undisturbed
+from xdp.schema import Reason, WhenStalled
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -25,27 +25,6 @@ def _services(site: Site) -> Iterator[None]:
     yield
     if site.daemon.is_answering():
         site.check_accounts()
-
-
-@contextlib.contextmanager
-def undisturbed(site: Site) -> Iterator[None]:
-    """Keep HTTP connections and UDP flows asking meanwhile; none may lose a packet, fail or move."""
-    with site.load("http-load", site.web) as http, site.load("udp-load", site.dns) as udp:
-        site.daemon.wait_for(lambda: count_active(site) == 40)
-        before = site.lost_segments()
-        yield
-        after = site.lost_segments()
-    for load in (http, udp):
-        result = load.result
-        assert (result.flows, result.failures, result.moved) == (20, {}, 0)
-        assert result.answered > 200
-    assert after <= before  # the notice that one was merely late may be late itself
-
-
-def count_active(site: Site) -> int:
-    """Return how many connections are open and have just been used."""
-    flows = site.daemon.ask("flows")
-    return sum(flow["state"] in ("established", "udp_replied") and flow["idle_s"] < 0.1 for flow in flows)
 
 
 def packets_forwarded(site: Site) -> int:
@@ -134,7 +113,7 @@ def ask_until(site: Site, condition: Callable[[], bool]) -> None:
 def test_while_the_daemon_stands_still_known_flows_go_on_and_new_ones_meet_what_the_service_says(site, word, reason):
     other = {Reason.STALLED_DROPPED: Reason.STALLED_PASSED, Reason.STALLED_PASSED: Reason.STALLED_DROPPED}[reason]
     site.daemon.apply(site.web, replace(site.dns, annotations={"turnout.dev/when-stalled": word}))
-    site.daemon.wait_for(lambda: site.when_stalled(site.dns) == word)
+    site.daemon.wait_for(lambda: site.row(site.dns)["when_stalled"] == WhenStalled[word.upper()])
     with undisturbed(site):
         counted, others = site.counted(reason), site.counted(other)
         with standing_still(site):
@@ -146,6 +125,46 @@ def test_while_the_daemon_stands_still_known_flows_go_on_and_new_ones_meet_what_
             assert site.counted(other) == others
         with site.asking() as ask:
             site.daemon.wait_for(lambda: ask(0.2) is not None)
+
+
+def test_while_the_daemon_is_dead_xdp_admits_new_connections(site):
+    """Nobody reads the rings; clients notice nothing, and the next daemon finds what was begun meanwhile."""
+    with undisturbed(site):
+        site.daemon.signal(signal.SIGKILL)
+        site.daemon.wait()
+        admitted = site.counted(Reason.ADMITTED)
+        result = clients.load_http(site.client, site.web.frontend, connections=30)
+        assert (result.answered, result.failures, len(result.answers)) == (30, {}, 3)
+        with site.asking() as ask:
+            name = ask()
+            assert name is not None
+            assert site.counted(Reason.ADMITTED) == admitted + 31
+            site.daemon.start()
+            assert ask() == name
+            client = f"{site.client.ip}:{ask.port}"
+            assert any(flow["client"] == client for flow in site.daemon.ask("flows"))
+
+
+def test_while_the_daemon_stands_still_xdp_admits_new_connections(site):
+    with undisturbed(site), standing_still(site):
+        admitted = site.counted(Reason.ADMITTED)
+        ask_until(site, lambda: site.counted(Reason.ADMITTED) > admitted)
+        result = clients.load_http(site.client, site.web.frontend, connections=30)
+        assert (result.answered, result.failures, len(result.answers)) == (30, {}, 3)
+
+
+@pytest.mark.parametrize("site", ["xdp", "xdp-generic"], indirect=True, scope="module")
+def test_a_service_may_have_xdp_admit_always(site):
+    site.daemon.apply(site.web, replace(site.dns, annotations={"turnout.dev/admit": "xdp"}))
+    site.daemon.wait_for(lambda: site.row(site.dns)["admits_here"] == 1)
+    with site.asking() as ask:
+        assert ask() is not None  # its client may be unknown: then userspace looks for the way back
+    admitted, punted = site.counted(Reason.ADMITTED), site.counted(Reason.NEW_FLOW)
+    for _ in range(10):
+        with site.asking() as ask:
+            assert ask() is not None
+    assert site.counted(Reason.ADMITTED) == admitted + 10
+    assert site.counted(Reason.NEW_FLOW) == punted
 
 
 # Manifests.

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conntrack.compiled import extents_with, number_of_current
 from tests.native import Native
-from tests.reference import first_bucket, hash_of, second_bucket
+from tests.reference import first_place, hash_of, second_place
 from xdp import hash as twin
 from xdp.jit import compiled
 from xdp.schema import Limit, Tag
@@ -18,13 +19,14 @@ SAMPLES = 20_000
 
 @compiled
 def _all_of(addrs, ports, protocols, key0, key1, buckets, out):
-    """Fill `out` (n, 4) with hash, first and second bucket, and tag."""
+    """Fill `out` (n, 5) with hash, first and second place, tag, and home."""
     for i in range(len(addrs)):
         hashed = twin.hash_tuple(addrs[i], ports[i], protocols[i], key0, key1)
         out[i, 0] = hashed
-        out[i, 1] = np.uint64(twin.first_bucket(hashed, buckets))
-        out[i, 2] = np.uint64(twin.second_bucket(hashed, buckets))
+        out[i, 1] = np.uint64(twin.first_place(hashed, buckets))
+        out[i, 2] = np.uint64(twin.second_place(hashed, buckets))
         out[i, 3] = twin.tag_of(hashed)
+        out[i, 4] = np.uint64(twin.home_of(hashed))
 
 
 @compiled
@@ -64,7 +66,7 @@ def test_a_five_tuple_lies_in_the_same_place_for_all(buckets: int, native: Nativ
     ports = random.integers(0, 2**32, SAMPLES, np.uint32)
     protocols = random.choice(np.array([0, 1, 6, 17, 255], np.uint8), SAMPLES)
     keys = random.integers(0, 2**64, 2, np.uint64)
-    out = np.zeros((SAMPLES, 4), np.uint64)
+    out = np.zeros((SAMPLES, 5), np.uint64)
     _all_of(addrs, ports, protocols, keys[0], keys[1], buckets, out)
     library = native.library
     for index in range(SAMPLES):
@@ -72,15 +74,46 @@ def test_a_five_tuple_lies_in_the_same_place_for_all(buckets: int, native: Nativ
         hashed = library.native_hash(native.tuple(*key), int(keys[0]), int(keys[1]))
         in_c = [
             hashed,
-            library.native_first_bucket(hashed, buckets),
-            library.native_second_bucket(hashed, buckets),
+            library.native_first_place(hashed, buckets),
+            library.native_second_place(hashed, buckets),
             library.native_tag(hashed),
+            library.native_home(hashed),
         ]
         assert out[index].tolist() == in_c
         assert hash_of(*key, int(keys[0]), int(keys[1])) == hashed
-        assert [first_bucket(hashed, buckets), second_bucket(hashed, buckets)] == in_c[1:3]
+        assert [first_place(hashed, buckets), second_place(hashed, buckets)] == in_c[1:3]
     assert out[:, 1:3].max() < buckets
     assert out[:, 3].min() >= Tag.FIRST
+
+
+@compiled
+def _extent(k, buckets):
+    return twin.extent_of(k, buckets)
+
+
+@compiled
+def _current(extents):
+    return twin.named_extent(extents)
+
+
+@pytest.mark.parametrize("buckets", [2, 1023, 1024, 1025, 4096, 5000, 156_250, 2**31 - 1])
+def test_extents_follow_each_other_and_the_last_one_is_the_whole_table(buckets: int, native: Native):
+    ends = [0]
+    for k in range(Limit.EXTENTS):
+        start, count = _extent(k, buckets)
+        in_c = native.library.native_extent(k, buckets)
+        assert (in_c.start, in_c.buckets) == (start, count)
+        if count < buckets:
+            assert start == ends[-1]
+            assert start % Limit.FIRST_EXTENT == 0
+        ends.append(start + count)
+        word = extents_with(0, k, buckets)
+        found = native.library.native_named_extent(int(word))
+        assert (found.start, found.buckets) == _current(np.uint64(word)) == (start, count)
+        assert number_of_current(np.uint64(word), buckets) == next(
+            n for n in range(k + 1) if _extent(n, buckets) == (start, count)
+        )
+    assert _extent(Limit.EXTENTS - 1, buckets) == (0, buckets)
 
 
 def test_tags_and_buckets_are_spread_evenly():
@@ -88,7 +121,7 @@ def test_tags_and_buckets_are_spread_evenly():
     count, buckets = 65_536, 256
     addrs = np.arange(count, dtype=np.uint64) << np.uint64(8) | np.uint64(0x0100600A << 32)
     ports = np.full(count, 0x5000_1234, np.uint32)
-    out = np.zeros((count, 4), np.uint64)
+    out = np.zeros((count, 5), np.uint64)
     _all_of(addrs, ports, np.full(count, 6, np.uint8), np.uint64(1), np.uint64(2), buckets, out)
     share = count / buckets
     for column in (1, 2):

@@ -109,7 +109,7 @@ def test_a_program_that_does_not_load_is_one_error(loaded: Loaded, tmp_path: Pat
 
 
 def test_a_source_that_is_not_there_is_named(loaded: Loaded, tmp_path: Path):
-    with pytest.raises(loader.LoadError, match=r"absent.c: No such file"):
+    with pytest.raises(UsageError, match=r"absent.c: No such file"):
         loader.load(loaded.folder, tmp_path / "absent.c", "count")
 
 
@@ -185,7 +185,10 @@ def test_a_program_of_somebody_else_is_left_alone(loaded: Loaded, world: World, 
 def test_auto_falls_back_to_generic_and_says_why(loaded: Loaded, world: World, pin: Path):
     with world.node.entered():
         attachment = loader.attach(loaded.first, "lo", "auto", pin)
-    assert (attachment.mode, attachment.why) == ("generic", "lo: native XDP refused (EOPNOTSUPP)")
+    assert (attachment.mode, attachment.why) == (
+        "generic",
+        "lo: native XDP refused (EOPNOTSUPP: Underlying driver does not support XDP in native mode)",
+    )
     assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.first).id)
 
 
@@ -206,7 +209,7 @@ def test_another_mode_that_is_asked_for_is_given(loaded: Loaded, world: World, p
 def test_another_mode_that_is_refused_leaves_the_program_that_ran(loaded: Loaded, world: World, pin: Path):
     with world.node.entered():
         loader.attach(loaded.first, "lo", "generic", pin)
-        with pytest.raises(AttachError, match=r"lo: native XDP refused \(EOPNOTSUPP\)"):
+        with pytest.raises(AttachError, match=r"lo: native XDP refused \(EOPNOTSUPP: Underlying"):
             loader.attach(loaded.second, "lo", "native", pin)
     assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.first).id)
     with world.node.entered():

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from conntrack import compiled as flows
+from conntrack import grace
 from conntrack.table import FlowTable
 from tests.packets import rewritten, tcp_frame, udp_frame
 from xdp import kernel, loader, maps
@@ -146,6 +147,7 @@ def write(tables, number, keys, hot, operations, expired_jiffies, seed, clock, c
     What was found or inserted is checked again when the turn ends (`held`: slots and keys): until then none is reused.
     """
     store_release(tables.heartbeats, number, _ONE)
+    grace.enter(tables, number)
     while counts[OPS] < operations:
         now = np.uint32(load_acquire(clock, 0))
         holding = 0
@@ -181,7 +183,12 @@ def write(tables, number, keys, hot, operations, expired_jiffies, seed, clock, c
         fence()
         for place in range(holding):
             counts[WRONG] += not is_whole(tables, held[place, 0], held[place, 1])
-        store_release(tables.turns, number, load_acquire(tables.turns, number) + _ONE)
+        if dice & 7:
+            grace.turn(tables, number)
+        else:  # as before a sleep: outside nothing is held
+            grace.leave(tables, number)
+            grace.enter(tables, number)
+    grace.leave(tables, number)
     store_release(tables.heartbeats, number, np.uint64(0))
 
 
@@ -216,7 +223,7 @@ def claim_and_leave(tables, owners, operations, seed):
     buckets = len(tables.tags) // 4
     for _ in range(operations):
         dice = _random(seed)
-        slot = flows._claim(tables.tags, (np.uint64(3), dice % buckets, (dice >> 16) % buckets))
+        slot = flows._claim_in(tables.tags, dice % buckets, dice >> 16 & 15)
         if slot == flows.FULL:
             continue
         doubled += fetch_add(owners, slot, _ONE) != np.uint64(0)

@@ -23,15 +23,55 @@ static inline __u64 hash_tuple(const struct tuple *tuple, __u64 key0, __u64 key1
 	return hash ^ hash >> 32;
 }
 
-/* The two buckets that a hash may lie in, of `buckets`; they may be the same one. */
-static inline __u32 first_bucket(__u64 hash, __u32 buckets)
+/* The two places of `count` that a hash may lie in; they may be the same one. */
+static inline __u32 first_place(__u64 hash, __u32 count)
 {
-	return (hash & 0xffffffff) * buckets >> 32;
+	return (hash & 0xffffffff) * count >> 32;
 }
 
-static inline __u32 second_bucket(__u64 hash, __u32 buckets)
+static inline __u32 second_place(__u64 hash, __u32 count)
 {
-	return (hash * 0x9e3779b97f4a7c15ULL >> 32) * buckets >> 32;
+	return (hash * 0x9e3779b97f4a7c15ULL >> 32) * count >> 32;
+}
+
+/* An extent is a range of a table's buckets. The flows of a table with few of them lie close together, on few pages. */
+struct extent {
+	__u32 start;
+	__u32 buckets;
+};
+
+/* Extent k of a table with `buckets`: what lies behind those before it. The last one is the whole table, which is more
+ * than twice as large as all others together: else it would fill unevenly. */
+static inline struct extent extent_of(__u32 k, __u32 buckets)
+{
+	__u64 end = (__u64)FIRST_EXTENT << EXTENT_SHIFT * k;
+	__u32 start = k ? end >> EXTENT_SHIFT : 0;
+
+	return k < EXTENTS - 1 && 2 * end < buckets ? (struct extent){ start, end - start } : (struct extent){ 0, buckets };
+}
+
+/* The extent that a word of struct control names. */
+static inline struct extent named_extent(__u64 word)
+{
+	return (struct extent){ (word >> 8 & 0xffffff) * FIRST_EXTENT, word >> 32 };
+}
+
+/* The two buckets of a hash in an extent. */
+static inline __u32 first_bucket(__u64 hash, struct extent extent)
+{
+	return extent.start + first_place(hash, extent.buckets);
+}
+
+static inline __u32 second_bucket(__u64 hash, struct extent extent)
+{
+	return extent.start + second_place(hash, extent.buckets);
+}
+
+/* Where in its first bucket a flow lies if there is room: of most flows the record is then the only line that is read.
+ * The next best is the other line of the same 128 bytes, which processors fetch together. */
+static inline __u32 home_of(__u64 hash)
+{
+	return hash >> 32 & (BUCKET_TAGS - 1);
 }
 
 /* The tag of a hash: never a reserved value. */
@@ -51,6 +91,26 @@ static inline __u64 lanes_equal(__u64 word, __u64 tag)
 	return ~(((x & low) + low) | x | low);
 }
 
+/* How many bits of what hits_of() returns are set. */
+static inline __u32 hit_count(__u64 hits)
+{
+	__u64 pairs = (hits & 0x5555555555555555ULL) + (hits >> 1 & 0x5555555555555555ULL);
+	__u64 fours = (pairs & 0x3333333333333333ULL) + (pairs >> 2 & 0x3333333333333333ULL);
+
+	return fours * 0x0001000100010001ULL >> 48;
+}
+
+/* Which bit of what hits_of() returns is tag `number` of a bucket. */
+static inline __u32 bit_of(__u32 number)
+{
+	return (number & 3) << 4 | number >> 2;
+}
+
+static inline bool is_hit(__u64 hits, __u32 number)
+{
+	return hits >> bit_of(number) & 1;
+}
+
 /* Which tags of a bucket equal `tag`: bit 16 i + w is tag i of word w, so that one number holds all sixteen. */
 static inline __u64 hits_of(const struct bucket *bucket, __u64 tag)
 {
@@ -58,19 +118,16 @@ static inline __u64 hits_of(const struct bucket *bucket, __u64 tag)
 	       lanes_equal(bucket->word[2], tag) >> 13 | lanes_equal(bucket->word[3], tag) >> 12;
 }
 
-/* The number within its bucket (4 w + i) of a tag whose bit is set in `hits`; at least one is. BPF cannot count zeros. */
+/* The number within its bucket (4 w + i) of the lowest tag that is set in `hits`; at least one is. BPF cannot count zeros,
+ * and branches cost the verifier more than this costs a packet. */
 static inline __u32 lowest_hit(__u64 hits)
 {
-	__u64 hit = hits & -hits;
-	__u32 number = 0;
+	__u64 below = (hits & -hits) - 1;
+	__u32 bit;
 
-	if (hit & 0xffff0000ffff0000ULL)  /* i is odd */
-		number += 1;
-	if (hit & 0xffffffff00000000ULL)  /* i is 2 or 3 */
-		number += 2;
-	if (hit & 0x000a000a000a000aULL)  /* w is odd */
-		number += 4;
-	if (hit & 0x000c000c000c000cULL)  /* w is 2 or 3 */
-		number += 8;
-	return number;
+	below -= below >> 1 & 0x5555555555555555ULL;
+	below = (below & 0x3333333333333333ULL) + (below >> 2 & 0x3333333333333333ULL);
+	below = (below + (below >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	bit = below * 0x0101010101010101ULL >> 56;
+	return (bit & 3) << 2 | bit >> 4;
 }

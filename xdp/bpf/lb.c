@@ -9,17 +9,18 @@
 #include "checksum.h"
 #include "parse.h"
 #include "rewrite.h"
+#include "ipv6.h"
 
-#define TABLE(leaf, name, rows) BPF_TABLE_PINNED("array", u32, leaf, name, rows, TABLES_FOLDER "/" #name, BPF_F_MMAPABLE)
+#include "find.c"
 
-TABLE(struct bucket, tags, TAGS_ROWS);
-TABLE(struct flow, flows, FLOWS_ROWS);
 TABLE(struct frontend, frontends, FRONTENDS_ROWS);
 TABLE(struct service, services, SERVICES_ROWS);
+TABLE(struct maglev_line, maglev, MAGLEV_ROWS);
+TABLE(struct endpoint, endpoints, ENDPOINTS_ROWS);
+TABLE(struct host, hosts, HOSTS_ROWS);
+TABLE(struct datagram, datagrams, DATAGRAMS_ROWS);
 TABLE(struct next_hop, next_hops, NEXT_HOPS_ROWS);
-TABLE(struct control, control, CONTROL_ROWS);
 TABLE(struct worker, workers, WORKERS_ROWS);
-TABLE(struct machine, machine, MACHINE_ROWS);
 TABLE(struct counters, xdp_counters, XDP_COUNTERS_ROWS);
 
 struct queue {
@@ -27,10 +28,10 @@ struct queue {
 	u32 index;
 };
 BPF_TABLE_PINNED("hash", struct queue, u32, queues, MAX_WORKERS, TABLES_FOLDER "/queues", 0);
+BPF_TABLE_PINNED("lpm_trie", struct prefix, u32, routes, ROUTES_ROWS, TABLES_FOLDER "/routes", 1 /* BPF_F_NO_PREALLOC */);
 BPF_XSKMAP(sockets, MAX_WORKERS, TABLES_FOLDER "/sockets");
 
-_Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
-_Static_assert(sizeof(struct bucket) == 32, "a bucket's tags are half a cache line");
+enum { NO_READER = 0xffffffff };
 
 /* A verdict on the way out: what xdp_lb() returns, and why. */
 struct result {
@@ -48,57 +49,14 @@ static inline struct result drop(enum reason reason)
 	return (struct result){ XDP_DROP, reason };
 }
 
-/* Flow: the record of a five-tuple in one bucket, or none. */
-static inline struct flow *find_in_bucket(u32 number, u64 tag, const struct tuple *tuple)
-{
-	struct bucket *bucket = tags.lookup(&number);
-	u64 hits;
-	int n;
-
-	if (!bucket)
-		return 0;
-	hits = hits_of(bucket, tag);
-	for (n = 0; n < BUCKET_TAGS && hits; n++) {
-		u32 slot = number * BUCKET_TAGS + lowest_hit(hits);
-		struct flow *flow = flows.lookup(&slot);
-
-		if (flow && *(u64 *)&flow->src_addr == tuple->addrs && *(u32 *)&flow->src_port == tuple->ports &&
-		    flow->protocol == tuple->protocol)
-			return flow;
-		hits &= hits - 1;
-	}
-	return 0;
-}
-
-static inline struct flow *find_flow(const struct tuple *tuple, const struct control *words)
-{
-	u64 hash = hash_tuple(tuple, words->hash_key[0], words->hash_key[1]);
-	struct flow *flow = find_in_bucket(first_bucket(hash, TAGS_ROWS), tag_of(hash), tuple);
-
-	return flow ? flow : find_in_bucket(second_bucket(hash, TAGS_ROWS), tag_of(hash), tuple);
-}
-
-/* A connection is past its deadline when neither direction was seen for the timeout of its state. Rarely more than the
- * first comparison. */
-static inline bool is_expired(const struct flow *flow, u32 timeout, u32 now, const struct control *words)
-{
-	u32 number = flow->peer;
-	struct flow *peer;
-
-	if ((s32)(now - flow->last_seen) <= (s32)timeout || (s32)(now - words->aged_from) <= (s32)timeout)
-		return false;
-	peer = flows.lookup(&number);
-	return !peer || (s32)(now - peer->last_seen) > (s32)timeout;
-}
-
-/* Service: the frontend of (address, port, protocol), or none. Port and protocol 0 ask whether it is a VIP. */
+/* Service: the frontend of (address, port, protocol), or none. */
 static inline struct frontend *find_frontend(u32 addr, u16 port, u32 protocol, const struct control *words)
 {
 	struct tuple key = { addr, port, protocol };
 	u64 hash = hash_tuple(&key, words->hash_key[0], words->hash_key[1]);
 	u64 wanted = (u64)1 << 56 | (u64)protocol << 48 | (u64)port << 32 | addr;
-	u32 first = first_bucket(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
-	u32 second = second_bucket(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
+	u32 first = first_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
+	u32 second = second_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
 	struct frontend *frontend;
 	u32 place;
 	int way;
@@ -113,90 +71,235 @@ static inline struct frontend *find_frontend(u32 addr, u16 port, u32 protocol, c
 	return 0;
 }
 
-/* Punt: to the worker of this queue, if it lives. A reader that was stopped would swallow every frame. */
-static inline struct result punt(struct xdp_md *ctx, enum reason reason, u8 when_stalled, const struct control *words)
+/* Whether an address of a family (0 or PROTOCOL_IPV6) is a VIP: has a frontend, and is none of the node's own. Looked at
+ * where no flow was found. */
+static inline bool is_vip_of(u32 addr, u32 family, const struct control *words)
+{
+	struct tuple key = { addr, 0, family };
+	u64 hash = hash_tuple(&key, words->hash_key[0], words->hash_key[1]);
+	u32 place = first_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS, way;
+	struct frontend *frontend;
+
+#pragma nounroll
+	for (way = 0; way < 2 * FRONTEND_WAYS; way++, place++) {
+		if (way == FRONTEND_WAYS)
+			place = second_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
+		frontend = frontends.lookup(&place);
+		if (frontend && *(u64 *)frontend == ((u64)1 << 56 | (u64)family << 48 | addr))
+			return true;
+	}
+	return false;
+}
+
+static inline bool is_vip(u32 addr, const struct control *words)
+{
+	return is_vip_of(addr, 0, words);
+}
+
+/* Punt: to the worker of this queue, if it lives: a reader that was stopped would swallow every frame. It is away when
+ * the first frame that was punted since its last turn has waited for too long; asleep or awake makes no difference. */
+static inline u32 reader_of(struct xdp_md *ctx, const struct control *words)
 {
 	struct queue queue = { ctx->ingress_ifindex, ctx->rx_queue_index };
-	u32 *number = queues.lookup(&queue);
+	u32 *number = queues.lookup(&queue), index;
 	struct worker *worker;
-	int action;
+	u64 since;
 
-	if (number) {
-		u32 index = *number;
+	if (!number)
+		return NO_READER;
+	index = *number;
+	worker = workers.lookup(&index);
+	if (!worker || !worker->heartbeat)
+		return NO_READER;
+	since = *(volatile u64 *)&worker->waiting_since;
+	return !since || bpf_jiffies64() - since <= words->stall_jiffies ? index : NO_READER;
+}
 
-		worker = workers.lookup(&index);
-		/* Either side of now: the worker reads the same clock a little differently. */
-		if (worker && worker->heartbeat &&
-		    (u32)bpf_jiffies64() - (u32)worker->heartbeat + words->stall_jiffies <= 2 * words->stall_jiffies) {
-			action = sockets.redirect_map(index, XDP_ABORTED);
-			if (action == XDP_REDIRECT)
-				return (struct result){ action, reason };
-		}
-	}
-	/* The place of admission inside XDP; until then a new flow waits for userspace, or goes to the kernel. */
-	return when_stalled == WHEN_STALLED_PASS ? pass(REASON_STALLED_PASSED) : drop(REASON_STALLED_DROPPED);
+static inline struct result punt(u32 reader, struct result otherwise, enum reason reason)
+{
+	struct worker *worker = workers.lookup(&reader);
+
+	if (!worker || sockets.redirect_map(reader, XDP_ABORTED) != XDP_REDIRECT)
+		return otherwise;
+	if (!worker->waiting_since)
+		worker->waiting_since = bpf_jiffies64();
+	return (struct result){ XDP_REDIRECT, reason };
+}
+
+/* Why a frame cannot go to a next hop; FORWARDED if it can, TO_KERNEL if the kernel is to route it there. */
+static inline enum reason refusal_of(const struct next_hop *hop, u32 length)
+{
+	if (!hop || hop->state == HOP_UNRESOLVED)
+		return REASON_NO_NEXT_HOP;
+	if (hop->state != HOP_FORWARD)
+		return hop->state == HOP_KERNEL ? REASON_TO_KERNEL : REASON_NOT_FORWARDABLE;
+	if (length > hop->mtu + sizeof(struct ethernet))
+		return REASON_TOO_BIG;
+	return REASON_FORWARDED;
+}
+
+/* Rewrite for the kernel, which routes the packet, counts its TTL down and minds the MTU. It is to see client and endpoint
+ * in both directions: a reply goes to it as it is, and is translated as it leaves (egress.c). */
+static inline struct result hand_over(void *data, void *end, const struct packet *packet, struct flow *flow, u8 event,
+				      const struct machine *rules, u32 now)
+{
+	if (flow->direction == REPLY)
+		return pass(REASON_LEFT_TO_EGRESS);
+	if (flow->new_src_addr != flow->src_addr)  /* it takes no packet that comes from its own address */
+		return drop(REASON_NOT_FORWARDABLE);
+	if (rewrite(data, end, packet->l4, flow, 0))
+		return pass(REASON_TOO_SHORT);
+	advance(flow, event, rules);
+	touch(flow, now, 1, end - data);
+	return pass(REASON_TO_KERNEL);
+}
+
+/* Whether the kernel routes a flow's packets: userspace could only hand them back, one by one. */
+static inline bool is_for_kernel(const struct flow *flow)
+{
+	u32 number = flow->next_hop;
+	struct next_hop *hop = next_hops.lookup(&number);
+
+	return hop && hop->state == HOP_KERNEL;
 }
 
 /* Rewrite: send a packet along its flow. */
-static inline struct result forward(struct xdp_md *ctx, const struct packet *packet, struct flow *flow,
-				    const struct machine *rules, u32 now, const struct control *words)
+static inline struct result forward(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, u8 event,
+				    const struct machine *rules, u32 now)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	u32 number = flow->next_hop;
 	struct next_hop *hop = next_hops.lookup(&number);
-	u8 state = flow->state, event = EVENT_DATA, next;
 	u32 length = end - data;
+	enum reason refusal = refusal_of(hop, length);
 
-	if (packet->tuple.protocol == PROTOCOL_TCP)
-		event = rules->event_of_flags[packet->tcp_flags & TCP_FLAGS];
-	if (event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[state & 15])
-		return punt(ctx, REASON_REOPENED, WHEN_STALLED_DROP, words);
-	if (packet->ttl <= 1)
-		return pass(REASON_TTL_EXPIRED);
-	if (!OFFLOAD) {
-		struct result punted = punt(ctx, REASON_NOT_OFFLOADED, WHEN_STALLED_DROP, words);
-
-		if (punted.action == XDP_REDIRECT)
-			return punted;
-		/* Nobody reads: what is known goes on here until somebody does. */
-	}
-	if (!hop || hop->state == HOP_UNRESOLVED)
-		return drop(REASON_NO_NEXT_HOP);
-	if (hop->state != HOP_FORWARD)
-		return drop(REASON_NOT_FORWARDABLE);
-	if (length > hop->mtu + sizeof(struct ethernet))
-		return drop(REASON_TOO_BIG);
-
-	next = rules->next_state[(state & 15) << 4 | (flow->direction & 1) << 3 | (event & 7)];
-	if (next != state) {
-		u32 peer_slot = flow->peer;
-		struct flow *peer = flows.lookup(&peer_slot);
-
-		flow->state = next;
-		if (peer)
-			peer->state = next;
-	}
+	if (!hop || refusal != REASON_FORWARDED)
+		return refusal == REASON_TO_KERNEL ? hand_over(data, end, packet, flow, event, rules, now) :
+						     drop(refusal);
+	advance(flow, event, rules);
 	if (rewrite(data, end, packet->l4, flow, hop))
 		return pass(REASON_TOO_SHORT);
-	if (flow->last_seen != now)  /* a line that nobody dirties stays shared */
-		flow->last_seen = now;
-	flow->packets += 1;
-	flow->bytes += length;
+	touch(flow, now, 1, length);
 	/* Back out of the same interface, too: on a veth, XDP_TX does not wake a peer that has GRO and no program. */
 	return (struct result){ bpf_redirect(hop->ifindex, 0), REASON_FORWARDED };
+}
+
+/* ARP, while VIPs are announced: a question for one is punted, to be answered; who else claims one is heard by control,
+ * through the kernel. */
+static inline struct result handle_arp(struct xdp_md *ctx, const struct control *words)
+{
+	struct arp *arp = parse_arp((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+
+	if (!arp)
+		return pass(REASON_NOT_IPV4);
+	if (is_vip((u32)arp->sender[1] << 16 | arp->sender[0], words))
+		return pass(REASON_VIP_CLAIMED);
+	if (be16(arp->operation) == ARP_REQUEST && is_vip((u32)arp->target[1] << 16 | arp->target[0], words))
+		return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), REASON_VIP_ARP);
+	return pass(REASON_NOT_IPV4);
+}
+
+/* Where a datagram in fragments is noted. */
+static inline struct datagram *datagram_of(const struct packet *packet, const struct control *words)
+{
+	struct tuple key = { packet->tuple.addrs, packet->datagram, 0 };
+	u32 place = first_place(hash_tuple(&key, words->hash_key[0], words->hash_key[1]), DATAGRAMS_ROWS);
+
+	return datagrams.lookup(&place);
+}
+
+/* Whether the first fragment of this one's datagram was of a flow. */
+static inline bool is_followed(const struct packet *packet, u32 now, const struct control *words)
+{
+	struct datagram *datagram = datagram_of(packet, words);
+
+	return datagram && datagram->addrs == packet->tuple.addrs && datagram->which == packet->datagram &&
+	       now - datagram->seen <= FRAGMENT_S * words->hertz;
+}
+
+/* Neither TCP nor UDP in one piece, of no flow: ours if it is to a VIP, where nothing is handed on that a router would
+ * only send back. */
+static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 now,
+					const struct control *words)
+{
+	if (found == REASON_VIP_FRAGMENT && is_followed(packet, now, words))
+		found = REASON_FLOW_FRAGMENT;
+	else if (!is_vip(packet->tuple.addrs >> 32, words))
+		return pass(found == REASON_VIP_FRAGMENT ? REASON_OTHER_FRAGMENT :
+			    found == REASON_VIP_ECHO ? REASON_OTHER_ICMP : found);
+	if (packet->ttl <= 1)
+		return pass(REASON_TTL_EXPIRED);
+	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && !words->answers_echo))
+		return drop(REASON_NOT_SERVED);
+	if (found == REASON_NOT_TCP_UDP)
+		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
+	return punt(reader_of(ctx, words), drop(REASON_STALLED_DROPPED), found);
+}
+
+#include "admit.c"
+#include "ipv6.c"
+
+/* Whether a packet comes from an address that no host has: "this" network, loopback, multicast or broadcast. The kernel
+ * would not route it either, but for most of "this" network. */
+static inline bool is_martian(const struct packet *packet)
+{
+	u32 source = packet->tuple.addrs;
+	u8 network = source;
+
+	if (packet->tuple.protocol & PROTOCOL_IPV6)  /* a name */
+		return false;
+	return network == 0 || network == 127 || (network & 0xf0) == 0xe0 || source == 0xffffffff;
+}
+
+/* Who decides on a new connection: XDP itself if the Service says so, else userspace; and while that is away, XDP again,
+ * unless the Service would rather have such packets dropped or passed. */
+static inline struct result decide(struct xdp_md *ctx, const struct packet *packet, u32 event, enum reason why,
+				   struct flow *old, const struct machine *rules, u32 now, struct control *words)
+{
+	struct frontend *frontend =
+		find_frontend(packet->tuple.addrs >> 32, packet->tuple.ports >> 16, packet->tuple.protocol, words);
+	struct service *service;
+	struct result result;
+	u32 row, reader;
+
+	if (!frontend && !is_vip(packet->tuple.addrs >> 32, words))
+		return pass(REASON_NOT_OURS);
+	if (packet->ttl <= 1)
+		return pass(REASON_TTL_EXPIRED);
+	if (is_martian(packet))
+		return drop(REASON_MARTIAN_SOURCE);
+	reader = reader_of(ctx, words);
+	if (!frontend)
+		return punt(reader, drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
+	row = frontend->service;
+	service = services.lookup(&row);
+	/* Now or never: what is given back from userspace, as it was, would come by here again in generic mode. */
+	if (service && service->mid_stream == MID_STREAM_PASS && rules->first_state[event & 7] == STATE_ADOPTED)
+		return pass(REASON_MID_STREAM_PASSED);
+	if (!service || service->needs || !service->admits_here || has_options(packet) || !OFFLOAD) {
+		result = punt(reader, drop(REASON_STALLED_DROPPED), why);
+		if (result.action == XDP_REDIRECT || !service || service->when_stalled == WHEN_STALLED_DROP)
+			return result;
+		if (service->when_stalled == WHEN_STALLED_PASS)
+			return pass(REASON_STALLED_PASSED);
+		if (service->needs)
+			return result;
+	}
+	result = admit(ctx, packet, event, old, service, reader == NO_READER, rules, now, words);
+	/* What cannot be decided here, userspace may know better. */
+	return result.action == XDP_DROP ? punt(reader, result, why) : result;
 }
 
 static inline struct result handle(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	enum reason found, why = REASON_NEW_FLOW;
 	struct packet packet = {};
 	struct control *words;
 	struct machine *rules;
-	struct frontend *frontend;
-	struct service *service;
+	struct result result;
 	struct flow *flow;
-	enum reason found;
-	u32 zero = 0, now, row;
+	u32 zero = 0, now, event = EVENT_DATA;
 
 	words = control.lookup(&zero);
 	rules = machine.lookup(&zero);
@@ -204,29 +307,62 @@ static inline struct result handle(struct xdp_md *ctx)
 		return pass(REASON_NOT_OURS);
 
 	found = parse(data, end, &packet);
-	if (found == REASON_VIP_FRAGMENT)
-		return find_frontend(packet.tuple.addrs >> 32, 0, 0, words) ?
-			punt(ctx, found, WHEN_STALLED_DROP, words) : pass(REASON_OTHER_FRAGMENT);
-	if (found != REASON_FORWARDED && found != REASON_ICMP_ERROR)
+	if (found == REASON_NOT_IPV4 && is_ipv6(data, end))
+		return handle_ipv6(ctx, rules, words);
+	if (found == REASON_NOT_IPV4 && words->answers_arp)
+		return handle_arp(ctx, words);
+	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT)
 		return pass(found);
 
 	now = bpf_jiffies64();
-	flow = find_flow(&packet.tuple, words);
-	if (flow && is_expired(flow, rules->timeout[flow->state & 15], now, words))
-		flow = 0;
-	if (found == REASON_ICMP_ERROR)
-		return flow ? punt(ctx, found, WHEN_STALLED_PASS, words) : pass(REASON_OTHER_ICMP);
-	if (flow)
-		return forward(ctx, &packet, flow, rules, now, words);
+	flow = found == REASON_FORWARDED || found == REASON_ICMP_ERROR || found == REASON_FLOW_FRAGMENT ?
+	       find_flow(&packet.tuple, words) : 0;
+	if (found == REASON_ICMP_ERROR) {
+		if (flow && !is_expired(flow, rules->timeout[flow->state & 15], now, words))
+			return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found);
+		found = REASON_OTHER_ICMP;
+	}
+	if (found == REASON_FLOW_FRAGMENT) {
+		struct datagram *datagram = datagram_of(&packet, words);
 
-	frontend = find_frontend(packet.tuple.addrs >> 32, packet.tuple.ports >> 16, packet.tuple.protocol, words);
-	if (!frontend)
-		return pass(REASON_NOT_OURS);
-	if (packet.ttl <= 1)
-		return pass(REASON_TTL_EXPIRED);
-	row = frontend->service;
-	service = services.lookup(&row);
-	return punt(ctx, REASON_NEW_FLOW, service ? service->when_stalled : WHEN_STALLED_DROP, words);
+		if (flow && datagram && !is_expired(flow, rules->timeout[flow->state & 15], now, words)) {
+			datagram->addrs = packet.tuple.addrs;
+			datagram->which = packet.datagram;
+			datagram->seen = now;
+		}
+		found = REASON_VIP_FRAGMENT;
+	}
+	if (found != REASON_FORWARDED)
+		return handle_rest(ctx, &packet, found, now, words);
+	if (packet.tuple.protocol == PROTOCOL_TCP)
+		event = rules->event_of_flags[packet.tcp_flags & TCP_FLAGS];
+	if (flow) {
+		bool is_over = is_expired(flow, rules->timeout[flow->state & 15], now, words);
+
+		if (!is_over && event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[flow->state & 15]) {
+			is_over = true;
+			why = REASON_REOPENED;
+		}
+		if (!is_over) {
+			if (packet.ttl <= 1)
+				return pass(REASON_TTL_EXPIRED);
+			/* If nobody reads, what is known goes on here until somebody does. Options are walked there: it
+			 * would take the verifier more than all the rest. */
+			if ((!OFFLOAD && !is_for_kernel(flow)) || has_options(&packet)) {
+				result = punt(reader_of(ctx, words), drop(0), OFFLOAD ? REASON_OPTIONS : REASON_NOT_OFFLOADED);
+				if (result.action == XDP_REDIRECT)
+					return result;
+			}
+			result = forward(ctx, &packet, flow, event, rules, now);
+			if (result.reason == REASON_TOO_BIG)
+				return punt(reader_of(ctx, words), result, REASON_OVERSIZED);
+			return result;
+		}
+		/* Over for every packet, so that those of others need not be asked; but for the SYN that begins another. */
+		if (flow->state == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL))
+			return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
+	}
+	return decide(ctx, &packet, event, why, flow, rules, now, words);
 }
 
 int xdp_lb(struct xdp_md *ctx)

@@ -5,7 +5,10 @@
 enum {
 	ETHERTYPE_IPV4 = 0x0800,
 	IPV4_MORE_OR_OFFSET = 0x3fff,
+	IPV4_OFFSET = 0x1fff,
 	TCP_FLAGS = 0x3f,
+	ETHERTYPE_ARP = 0x0806,
+	ARP_REQUEST = 1,
 };
 
 /* Headers as they lie in the frame. They are not declared packed: clang would then read and write them by the byte. */
@@ -58,41 +61,78 @@ struct icmp {
 	__u32  rest;
 };
 
-enum icmp_type { ICMP_UNREACHABLE = 3, ICMP_QUENCH = 4, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
+/* ARP for IPv4 over Ethernet. Addresses are not aligned: two halves each. */
+struct arp {
+	__be16 hardware;
+	__be16 protocol;
+	__be16 lengths;        /* 6 and 4 */
+	__be16 operation;
+	__u8   sender_mac[6];
+	__be16 sender[2];
+	__u8   target_mac[6];
+	__be16 target[2];
+};
+
+enum icmp_type { ICMP_UNREACHABLE = 3, ICMP_QUENCH = 4, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
 
 /* What parse() finds. Offsets are from the start of the frame. */
 struct packet {
 	struct tuple tuple;
 	__u32 l4;          /* offset of the transport header */
+	__u32 datagram;    /* of a fragment: protocol and identification */
 	__u8  ttl;
 	__u8  tcp_flags;
 };
+
+/* Whether an IPv4 header has options. */
+static inline bool has_options(const struct packet *packet)
+{
+	return packet->l4 > sizeof(struct ethernet) + sizeof(struct ipv4);
+}
 
 static inline __u16 be16(__be16 value)
 {
 	return __builtin_bswap16(value);
 }
 
-/* Take the five-tuple of an ICMP error's quote, turned round: the direction in which the error travels. The packet ends
- * at offset `stop`; the frame may go on with padding, of which the verifier knows the end only. */
-static inline enum reason parse_quote(void *data, void *end, __u32 stop, struct packet *packet)
+/* Return what follows the Ethernet header of a frame if it is ARP for IPv4, else nothing. */
+static inline struct arp *parse_arp(void *data, void *end)
+{
+	struct ethernet *ethernet = data;
+	struct arp *arp = (void *)(ethernet + 1);
+
+	if ((void *)(arp + 1) > end || ethernet->type != __builtin_bswap16(ETHERTYPE_ARP))
+		return 0;
+	if (be16(arp->hardware) != 1 || be16(arp->protocol) != ETHERTYPE_IPV4 || be16(arp->lengths) != 0x0604)
+		return 0;
+	return arp;
+}
+
+/* Take the five-tuple of an ICMP error's quote, turned round: the direction in which the error travels; or see that the
+ * packet is an echo request. It ends at offset `stop`; the frame may go on with padding, of which the verifier knows the
+ * end only. */
+static inline enum reason parse_icmp(void *data, void *end, __u32 stop, struct packet *packet)
 {
 	struct icmp *icmp = data + packet->l4;
 	struct ipv4 *ip = (void *)(icmp + 1);
 	struct ports *ports;
 	__u32 length;
 
-	if (packet->l4 + sizeof(*icmp) + sizeof(*ip) > stop || (void *)(ip + 1) > end)
+	if (packet->l4 + sizeof(*icmp) > stop || (void *)(icmp + 1) > end)
 		return REASON_TOO_SHORT;
+	if (icmp->type == ICMP_ECHO)
+		return REASON_VIP_ECHO;
 	if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED &&
 	    icmp->type != ICMP_PARAMETER && icmp->type != ICMP_QUENCH)
 		return REASON_OTHER_ICMP;
+	if (packet->l4 + sizeof(*icmp) + sizeof(*ip) > stop || (void *)(ip + 1) > end)
+		return REASON_TOO_SHORT;
 	length = (ip->version_ihl & 15) * 4;
 	if (ip->version_ihl >> 4 != 4 || length < sizeof(*ip))
 		return REASON_OTHER_ICMP;
 	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
 		return REASON_OTHER_ICMP;
-	if (ip->fragment & __builtin_bswap16(0x1fff))
+	if (ip->fragment & __builtin_bswap16(IPV4_OFFSET))
 		return REASON_OTHER_ICMP;
 	ports = (void *)ip + length;
 	if (packet->l4 + sizeof(*icmp) + length + 8 > stop || (void *)ports + 8 > end)
@@ -103,9 +143,32 @@ static inline enum reason parse_quote(void *data, void *end, __u32 stop, struct 
 	return REASON_ICMP_ERROR;
 }
 
-/* Fill `packet` from the frame; return FORWARDED if it is TCP or UDP, else what it is. Of a fragment, addresses only;
- * of an ICMP error, what it quotes. Every length is checked before the bytes behind it are read. */
-static inline enum reason parse(void *data, void *end, struct packet *packet)
+/* Take the ports of a fragment that has them, the first of TCP or UDP: FLOW_FRAGMENT; VIP_FRAGMENT without them. */
+static inline enum reason parse_fragment(struct ipv4 *ip, void *end, __u32 header, __u32 total, struct packet *packet)
+{
+	struct ports *ports = (void *)ip + header;
+
+	packet->datagram = (__u32)ip->protocol << 16 | ip->id;
+	if (ip->fragment & __builtin_bswap16(IPV4_OFFSET))
+		return REASON_VIP_FRAGMENT;
+	if (ip->protocol == PROTOCOL_TCP) {
+		struct tcp *tcp = (void *)ports;
+
+		if (total < header + sizeof(*tcp) || (void *)(tcp + 1) > end)
+			return REASON_VIP_FRAGMENT;
+		packet->tcp_flags = tcp->flags & TCP_FLAGS;
+	} else if (ip->protocol != PROTOCOL_UDP || total < header + sizeof(struct udp) ||
+		   (void *)ports + sizeof(struct udp) > end) {
+		return REASON_VIP_FRAGMENT;
+	}
+	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
+	return REASON_FLOW_FRAGMENT;
+}
+
+/* Fill `packet` from a frame of `size` bytes, the headers of which lie before `end`; return FORWARDED if it is TCP or UDP,
+ * else what it is. Of a fragment but a first one, addresses only; of an ICMP error, what it quotes; of an echo request or
+ * another protocol, addresses only. Every length is checked before the bytes behind it are read. */
+static inline enum reason parse_headers(void *data, void *end, __u32 size, struct packet *packet)
 {
 	struct ethernet *ethernet = data;
 	struct ipv4 *ip = (void *)(ethernet + 1);
@@ -123,14 +186,14 @@ static inline enum reason parse(void *data, void *end, struct packet *packet)
 	total = be16(ip->total_length);
 	if (header < sizeof(*ip) || total < header)
 		return REASON_TOO_SHORT;
-	if ((void *)ip + total > end)
+	if (sizeof(*ethernet) + total > size)
 		return REASON_TOO_SHORT;
 	packet->tuple.addrs = (__u64)ip->dst_addr << 32 | ip->src_addr;
 	packet->tuple.protocol = ip->protocol;
 	packet->ttl = ip->ttl;
 	packet->l4 = sizeof(*ethernet) + header;
 	if (ip->fragment & __builtin_bswap16(IPV4_MORE_OR_OFFSET))
-		return REASON_VIP_FRAGMENT;
+		return parse_fragment(ip, end, header, total, packet);
 	ports = (void *)ip + header;
 	if (ip->protocol == PROTOCOL_TCP) {
 		struct tcp *tcp = (void *)ports;
@@ -142,10 +205,16 @@ static inline enum reason parse(void *data, void *end, struct packet *packet)
 		if (total < header + sizeof(struct udp) || (void *)ports + sizeof(struct udp) > end)
 			return REASON_TOO_SHORT;
 	} else if (ip->protocol == PROTOCOL_ICMP) {
-		return parse_quote(data, end, sizeof(*ethernet) + total, packet);
+		return parse_icmp(data, end, sizeof(*ethernet) + total, packet);
 	} else {
 		return REASON_NOT_TCP_UDP;
 	}
 	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
 	return REASON_FORWARDED;
+}
+
+/* The same of a frame that lies there whole. */
+static inline enum reason parse(void *data, void *end, struct packet *packet)
+{
+	return parse_headers(data, end, end - data, packet);
 }

@@ -1,0 +1,162 @@
+"""What the node itself says to an IPv6 packet: dataplane/answers.py's sister, with the same rules and budgets.
+
+RFC 4443 (sections 2.4, 3 and 4), RFC 9293 section 3.10.7.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conntrack import compiled as flows
+from dataplane.answers import (
+    ECHOES,
+    REFUSALS,
+    is_refusal,
+    may_answer,
+    replace_byte,
+    store_be16,
+    store_be32,
+    store_checksum,
+    sum_of,
+    turn_macs,
+    write_reset,
+)
+from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, be16
+from dataplane.wire6 import DST, IPV6_BYTES, SRC, destination_of, source_of
+from xdp.byteorder import swapped16, swapped32
+from xdp.jit import compiled, inlined
+from xdp.schema import Direction, Protocol, Reason
+from xdp.unaligned import store16, store64
+
+_NOWHERE = 0
+_REPLY = int(Direction.REPLY)
+_TCP, _UDP, _ICMPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMPV6)
+_RST = 4
+_UNREACHABLE, _PORT, _TOO_LONG, _ECHO_REPLY = 1, 4, 2, 129
+_HOP_LIMIT = 64
+_LEAST_QUOTED, _MOST_QUOTED = IPV6_BYTES + 8, 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
+
+
+@inlined
+def _has_a_sender(frames, start):
+    """Tell whether a packet was sent to us alone, by one host: nothing else is ever answered."""
+    first, second = source_of(frames, start)
+    to_first, to_second = destination_of(frames, start)
+    is_for_many = (frames[start] | frames[start + 6]) & 1 or first & np.uint64(0xFF) == 0xFF
+    is_local = first == 0 and (second == 0 or second == np.uint64(1) << np.uint64(56))  # :: and ::1
+    return not is_for_many and not is_local and (first != to_first or second != to_second)
+
+
+@inlined
+def _write_ip(frames, ip, length, protocol, source, destination):
+    """Write the header of a packet with `length` bytes behind it; addresses are pairs as from `source_of`."""
+    store_be32(frames, ip, 6 << 28)
+    store_be16(frames, ip + 4, length)
+    frames[ip + 6] = protocol
+    frames[ip + 7] = _HOP_LIMIT
+    store64(frames, ip + SRC, source[0])
+    store64(frames, ip + SRC + 8, source[1])
+    store64(frames, ip + DST, destination[0])
+    store64(frames, ip + DST + 8, destination[1])
+
+
+@inlined
+def _finish(frames, start, length, protocol, check, packet):
+    """Store the checksum of a packet with `length` bytes behind its header, and send the frame back."""
+    ip = start + ETHERNET_BYTES
+    pseudo = sum_of(frames, ip + SRC, ip + IPV6_BYTES) + np.int64(swapped16(length)) + (protocol << 8)
+    store16(frames, check, np.uint16(0))
+    store_checksum(frames, check, pseudo + sum_of(frames, ip + IPV6_BYTES, ip + IPV6_BYTES + length))
+    turn_macs(frames, start)
+    packet.length = ETHERNET_BYTES + IPV6_BYTES + length
+
+
+@compiled
+def _reset(frames, start, packet):
+    """Change a TCP segment, no RST, into the RST that a closed port answers it with."""
+    ip = start + ETHERNET_BYTES
+    tcp = ip + IPV6_BYTES
+    client, vip = source_of(frames, start), destination_of(frames, start)
+    write_reset(frames, tcp, tcp, be16(frames, ip + 4), packet)
+    _write_ip(frames, ip, TCP_BYTES, _TCP, vip, client)
+    _finish(frames, start, TCP_BYTES, _TCP, tcp + 16, packet)
+
+
+@compiled
+def _error(frames, start, packet, kind, code, mtu, source):
+    """Change a packet into the ICMPv6 error that says that it does not arrive; it quotes as much as has room there."""
+    ip = start + ETHERNET_BYTES
+    icmp = ip + IPV6_BYTES
+    quote = icmp + ICMP_BYTES
+    room = max(np.int64(_LEAST_QUOTED), np.int64(packet.length) - (quote - start))
+    quoted = min(IPV6_BYTES + be16(frames, ip + 4), room, _MOST_QUOTED)
+    destination = source_of(frames, start)
+    for offset in range(quoted - 1, -1, -1):
+        frames[quote + offset] = frames[ip + offset]
+    frames[icmp] = kind
+    frames[icmp + 1] = code
+    store_be32(frames, icmp + 4, mtu)
+    _write_ip(frames, ip, ICMP_BYTES + quoted, _ICMPV6, source, destination)
+    _finish(frames, start, ICMP_BYTES + quoted, _ICMPV6, icmp + 2, packet)
+
+
+@inlined
+def _complainant(node, frames, start, reason):
+    """Return who says that a packet does not arrive: whom it was sent to or, where that is a client, the node."""
+    tables, packet = node.tables, node.packet[0]
+    if reason == Reason.TOO_BIG:
+        slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
+        if slot != flows.MISS and tables.flows[slot].direction == _REPLY:
+            there = tables.flows[np.int64(tables.flows[slot].peer)].next_hop
+            own = tables.next_hops[np.int64(there)].source
+            if own:
+                addr = tables.names[np.int64(swapped32(own))].addr
+                return addr[0], addr[1]
+    return destination_of(frames, start)
+
+
+@compiled
+def refuse(node, frames, start, reason, now):
+    """Tell the sender of a packet that it is dropped, if it is to be told, as `answers.refuse` does."""
+    packet = node.packet[0]
+    nowhere = np.uint32(_NOWHERE)
+    ip = start + ETHERNET_BYTES
+    is_long = reason == Reason.TOO_BIG
+    if not is_long and not is_refusal(reason):
+        return reason, nowhere
+    protocol = frames[ip + 6]
+    if (protocol != _TCP and protocol != _UDP) or not _has_a_sender(frames, start):
+        return reason, nowhere
+    if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
+        return reason, nowhere
+    if not may_answer(node.budgets[REFUSALS], now, node.tables.control[0].hertz):
+        return np.int64(Reason.ANSWER_LIMITED), nowhere
+    source = _complainant(node, frames, start, reason)
+    if is_long:
+        mtu = np.int64(node.tables.next_hops[np.int64(packet.next_hop)].mtu)
+        _error(frames, start, packet, _TOO_LONG, 0, mtu, source)
+    elif protocol == _TCP:
+        _reset(frames, start, packet)
+    else:
+        _error(frames, start, packet, _UNREACHABLE, _PORT, 0, source)
+    return reason, node.link[0].ifindex
+
+
+@compiled
+def answer_echo(node, frames, start, now):
+    """Turn an echo request to a VIP into its answer. Return (reason, egress ifindex)."""
+    nowhere = np.uint32(_NOWHERE)
+    ip, icmp = start + ETHERNET_BYTES, start + ETHERNET_BYTES + IPV6_BYTES
+    if not _has_a_sender(frames, start):
+        return Reason.NOT_SERVED, nowhere
+    if not may_answer(node.budgets[ECHOES], now, node.tables.control[0].hertz):
+        return Reason.ANSWER_LIMITED, nowhere
+    source, destination = source_of(frames, start), destination_of(frames, start)
+    store64(frames, ip + SRC, destination[0])
+    store64(frames, ip + SRC + 8, destination[1])
+    store64(frames, ip + DST, source[0])
+    store64(frames, ip + DST + 8, source[1])
+    frames[ip + 7] = _HOP_LIMIT
+    replace_byte(frames, icmp, _ECHO_REPLY, icmp + 2)
+    turn_macs(frames, start)
+    return Reason.ECHO_ANSWERED, node.link[0].ifindex

@@ -1,0 +1,196 @@
+"""What the ingress filter drops, as compiled code sees it: so that a copy whose original is gone is looked after.
+
+A packet socket gets copies; the kernel keeps the originals, but for those that dataplane.ingress.py drops because they
+are ours. A copy that the pipeline leaves alone is released if the kernel has its original. If it has not, because
+an endpoint talks to somebody past its Services, we send the frame on, as the kernel would have.
+
+One writer, any number of readers: places lie in two buffers, the writer fills the idle one and then names it live. A
+reader that was stopped in between for so long that its buffer is being filled anew may judge one frame wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from dataplane import hops_compiled, packetrings, pipeline, wire
+from dataplane.pipeline import AWAITED, NOWHERE, way_to
+from lb import compiled as services
+from xdp.atomic import load_acquire, store_release
+from xdp.bundle import Bundle
+from xdp.byteorder import swap16, swap32
+from xdp.jit import compiled, inlined
+from xdp.schema import Protocol, Reason
+from xdp.unaligned import load16, load32
+
+Place = tuple[int, int, int]  # (address, port, protocol) in host numbers
+
+_HASH = 0x9E3779B97F4A7C15
+_TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
+_ICMP_ERRORS = 1 << 3 | 1 << 4 | 1 << 11 | 1 << 12  # by type; those that dataplane.ingress.py names
+_FIRST_PASS, _FIRST_DROP = 32, 64  # reasons from here on are passes, drops
+_SYN, _SYN_ACK = 0x02, 0x12
+_DST = wire.ETHERNET_BYTES + 16
+
+
+class Kind(IntEnum):
+    """Which originals a place stands for."""
+
+    ENDPOINT = 1  # as source
+    RETIRED = 2  # as destination: a frontend that is none any more, while connections to it last
+
+
+@dataclass(frozen=True, eq=False)
+class Originals(Bundle):
+    """The places, each a word: address, port, protocol, kind from the lowest byte up. `live`: the buffer to read."""
+
+    live: npt.NDArray[np.uint64]
+    places: npt.NDArray[np.uint64]  # [buffer, place]: a power of two of places, 0: empty
+    taken: npt.NDArray[np.uint32]  # [buffer, i]: which are not empty ...
+    counts: npt.NDArray[np.int64]  # [buffer]: ... and how many
+
+
+def new_originals(room: int) -> Originals:
+    """Return an empty table with room for so many places."""
+    places = np.zeros((2, 1 << (2 * room - 1).bit_length()), np.uint64)
+    return Originals(np.zeros(1, np.uint64), places, np.zeros((2, room), np.uint32), np.zeros(2, np.int64))
+
+
+def _word(place: Place, kind: Kind) -> int:
+    address, port, protocol = place
+    return swap32(address) | swap16(port) << 32 | protocol << 48 | kind << 56
+
+
+def publish(originals: Originals, endpoints: Iterable[Place], retired: Iterable[Place]) -> None:
+    """Make these the places; those for which there is no room are left out."""
+    words = [_word(place, Kind.ENDPOINT) for place in endpoints] + [_word(place, Kind.RETIRED) for place in retired]
+    _publish(originals, np.array(words[: originals.taken.shape[1]], np.uint64))
+
+
+@compiled
+def _publish(originals, words):
+    buffer = np.int64(load_acquire(originals.live, 0) ^ np.uint64(1))
+    places = originals.places[buffer]
+    taken = originals.taken[buffer]
+    for i in range(originals.counts[buffer]):
+        places[taken[i]] = np.uint64(0)
+    for i in range(len(words)):
+        place = _find(places, words[i])
+        places[place] = words[i]
+        taken[i] = np.uint32(place)
+    originals.counts[buffer] = len(words)
+    store_release(originals.live, 0, np.uint64(buffer))
+
+
+@inlined
+def _find(places, word):
+    """Return where a word is, or the empty place where it would be: at most half of them are taken."""
+    last = len(places) - 1
+    place = np.int64((word * np.uint64(_HASH)) >> np.uint64(32)) & last
+    while places[place] != 0 and places[place] != word:
+        place = (place + 1) & last
+    return place
+
+
+@inlined
+def _has(originals, address, port, protocol, kind):
+    places = originals.places[np.int64(load_acquire(originals.live, 0))]
+    word = np.uint64(address) | np.uint64(port) << np.uint64(32)
+    word |= np.uint64(protocol) << np.uint64(48) | np.uint64(kind) << np.uint64(56)
+    return places[_find(places, word)] == word
+
+
+@inlined
+def _segment(frames, start, length):
+    """Return how long the frames are that a device makes of this one, 0 if it is one."""
+    vnet = start - packetrings.VNET_BYTES
+    kind = frames[vnet + packetrings.VNET_GSO_TYPE] & np.uint8(0x7F)  # the highest bit is about ECN
+    if kind == 0 or length < wire.ETHERNET_BYTES + wire.IPV4_BYTES:
+        return np.int64(0)
+    l4 = wire.ETHERNET_BYTES + (np.int64(frames[start + wire.ETHERNET_BYTES]) & 15) * 4
+    header = np.int64(wire.UDP_BYTES)
+    if kind == packetrings.GSO_TCPV4:
+        if l4 + wire.TCP_BYTES > length:
+            return np.int64(0)
+        header = (np.int64(frames[start + l4 + 12]) >> 4) * 4
+    return min(length, l4 + header + np.int64(load16(frames, vnet + packetrings.VNET_GSO_SIZE)))
+
+
+@inlined
+def _finish(node, frames, start, length):
+    """Make VNET header and checksum of a rewritten frame right for the device that is to finish it."""
+    vnet = start - packetrings.VNET_BYTES
+    flags = frames[vnet] & np.uint8(packetrings.VNET_NEEDS_CSUM)
+    frames[vnet] = flags
+    if flags:
+        l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START))
+        check = l4 + np.int64(load16(frames, vnet + packetrings.VNET_CSUM_OFFSET))
+        if l4 == np.int64(node.packet[0].l4) and check + 2 <= length:
+            wire.refresh_partial(frames, start, l4, start + check)
+
+
+@compiled
+def judge(node, originals, frames, start, length, now):
+    """Take a copy, `frames[start : start + length]` behind its VNET header, to its verdict; return (reason, egress).
+
+    As `pipeline.judge`; but what that leaves to the kernel, and the kernel has not got, is sent on or dropped.
+    """
+    segment = _segment(frames, start, length)
+    reason, egress = pipeline.judge(node, frames, start, length, now, segment)
+    reason = np.int64(reason)
+    if reason < _FIRST_PASS:
+        _finish(node, frames, start, length)
+        return reason, egress
+    if reason >= _FIRST_DROP and reason != Reason.ICMP_UNUSABLE:
+        return reason, egress
+    if reason == Reason.NOT_IPV4 or reason == Reason.TTL_EXPIRED:
+        return reason, egress  # neither of which the filter looks at
+    return _without_flow(node, originals, frames, start, length, segment, reason)
+
+
+@inlined
+def _without_flow(node, originals, frames, start, length, segment, reason):
+    """Return (reason, egress) of an IPv4 frame of no flow of ours: the kernel's, ours to send on, or nobody's."""
+    packet = node.packet[0]
+    nowhere = np.uint32(NOWHERE)
+    if length < wire.ETHERNET_BYTES + wire.IPV4_BYTES:
+        return reason, nowhere
+    destination = load32(frames, start + _DST)
+    is_to_vip = services.find_frontend(node.tables, destination, np.uint16(0), np.uint8(0)) != services.MISS
+    source, source_port, protocol = np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol
+    if reason == Reason.ICMP_UNUSABLE:  # of what it quotes, the five-tuple was turned round
+        if is_to_vip:
+            return reason, nowhere
+        reason = np.int64(Reason.OTHER_ICMP)
+    elif reason == Reason.OTHER_ICMP:
+        kind = np.int64(frames[start + np.int64(packet.l4)])
+        if is_to_vip and kind < 16 and _ICMP_ERRORS >> kind & 1:
+            return np.int64(Reason.ICMP_UNUSABLE), nowhere
+        return reason, nowhere
+    elif reason != Reason.NOT_OURS:
+        return reason, nowhere
+    else:
+        port = np.uint16(packet.ports >> np.uint32(16))
+        is_first = protocol == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == _SYN
+        if not is_first and _has(originals, destination, port, protocol, Kind.RETIRED):
+            return np.int64(Reason.VANISHED), nowhere
+    if not _has(originals, source, source_port, protocol, Kind.ENDPOINT):
+        return reason, nowhere
+    row = hops_compiled.lookup(node.hops, destination)
+    if row == hops_compiled.PENDING:
+        return np.int64(Reason.NO_NEXT_HOP), np.uint32(AWAITED)
+    if row < 0:
+        return reason, nowhere  # a route by none of our interfaces: the filter has left it to the kernel
+    ttl = frames[start + wire.ETHERNET_BYTES + 8]
+    found, egress = way_to(node.tables, row, ttl, segment or length)
+    if found == Reason.NOT_FORWARDABLE or found == Reason.TTL_EXPIRED:
+        return reason, nowhere
+    if found == Reason.FORWARDED:
+        wire.send_on(frames, start, node.tables.next_hops, row)
+        frames[start - packetrings.VNET_BYTES] &= np.uint8(packetrings.VNET_NEEDS_CSUM)
+        return np.int64(Reason.SENT_ON), egress
+    return np.int64(found), egress

@@ -1,0 +1,317 @@
+"""Engine `raw`: packet sockets and workers on every interface, and a filter that drops the originals. No BPF.
+
+Nothing forwards while no worker runs. The filter goes when the daemon ends, unless it is told to keep everything: then
+packets of Services are dropped until a successor comes, and connections outlast the change. What a killed daemon
+leaves is the same; its successor, or `turnout detach`, removes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from conntrack.table import FlowTable
+from dataplane.crew import Crew, Queue, need_ethernet, set_link
+from dataplane.fragments import new_fragments
+from dataplane.hops_compiled import Hops
+from dataplane.ingress import Filter, Places, need_nft
+from dataplane.netdev import Interface, has_lro
+from dataplane.originals import Place, new_originals, publish
+from dataplane.pipeline import new_node
+from dataplane.rawsock import PacketSocket
+from dataplane.settings import Settings
+from dataplane.worker import RawWorker
+from lb.rows import ServiceRow
+from xdp.byteorder import swap16, swap32
+from xdp.clock import Clock
+from xdp.errors import AttachError, Error, UsageError
+from xdp.schema import Limit, Protocol
+from xdp.tables import Capacity, Tables
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An interface that the engine serves, as xdp.loader.Attachment is for a program."""
+
+    ifindex: int
+    why: str  # not a better engine
+    mode: None = field(default=None)
+
+
+@dataclass
+class Line:
+    """An interface that was given: as it is now, with its sockets, and a worker for each.
+
+    `why` says what keeps it from being served as it should, and is empty if nothing does.
+    """
+
+    interface: Interface
+    sockets: list[PacketSocket] = field(default_factory=list)
+    workers: list[RawWorker] = field(default_factory=list)
+    why: str = ""
+
+
+class RawEngine(Crew):
+    """The sockets, workers and filter of a node: used as dataplane.engine.Engine is."""
+
+    name = "raw"
+    offloads = False
+    needs_rows = True
+    goes_on_alone = False
+    serves_ipv6 = False
+    serves_the_node = False
+
+    def __init__(
+        self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, seed: int, why: str
+    ) -> None:
+        super().__init__(tables, clock)
+        self._seed = seed
+        self._why = why
+        self._hops: Hops | None = None
+        self._datagrams = new_fragments()
+        self._lines: dict[str, Line] = {}
+        self._following = threading.Lock()
+        self._is_over = False  # a `follow` that comes late, in its thread, changes nothing any more
+        self._closing = threading.Lock()  # losses are read while sockets are being closed
+        self._lost_before = 0  # by sockets that have been closed
+        self._filter = Filter(settings.name, settings.filter_record)
+        self._originals = new_originals(capacity.frontends + capacity.endpoints)
+        self._places_lock = threading.Lock()
+        self._present = Places()
+        self._held = Places()  # what was present, or has connections
+        self.attachments: dict[str, Attachment] = {}
+        self._is_filtering = False
+
+    def prepare(self, interfaces: list[Interface]) -> None:
+        """Open the sockets of `interfaces`; they get nothing yet."""
+        need_nft()
+        queues = sum(interface.rx_queues for interface in interfaces)
+        if queues > Limit.MAX_WORKERS:
+            raise UsageError(
+                f"{queues} queues on {len(interfaces)} interfaces: a node serves {Limit.MAX_WORKERS}; "
+                "reduce them with `ethtool -L`"
+            )
+        for interface in interfaces:
+            line = self._lines[interface.name] = Line(interface)
+            _open(line)
+
+    def start(self, hops: Hops) -> None:
+        """Start the workers, give them packets, and take these from the kernel. On an error nothing stays."""
+        self._hops = hops
+        self._tables.workers[:] = 0  # what a killed predecessor left
+        for line in self._lines.values():
+            self._start_workers(line)
+        with self._places_lock:
+            self._publish()
+        self._put_filter()
+        try:
+            for name in self._lines:
+                self._listen(name)
+        except BaseException:
+            self._filter.remove()
+            raise
+
+    # A line's beginning and end.
+
+    def _start_workers(self, line: Line) -> None:
+        assert self._hops is not None
+        taken = {worker.number for other in self._lines.values() for worker in other.workers}
+        free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
+        for sock, number in zip(line.sockets, free, strict=False):
+            node = new_node(self._tables, self._hops, self._seed, datagrams=self._datagrams)
+            set_link(node, line.interface)
+            line.workers.append(RawWorker(node, self._originals, number, sock, self._clock))
+        self._list_workers()
+        self._run(line.workers)
+
+    def _put_filter(self) -> None:
+        """Put the filter on the interfaces that have sockets."""
+        with self._places_lock:
+            self._filter.start(self._held, [line.interface.name for line in self._lines.values() if line.sockets])
+            self._is_filtering = True
+
+    def _listen(self, name: str) -> None:
+        """Give the workers of a line its packets."""
+        line = self._lines[name]
+        group = None
+        for sock in line.sockets:
+            group = sock.listen(len(line.sockets) > 1, group)
+        self.attachments[name] = Attachment(line.interface.ifindex, self._why)
+
+    def _close(self, line: Line) -> None:
+        """End workers and sockets, while those of other lines go on."""
+        workers, line.workers = line.workers, []
+        self._list_workers()
+        for worker in workers:
+            worker.stop()
+        with self._closing:
+            self._lost_before += sum(sock.lost() + sock.unread() for sock in line.sockets)
+            for sock in line.sockets:
+                sock.close()
+            line.sockets = []
+
+    def _list_workers(self) -> None:
+        self._workers = [worker for line in self._lines.values() for worker in line.workers]
+        self.queues = [Queue(line.interface, n) for line in self._lines.values() for n in range(len(line.workers))]
+
+    # What the filter drops.
+
+    def expect(self, rows: Sequence[ServiceRow]) -> None:
+        """Take the packets of these Service ports from the kernel, before the tables have them."""
+        with self._places_lock:
+            self._present = _places_of_rows(rows)
+            self._add(self._present)
+
+    def expect_more(self, rows: Sequence[ServiceRow]) -> None:
+        """Take the packets of more Service ports from the kernel."""
+        with self._places_lock:
+            self._add(_places_of_rows(rows))
+
+    def _add(self, more: Places) -> None:
+        held = self._held
+        frontends = more.frontends | held.frontends
+        self._change(Places(frontends, held.retired - frontends, more.endpoints | held.endpoints))
+
+    def tidy(self, flows: FlowTable) -> None:
+        """Leave to the kernel what neither Services nor connections have any more; put back a filter that is gone."""
+        if not self._is_filtering or self._held != self._present:
+            served, serving = places_of(flows)
+            with self._places_lock:
+                present = self._present
+                tcp = {place for place in served if place[2] == Protocol.TCP}
+                frontends, retired = present.frontends | (served - tcp), frozenset(tcp - present.frontends)
+                self._change(Places(frontends, retired, present.endpoints | serving))
+        with self._places_lock:
+            if self._is_filtering and self._filter.interfaces and not self._filter.is_there():
+                log.warning("somebody has removed the ingress filter: it is put back")
+                self._filter.start(self._held, self._filter.interfaces)
+
+    def _change(self, places: Places) -> None:
+        if places == self._held:
+            return
+        if self._is_filtering:
+            self._filter.update(places)
+        self._held = places
+        self._publish()
+
+    def _publish(self) -> None:
+        publish(self._originals, self._held.endpoints, self._held.retired)
+
+    # Keeping up.
+
+    def is_in_step(self, given: Mapping[str, Interface]) -> bool:
+        """Return whether `follow` would find nothing to do."""
+        return all(
+            given.get(name) == line.interface and not line.why and not any(sock.is_dead() for sock in line.sockets)
+            for name, line in self._lines.items()
+        )
+
+    def follow(self, given: Mapping[str, Interface], flows: FlowTable) -> None:  # noqa: ARG002
+        """Bring sockets, workers and the filter in line with the interfaces, by the names that were given.
+
+        Trouble with one of them is told in `why`, and tried again with the next call; the others go on.
+        """
+        with self._following:
+            for name, line in self._lines.items() if not self._is_over else ():
+                before = line.why
+                try:
+                    line.why = self._follow(name, line, given.get(name))
+                except Error as error:
+                    line.why = str(error)
+                if line.why != before:
+                    log.log(logging.WARNING if line.why else logging.INFO, "%s", line.why or f"{name}: served again")
+
+    def _follow(self, name: str, line: Line, link: Interface | None) -> str:
+        """Bring one line up to date; return what is wrong with it."""
+        if link is None:
+            self._close(line)
+            self.attachments.pop(name, None)
+            return f"{name}: the interface has gone"
+        is_another = link.ifindex != line.interface.ifindex
+        if is_another or any(sock.is_dead() or not sock.takes(link.mtu) for sock in line.sockets):
+            self._close(line)
+            self.attachments.pop(name, None)
+        was_called, line.interface = line.interface.name, link
+        for worker in line.workers:
+            set_link(worker.node, link)
+        if not line.sockets:
+            _open(line)
+            self._start_workers(line)
+        if name not in self.attachments:
+            self._put_filter()
+            self._listen(name)
+        elif link.name != was_called:
+            self._put_filter()
+        return f"{name}: is called {link.name} now; give -i {link.name} at the next start" if link.name != name else ""
+
+    def complaints(self) -> list[str]:
+        """Return what is wrong with the interfaces, in words."""
+        return [line.why for line in self._lines.values() if line.why]
+
+    def lost(self) -> int:
+        """Return how many frames the sockets have lost; with the workers stopped, those unread are lost too."""
+        with self._closing:
+            sockets = [sock for line in self._lines.values() for sock in line.sockets]
+            unread = 0 if self._workers else sum(sock.unread() for sock in sockets)
+            return self._lost_before + unread + sum(sock.lost() for sock in sockets)
+
+    # Ending.
+
+    def stop_workers(self) -> None:
+        """End the packet loops."""
+        with self._following:
+            self._is_over = True
+        super().stop_workers()
+
+    def detach(self) -> None:
+        """Remove the filter: packets are the kernel's again."""
+        with self._places_lock:
+            self._is_filtering = False
+            self._filter.remove()
+        self.attachments = {}
+
+    def stop(self) -> None:
+        """End workers and sockets. The filter stays."""
+        self.stop_workers()
+        for line in self._lines.values():
+            line.workers = []
+            self._close(line)
+
+
+def _open(line: Line) -> None:
+    """Open a socket for every queue. UsageError or AttachError: the interface is not one that can be served."""
+    interface = line.interface
+    need_ethernet(interface)
+    if has_lro(interface.name):  # it merges packets so that they cannot be cut again
+        raise AttachError(f"{interface.name}: large receive offload is on; `ethtool -K {interface.name} lro off`")
+    for _ in range(interface.rx_queues):
+        line.sockets.append(PacketSocket(interface))
+
+
+def _places_of_rows(rows: Sequence[ServiceRow]) -> Places:
+    frontends, endpoints = set(), set()
+    for row in rows:
+        frontends |= {(int(address), port, protocol) for address, port, protocol in row.frontends}
+        protocols = {protocol for _, _, protocol in row.frontends}
+        endpoints |= {(int(address), port, protocol) for address, port in row.endpoints for protocol in protocols}
+    return Places(frozenset(frontends), endpoints=frozenset(endpoints))
+
+
+def places_of(flows: FlowTable) -> tuple[frozenset[Place], frozenset[Place]]:
+    """Return the frontends and the endpoints that have connections."""
+    originals, _ = flows.records()
+    return _places(originals, "dst"), _places(originals, "new_dst")
+
+
+def _places(records: np.ndarray, way: str) -> frozenset[Place]:
+    words = records[f"{way}_addr"].astype(np.uint64) | records[f"{way}_port"].astype(np.uint64) << np.uint64(32)
+    words |= records["protocol"].astype(np.uint64) << np.uint64(48)
+    return frozenset(
+        (swap32(word & 0xFFFFFFFF), swap16(word >> 32 & 0xFFFF), word >> 48) for word in np.unique(words).tolist()
+    )

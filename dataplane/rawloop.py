@@ -1,0 +1,167 @@
+"""The packet loop of one worker of engine `raw`, compiled: receive a burst, take each frame to its verdict, send.
+
+The sister of dataplane/loop.py: the same turn, heartbeat and sleep, over AF_PACKET rings instead of AF_XDP's. There is
+nothing to recycle: frames lie in the ring until they are read, and what waits for a neighbour is copied aside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from conntrack import grace
+from dataplane import answers, holding, packetrings
+from dataplane.holding import ROOM
+from dataplane.libc import POLLIN, memcpy
+from dataplane.loop import BURST, NAP_MS, beat, jiffies
+from dataplane.originals import judge
+from dataplane.packetrings import FRAME, VNET_BYTES
+from dataplane.pipeline import AWAITED, NOWHERE
+from dataplane.rings import POLL
+from xdp.atomic import load_acquire, store_release
+from xdp.bundle import Bundle
+from xdp.jit import compiled, inlined
+from xdp.schema import Reason
+
+_IDLE_TURNS = 32
+_SENT = 32  # reasons below are forwarded
+_FIRST_DROP = 64
+_ANSWERED_BYTES = 256  # of a frame that is refused: more than its headers
+_NOT_OURS = int(Reason.NOT_IPV4)
+
+
+@dataclass(frozen=True, eq=False)
+class Scratch(Bundle):
+    """What one loop works in: a burst; length, age and reason of held frames, their number; and a POLL row."""
+
+    burst: npt.NDArray[np.void]
+    held_len: npt.NDArray[np.int64]
+    held_since: npt.NDArray[np.uint32]
+    held_reason: npt.NDArray[np.int64]
+    held_count: npt.NDArray[np.int64]
+    held_epoch: npt.NDArray[np.uint32]
+    polls: npt.NDArray[np.void]
+
+
+def new_scratch(fd: int, bell: int) -> Scratch:
+    """Return the scratch space of the loop that sleeps on `fd`, and on `bell`."""
+    scratch = Scratch(
+        burst=np.zeros(BURST, FRAME),
+        held_len=np.zeros(ROOM, np.int64),
+        held_since=np.zeros(ROOM, np.uint32),
+        held_reason=np.zeros(ROOM, np.int64),
+        held_count=np.zeros(1, np.int64),
+        held_epoch=np.zeros(1, np.uint32),
+        polls=np.zeros(2, POLL),
+    )
+    scratch.polls["fd"], scratch.polls["events"] = (fd, bell), POLLIN
+    return scratch
+
+
+@inlined
+def _hold(queue, scratch, frames, start, length, place, reason, now):
+    """Copy a frame and its VNET header aside, to held place `place`."""
+    to = queue.held.ctypes.data + place * np.int64(queue.slot_bytes)
+    memcpy(to, frames.ctypes.data + start - VNET_BYTES, length + VNET_BYTES)
+    scratch.held_len[place] = length
+    scratch.held_since[place] = now
+    scratch.held_reason[place] = reason
+
+
+@inlined
+def _keep(queue, scratch, frames, start, length, reason, now, counters):
+    """Keep a frame until what it waits for has come, if there is room."""
+    place = scratch.held_count[0]
+    has_room = holding.has_room(scratch.held_reason, place, reason)
+    if not has_room or length + VNET_BYTES > np.int64(queue.slot_bytes):
+        counters.packets[holding.refusal(reason)] += np.uint64(1)
+        return
+    _hold(queue, scratch, frames, start, length, place, reason, now)
+    scratch.held_count[0] = place + 1
+
+
+@inlined
+def _end(node, queue, frames, start, length, reason, now, counters):
+    """Count a frame that is not sent. An answer to it is written behind the held frames: here another one follows."""
+    aside = ROOM * np.int64(queue.slot_bytes) + VNET_BYTES
+    egress = np.uint32(NOWHERE)
+    if reason >= _FIRST_DROP:
+        memcpy(queue.held.ctypes.data + aside, frames.ctypes.data + start, min(length, np.int64(_ANSWERED_BYTES)))
+        reason, egress = answers.refuse(node, queue.held, aside, reason, now)
+    if egress == NOWHERE:
+        counters.packets[reason] += np.uint64(1)
+        return
+    for i in range(VNET_BYTES):
+        queue.held[aside - VNET_BYTES + i] = 0
+    packetrings.send(queue, queue.held, aside, np.int64(node.packet[0].length), egress, reason, counters)
+
+
+@inlined
+def _retry_held(node, originals, queue, scratch, now, counters):
+    """Try the held frames again if something has come since, and drop those that have waited for too long."""
+    epoch = holding.epoch(node)
+    changed = epoch != scratch.held_epoch[0]
+    scratch.held_epoch[0] = epoch
+    kept = 0
+    for place in range(scratch.held_count[0]):
+        start = place * np.int64(queue.slot_bytes) + VNET_BYTES
+        length, since = scratch.held_len[place], scratch.held_since[place]
+        reason, egress = scratch.held_reason[place], np.uint32(AWAITED)
+        if changed:
+            reason, egress = judge(node, originals, queue.held, start, length, now)
+        if egress == AWAITED and np.int32(now - since) < holding.patience(node, reason):
+            scratch.held_reason[place] = reason
+            if kept != place:
+                _hold(queue, scratch, queue.held, start, length, kept, reason, since)
+            kept += 1
+        elif reason < _SENT:
+            packetrings.send(queue, queue.held, start, length, egress, reason, counters)
+        else:
+            _end(node, queue, queue.held, start, length, reason, now, counters)
+    scratch.held_count[0] = kept
+
+
+@compiled
+def run(node, originals, number, queue, scratch, clock, stop):
+    """Serve the sockets of `queue` as worker `number` until `stop[0]` is not zero; return its turns."""
+    tables = node.tables
+    counters = tables.worker_counters[number]
+    empty = 0
+    turns = np.uint64(0)
+    beat(tables, number, jiffies(clock))
+    grace.enter(tables, number)
+    while load_acquire(stop, 0) == 0:
+        now = jiffies(clock)
+        beat(tables, number, now)
+        received = packetrings.receive(queue, scratch.burst, BURST)
+        for place in range(received):
+            start, length = scratch.burst[place].addr, np.int64(scratch.burst[place].len)
+            reason, egress = np.int64(_NOT_OURS), np.uint32(0)
+            if scratch.burst[place].is_ours:
+                reason, egress = judge(node, originals, queue.frames, start, length, now)
+            if reason < _SENT:
+                packetrings.send(queue, queue.frames, start, length, egress, reason, counters)
+            elif egress == AWAITED:
+                _keep(queue, scratch, queue.frames, start, length, reason, now, counters)
+            else:
+                _end(node, queue, queue.frames, start, length, reason, now, counters)
+        if scratch.held_count[0]:
+            _retry_held(node, originals, queue, scratch, now, counters)
+        packetrings.flush(queue, counters)
+        turns += np.uint64(1)
+        grace.turn(tables, number)
+        empty = 0 if received else empty + 1
+        if empty >= _IDLE_TURNS:
+            nap_ms = holding.nap_ms(scratch.held_reason, scratch.held_count[0], NAP_MS)
+            grace.leave(tables, number)
+            packetrings.wait(queue, scratch.polls, nap_ms)
+            grace.enter(tables, number)
+            empty = _IDLE_TURNS - 1
+    grace.leave(tables, number)
+    for place in range(scratch.held_count[0]):
+        counters.packets[scratch.held_reason[place]] += np.uint64(1)
+    scratch.held_count[0] = 0
+    store_release(tables.heartbeats, number, 0)
+    return turns

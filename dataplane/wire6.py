@@ -1,0 +1,219 @@
+"""IPv6 packets as bytes: the compiled twin of xdp/bpf/ipv6.h, as dataplane/wire.py is that of IPv4's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, UDP_BYTES, be16, checksum_add, write_macs
+from xdp import naming
+from xdp.byteorder import swapped32
+from xdp.jit import compiled, inlined
+from xdp.schema import Protocol, Reason
+from xdp.unaligned import load16, load32, load64, store16, store64
+
+IPV6_BYTES = 40
+TYPE_IPV6 = 0xDD86  # 0x86dd on the wire
+SRC, DST = 8, 24  # offsets in an IPv6 header
+_NEXT, _HOPS = 6, 7
+_ICMPV6 = int(Protocol.ICMPV6)
+_ECHO, _FIRST_ERROR, _LAST_ERROR = 128, 1, 4  # of those that RFC 4443 knows
+_TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
+_TCP_CHECK, _UDP_CHECK = 16, 6
+_TCP_FLAGS = 0x3F
+
+
+@inlined
+def is_ipv6(frames, start, length):
+    """Tell whether a frame says that it is IPv6."""
+    return length >= ETHERNET_BYTES and load16(frames, start + 12) == TYPE_IPV6
+
+
+@inlined
+def _parse_icmp(frames, start, payload, packet):
+    """Take the ports of an ICMPv6 error's quote, turned round, which is `payload` bytes long with its header."""
+    icmp = start + ETHERNET_BYTES + IPV6_BYTES
+    quote = icmp + ICMP_BYTES
+    if payload < ICMP_BYTES:
+        return Reason.TOO_SHORT
+    if frames[icmp] == _ECHO:
+        return Reason.VIP_ECHO
+    if frames[icmp] < _FIRST_ERROR or frames[icmp] > _LAST_ERROR:
+        return Reason.OTHER_ICMP
+    if payload < ICMP_BYTES + IPV6_BYTES:
+        return Reason.TOO_SHORT
+    protocol = frames[quote + _NEXT]
+    if frames[quote] >> 4 != 6 or (protocol != _TCP and protocol != _UDP):
+        return Reason.OTHER_ICMP
+    if payload < ICMP_BYTES + IPV6_BYTES + 8:
+        return Reason.TOO_SHORT
+    ports = load32(frames, quote + IPV6_BYTES)
+    packet.protocol = protocol | _IPV6
+    packet.ports = ports >> np.uint32(16) | ports << np.uint32(16)
+    return Reason.ICMP_ERROR
+
+
+@compiled
+def parse(frames, start, length, packet):
+    """Fill `packet`, in which `wire.parse` has set everything to zero; return FORWARDED if it is TCP or UDP, or what.
+
+    Of an ICMP error, what it quotes, turned round. Addresses are left to `name_ends`. Every length is checked before
+    the bytes behind it are read.
+    """
+    ip = ETHERNET_BYTES
+    if ip + IPV6_BYTES > length:
+        return Reason.TOO_SHORT
+    if frames[start + ip] >> 4 != 6:
+        return Reason.NOT_IPV4
+    payload = be16(frames, start + ip + 4)
+    if ip + IPV6_BYTES + payload > length:
+        return Reason.TOO_SHORT
+    protocol = frames[start + ip + _NEXT]
+    l4 = ip + IPV6_BYTES
+    packet.protocol = protocol | _IPV6
+    packet.ttl = frames[start + ip + _HOPS]
+    packet.l4 = l4
+    if protocol == _TCP:
+        if payload < TCP_BYTES:
+            return Reason.TOO_SHORT
+        packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
+    elif protocol == _UDP:
+        if payload < UDP_BYTES:
+            return Reason.TOO_SHORT
+        if load16(frames, start + l4 + _UDP_CHECK) == 0:
+            return Reason.UNSUMMED
+    elif protocol == _ICMPV6:
+        return _parse_icmp(frames, start, payload, packet)
+    else:
+        return Reason.NOT_TCP_UDP
+    packet.ports = load32(frames, start + l4)
+    return Reason.FORWARDED
+
+
+@inlined
+def is_nobodys(found):
+    """Tell whether `parse` has found what is the kernel's, to whomever it is."""
+    is_broken = found == Reason.TOO_SHORT or found == Reason.NOT_IPV4
+    return is_broken or found == Reason.NOT_TCP_UDP or found == Reason.OTHER_ICMP
+
+
+@inlined
+def source_of(frames, start):
+    """Return a packet's source as it lies in the header: two u64."""
+    ip = start + ETHERNET_BYTES + SRC
+    return load64(frames, ip), load64(frames, ip + 8)
+
+
+@inlined
+def destination_of(frames, start):
+    """Return a packet's destination, likewise."""
+    ip = start + ETHERNET_BYTES + DST
+    return load64(frames, ip), load64(frames, ip + 8)
+
+
+@inlined
+def source_digest(frames, start, seed):
+    """Return what stands for a packet's source where all nodes are to choose alike: names differ from node to node."""
+    first, second = source_of(frames, start)
+    return naming.hash_address(first, second, seed, ~seed)
+
+
+@inlined
+def pair_of(frames, start, seed):
+    """Return the same for both addresses."""
+    first, second = destination_of(frames, start)
+    destination = naming.hash_address(first, second, seed, ~seed)
+    return source_digest(frames, start, seed) ^ (destination >> np.uint64(32) | destination << np.uint64(32))
+
+
+@compiled
+def name_ends(tables, frames, start, packet, is_error):
+    """Change `packet`: its addresses are the names of its source and destination, 0 for what has none.
+
+    Of an ICMP error, those of its quote turned round.
+    """
+    ip = start + (ICMP_BYTES + IPV6_BYTES if is_error else 0)
+    first, second = source_of(frames, ip)
+    source = swapped32(naming.find(tables, first, second))
+    first, second = destination_of(frames, ip)
+    destination = swapped32(naming.find(tables, first, second))
+    if is_error:
+        source, destination = destination, source
+    packet.addrs = np.uint64(destination) << np.uint64(32) | np.uint64(source)
+
+
+@inlined
+def _store_address(frames, offset, tables, word):
+    name = tables.names[np.int64(swapped32(np.uint32(word)))]
+    store64(frames, offset, name.addr[0])
+    store64(frames, offset + 8, name.addr[1])
+
+
+@compiled
+def rewrite(frames, start, flow, tables, row):
+    """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
+    ip = start + ETHERNET_BYTES
+    l4 = ip + IPV6_BYTES
+    write_macs(frames, start, tables.next_hops, row)
+    frames[ip + _HOPS] -= np.uint8(1)
+    _store_address(frames, ip + SRC, tables, flow.new_src_addr)
+    _store_address(frames, ip + DST, tables, flow.new_dst_addr)
+    store16(frames, l4, flow.new_src_port)
+    store16(frames, l4 + 2, flow.new_dst_port)
+    if flow.protocol == _UDP | _IPV6:
+        check = checksum_add(load16(frames, l4 + _UDP_CHECK), flow.l4_delta)
+        store16(frames, l4 + _UDP_CHECK, check or np.uint16(0xFFFF))  # never none (RFC 8200 section 8.1)
+    else:
+        store16(frames, l4 + _TCP_CHECK, checksum_add(load16(frames, l4 + _TCP_CHECK), flow.l4_delta))
+
+
+@inlined
+def _exchange(frames, offset, tables, word):
+    """Store the address that a name stands for; return what the sum of 16-bit words grows by."""
+    old = naming.sum_of(load64(frames, offset)) + naming.sum_of(load64(frames, offset + 8))
+    _store_address(frames, offset, tables, word)
+    return np.int64(2 * 0xFFFF) - np.int64(old) + np.int64(tables.names[np.int64(swapped32(np.uint32(word)))].sum)
+
+
+@inlined
+def _exchange16(frames, offset, value):
+    """Store a 16-bit word; return what the sum grows by."""
+    old = np.int64(load16(frames, offset))
+    store16(frames, offset, value)
+    return np.int64(0xFFFF) - old + np.int64(value)
+
+
+@inlined
+def _folded(total):
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@compiled
+def translate_error(frames, start, flow, tables, row):
+    """Change an ICMPv6 error about a packet that we translated into one about the packet as it was before.
+
+    `flow` is the record of the direction in which the error travels, as for `wire.translate_error`. ICMPv6's checksum
+    covers the addresses of the packet, too (RFC 4443 section 2.3).
+    """
+    ip = start + ETHERNET_BYTES
+    icmp = ip + IPV6_BYTES
+    quote = icmp + ICMP_BYTES
+    ports = quote + IPV6_BYTES
+    stop = icmp + be16(frames, ip + 4)  # what follows is padding
+    is_udp = flow.protocol == _UDP | _IPV6
+    check = ports + (_UDP_CHECK if is_udp else _TCP_CHECK)
+
+    grown = _exchange(frames, quote + SRC, tables, flow.new_dst_addr)
+    grown += _exchange(frames, quote + DST, tables, flow.new_src_addr)
+    grown += _exchange16(frames, ports, flow.new_dst_port)
+    grown += _exchange16(frames, ports + 2, flow.new_src_port)
+    if check + 2 <= stop:
+        after = checksum_add(load16(frames, check), _folded(grown))
+        grown += _exchange16(frames, check, np.uint16(0xFFFF) if is_udp and after == 0 else after)
+    if flow.new_src_addr != flow.src_addr:
+        grown += _exchange(frames, ip + SRC, tables, flow.new_src_addr)
+    grown += _exchange(frames, ip + DST, tables, flow.new_dst_addr)
+    store16(frames, icmp + 2, checksum_add(load16(frames, icmp + 2), _folded(grown)))
+    frames[ip + _HOPS] -= np.uint8(1)
+    write_macs(frames, start, tables.next_hops, row)

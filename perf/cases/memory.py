@@ -1,0 +1,70 @@
+"""Memory: what a connection takes, and the process that is there for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from perf.bed import Testbed
+from perf.cases import Point
+from perf.measure import Reading
+from xdp.tables import Capacity
+
+_IDLE_S = 2.0
+_SMALL, _LARGE = 1 << 20, 1 << 21
+
+
+def bytes_per_connection() -> float:
+    """Return what the tables of turnout grow by for each connection of their capacity."""
+    small, large = (
+        sum(dtype.itemsize * rows for dtype, rows in Capacity(connections=connections).rows().values())
+        for connections in (_SMALL, _LARGE)
+    )
+    return (large - small) / (_LARGE - _SMALL)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the kernel's memory for each of the known flows; with a daemon, what that takes itself.
+
+    turnout's tables are there from the start: what is told is their size for each connection.
+    """
+
+    unit = ""
+    units = {"connection": "bytes", "daemon": "MB", "idle": "% of a CPU"}  # noqa: RUF012 - read only
+    mode = "known flows"
+    more_is_better = False
+    loss_limit = 1.0
+
+    def prepare(self, bed: Testbed, point: Point) -> None:
+        """Do nothing: what is measured is the difference that known flows make."""
+        bed.load = point.load
+
+    def trial(self, bed: Testbed, seconds: float, most_new: int) -> Reading:  # noqa: ARG002 - counted, not timed
+        """Make the flows known and look."""
+        if bed.daemon is None:
+            before = _kernel_bytes()
+            bed.prepare(bed.load)
+            return Reading({"connection": (_kernel_bytes() - before) / bed.load.flows})
+        bed.prepare(bed.load)
+        process = Path("/proc", str(bed.daemon.pid))
+        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        before_s = _cpu_s(process)
+        time.sleep(_IDLE_S)
+        idle = (_cpu_s(process) - before_s) / _IDLE_S
+        anonymous = int(status["RssAnon"].split()[0]) * 1024
+        values = {"connection": bytes_per_connection(), "daemon": anonymous / 1e6, "idle": 100 * idle}
+        return Reading(values)
+
+
+def _kernel_bytes() -> int:
+    """Return what the kernel's slabs hold that cannot be given back: entries of connection tracking, in the main."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["SUnreclaim"].split()[0]) * 1024
+
+
+def _cpu_s(process: Path) -> float:
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

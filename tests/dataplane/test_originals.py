@@ -1,0 +1,227 @@
+"""What becomes of a copy: as the pipeline says, or sent on where the filter has dropped its original."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+
+from conntrack.table import FlowTable
+from dataplane import packetrings
+from dataplane.originals import judge, new_originals, publish
+from dataplane.packetrings import VNET_BYTES, VNET_NEEDS_CSUM
+from dataplane.pipeline import AWAITED
+from tests import packets
+from tests.packets import CLIENT, ENDPOINT, OTHER_CLIENT, OTHER_ENDPOINT, STRANGER, VIP, rewritten
+from tests.reference import Outcome
+from tests.small_node import (
+    DNS_ENDPOINTS,
+    FOREIGN_ENDPOINT,
+    HOPS,
+    LOST_ENDPOINT,
+    NARROW_ENDPOINT,
+    SERVICES,
+    SMALL,
+    Pipeline,
+    service_ports,
+    service_table,
+)
+from xdp.clock import ManualClock
+from xdp.schema import Protocol, Reason
+from xdp.tables import Tables
+
+GONE = packets.address("10.96.0.99:80")  # a frontend that is none any more
+PLAIN = bytes(VNET_BYTES)
+START = 64
+
+
+class Copies:
+    """The packet path of engine `raw` over tables in memory: copies in, verdicts out."""
+
+    def __init__(self) -> None:
+        clock = ManualClock()
+        tables = Tables.in_memory(SMALL)
+        FlowTable(tables, clock).create()
+        self.node = Pipeline(tables).node
+        service_table(tables).apply(service_ports(SERVICES))
+        self.now = np.uint32(clock.now())
+        self.originals = new_originals(64)
+        endpoints = [(*place, Protocol.TCP) for place in (ENDPOINT, OTHER_ENDPOINT, LOST_ENDPOINT)]
+        endpoints += [(*place, Protocol.UDP) for place in DNS_ENDPOINTS]
+        publish(self.originals, endpoints, [(*GONE, Protocol.TCP)])
+        self.vnet = PLAIN
+
+    def send(self, frame: bytes, vnet: bytes = PLAIN) -> Outcome:
+        """Return what becomes of a frame behind a VNET header; `self.vnet` is what that has become."""
+        memory = np.zeros(1 << 17, np.uint8)
+        memory[START - VNET_BYTES : START + len(frame)] = list(vnet + frame)
+        reason, egress = judge(self.node, self.originals, memory, START, len(frame), self.now)
+        self.vnet = memory[START - VNET_BYTES : START].tobytes()
+        return Outcome(Reason(int(reason)), memory[START : START + len(frame)].tobytes(), int(egress))
+
+    def connect(self) -> packets.Address:
+        """Begin a connection; return its endpoint."""
+        found = Ether(self.send(packets.syn()).frame)[IP].dst
+        return packets.address(f"{found}:8080")
+
+
+@pytest.fixture
+def copies() -> Copies:
+    return Copies()
+
+
+def unfinished(frame: bytes) -> tuple[bytes, bytes]:
+    """Return (frame, VNET header) as a local stack gives it to a device: only the pseudo header is summed."""
+    packet = Ether(frame)
+    layer, offset = (packet[TCP], 16) if TCP in packet else (packet[UDP], 6)
+    ip = packet[IP]
+    length = ip.len - 4 * ip.ihl
+    words = struct.unpack("!6H", bytes(ip)[12:20] + struct.pack("!HH", ip.proto, length))
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    layer.chksum = (total & 0xFFFF) + (total >> 16)
+    start = 14 + 4 * ip.ihl
+    return bytes(packet), struct.pack("=BBHHHH", VNET_NEEDS_CSUM, 0, 0, 0, start, offset)
+
+
+def routed(frame: bytes, macs: bytes) -> bytes:
+    """Return a frame as a router sends it on."""
+    packet = Ether(frame)
+    packet[IP].ttl -= 1
+    del packet[IP].chksum
+    return macs + bytes(packet)[12:]
+
+
+# Offloads.
+
+
+@pytest.mark.parametrize("make", [packets.syn, packets.udp], ids=["tcp", "udp"])
+def test_a_checksum_that_a_device_is_to_finish_covers_the_new_addresses(copies, make):
+    given, vnet = unfinished(make())
+    sent = copies.send(given, vnet)
+    assert sent.reason is Reason.ADMITTED
+    layer = Ether(sent.frame)
+    endpoint = packets.address(f"{layer[IP].dst}:{layer.dport}")
+    whole = rewritten(make(), CLIENT, endpoint, HOPS[endpoint[0]].macs)
+    assert (sent.frame, copies.vnet) == (unfinished(whole)[0], vnet)
+
+
+def test_a_checksum_that_was_verified_is_not_said_to_be_so_any_more(copies):
+    data_valid = struct.pack("=BBHHHH", 2, 0, 0, 0, 0, 0)
+    endpoint = Ether(copies.send(packets.syn(), data_valid).frame)[IP].dst
+    assert endpoint in {packets.host(ENDPOINT[0]), packets.host(OTHER_ENDPOINT[0])}
+    assert copies.vnet == PLAIN
+
+
+def gso(segment: int, kind: int = packetrings.GSO_TCPV4) -> bytes:
+    return struct.pack("=BBHHHH", VNET_NEEDS_CSUM, kind, 54, segment, 34, 16)
+
+
+def test_a_frame_larger_than_the_mtu_is_sent_if_its_segments_fit(copies):
+    endpoint = copies.connect()
+    frame, _ = unfinished(packets.data(payload=b"x" * 60_000))
+    assert copies.send(frame).reason is Reason.TOO_BIG
+    sent = copies.send(frame, gso(1460))
+    assert (sent.reason, len(sent.frame), Ether(sent.frame)[IP].dst) == (
+        Reason.FORWARDED,
+        len(frame),
+        packets.host(endpoint[0]),
+    )
+    assert copies.vnet == gso(1460)
+    assert copies.send(frame, gso(1461)).reason is Reason.TOO_BIG
+
+
+def test_datagrams_that_are_to_be_cut_fit_if_their_pieces_do(copies):
+    frame, _ = unfinished(packets.udp(payload=b"x" * 30_000))
+    assert copies.send(frame, gso(1473, packetrings.GSO_UDP_L4)).reason is Reason.TOO_BIG
+    assert copies.send(frame, gso(1472, packetrings.GSO_UDP_L4)).reason is Reason.ADMITTED
+
+
+# What the pipeline leaves to the kernel.
+
+
+def test_an_endpoint_that_talks_past_its_services_is_sent_on(copies):
+    for frame in (packets.syn_ack(ENDPOINT, CLIENT), packets.udp(DNS_ENDPOINTS[0], OTHER_CLIENT)):
+        sent = copies.send(frame, unfinished(frame)[1])
+        to = packets.address(f"{Ether(frame)[IP].dst}:1")
+        assert sent == (Reason.SENT_ON, routed(frame, HOPS[to[0]].macs), HOPS[to[0]].ifindex)
+        assert copies.vnet == unfinished(frame)[1]
+
+
+def test_what_is_no_endpoints_is_the_kernels(copies):
+    other_port, other_protocol = (ENDPOINT[0], 8081), (ENDPOINT[0], 8080)
+    for frame in (packets.syn(other_port, CLIENT), packets.udp(other_protocol, CLIENT), packets.syn(CLIENT, ENDPOINT)):
+        assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+
+
+def test_what_goes_elsewhere_is_the_kernels_from_an_endpoint_too(copies):
+    for to in (FOREIGN_ENDPOINT, STRANGER):
+        frame = packets.syn_ack(ENDPOINT, to)
+        assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+    frame = packets.syn_ack(ENDPOINT, CLIENT, ttl=1)
+    assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+
+
+def test_an_endpoints_frame_waits_for_its_neighbour(copies):
+    frame = packets.syn_ack(ENDPOINT, LOST_ENDPOINT)
+    assert copies.send(frame) == (Reason.NO_NEXT_HOP, frame, AWAITED)
+
+
+def test_an_endpoints_frame_that_does_not_fit_is_dropped(copies):
+    frame = packets.data(ENDPOINT, NARROW_ENDPOINT, b"x" * 100)
+    assert copies.send(frame).reason is Reason.TOO_BIG
+
+
+def test_a_frontend_that_is_none_any_more_keeps_its_connections_and_gets_no_new_ones(copies):
+    assert copies.send(packets.syn(CLIENT, GONE)).reason is Reason.NOT_OURS
+    for frame in (packets.data(CLIENT, GONE), packets.fin(CLIENT, GONE), packets.tcp_with("SA", CLIENT, GONE)):
+        assert copies.send(frame).reason is Reason.VANISHED
+    assert copies.send(packets.data(CLIENT, (GONE[0], 81))).reason is Reason.NOT_OURS
+
+
+def test_errors_about_no_flow(copies):
+    to_client = packets.icmp_error(packets.syn(CLIENT, STRANGER))
+    assert copies.send(to_client) == (Reason.OTHER_ICMP, to_client, 0)
+    past = packets.icmp_error(packets.syn(CLIENT, ENDPOINT))  # sent by the client past its Service
+    assert copies.send(past) == (Reason.SENT_ON, routed(past, HOPS[CLIENT[0]].macs), HOPS[CLIENT[0]].ifindex)
+    to_vip = packets.icmp_error(packets.syn_ack(VIP, CLIENT))
+    assert copies.send(to_vip).reason is Reason.ICMP_UNUSABLE
+
+
+def test_what_other_frames_are_stays_as_the_pipeline_says(copies):
+    for frame, reason in (
+        (packets.arp(), Reason.NOT_IPV4),
+        (packets.icmp_other(), Reason.NOT_SERVED),
+        (packets.echo_request(STRANGER), Reason.OTHER_ICMP),
+        (packets.fragment_of(packets.syn(), 0, 16), Reason.FRAGMENT_BROKEN),
+        (packets.first_fragment(destination=STRANGER), Reason.OTHER_FRAGMENT),
+        (packets.syn(ttl=1), Reason.TTL_EXPIRED),
+        (packets.rst(), Reason.STRAY_RST),
+        (packets.syn()[:30], Reason.TOO_SHORT),
+        (b"\x02" * 13, Reason.TOO_SHORT),
+    ):
+        assert copies.send(frame) == (reason, frame, 0)
+
+
+def test_places_are_replaced_at_once(copies):
+    frame = packets.syn_ack(ENDPOINT, CLIENT)
+    assert copies.send(frame).reason is Reason.SENT_ON
+    publish(copies.originals, [(*OTHER_ENDPOINT, Protocol.TCP)], [])
+    assert copies.send(frame).reason is Reason.NOT_OURS
+    publish(copies.originals, [(*ENDPOINT, Protocol.TCP)], [])
+    assert copies.send(frame).reason is Reason.SENT_ON
+    assert copies.send(packets.data(CLIENT, GONE)).reason is Reason.NOT_OURS
+
+
+def test_as_many_places_as_there_is_room_for_are_found():
+    room = 500
+    originals = new_originals(room)
+    places = [(0x0A000000 + n, 1 + n, Protocol.TCP) for n in range(room)]
+    publish(originals, places, [])
+    copies = Copies()
+    copies.originals = originals
+    for address, port, _ in places[::50]:
+        assert copies.send(packets.syn_ack((address, port), CLIENT)).reason is Reason.SENT_ON

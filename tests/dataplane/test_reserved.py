@@ -1,0 +1,74 @@
+"""Ports that the kernel is not to give away: reserved in a namespace, and given back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataplane import reserved
+from dataplane.settings import PortRange
+from perf.world import World
+from xdp import kernel
+
+SYSCTL = "net/ipv4/ip_local_reserved_ports"
+
+
+@given(st.sets(st.integers(1, 65535), max_size=40))
+def test_ports_as_text_and_back(ports):
+    assert reserved.read_ports(reserved.as_text(ports)) == ports
+
+
+def test_runs_of_ports_are_written_as_ranges():
+    assert reserved.as_text({1, 2, 3, 7, 9, 10}) == "1-3,7,9-10"
+    assert reserved.as_text(()) == ""
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(f"tr{os.getpid() % 100_000}", ["client"]) as world:
+        yield world
+
+
+@pytest.fixture
+def inside(world: World) -> Iterator[None]:
+    with world.node.entered():
+        kernel.write_sysctl(SYSCTL, "")
+        yield
+
+
+@pytest.mark.root
+def test_C12_ports_are_reserved_beside_others_and_only_they_are_given_back(inside: None, tmp_path: Path):
+    record = tmp_path / "node.ports"
+    kernel.write_sysctl(SYSCTL, "8080,61005-61009")
+    reserved.reserve(PortRange(61000, 65535), record)
+    assert kernel.read_sysctl(SYSCTL) == "8080,61000-65535"
+    kernel.write_sysctl(SYSCTL, "8080,9090,61000-65535")  # somebody else's business
+    reserved.give_back(record)
+    assert kernel.read_sysctl(SYSCTL) == "8080,9090,61005-61009"
+    assert not record.exists()
+    reserved.give_back(record)
+    assert kernel.read_sysctl(SYSCTL) == "8080,9090,61005-61009"
+
+
+@pytest.mark.root
+def test_C12_a_successor_with_other_ports_gives_those_of_its_predecessor_back(inside: None, tmp_path: Path):
+    record = tmp_path / "node.ports"
+    for ports, text in ((PortRange(61000, 61099), "61000-61099"), (PortRange(62000, 62099), "62000-62099")):
+        reserved.reserve(ports, record)
+        assert kernel.read_sysctl(SYSCTL) == text
+    reserved.give_back(record)
+    assert kernel.read_sysctl(SYSCTL) == ""
+
+
+def test_C12_what_cannot_be_reserved_is_said_and_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(reserved, "_SYSCTL", "net/ipv4/no_such_thing")
+    reserved.reserve(PortRange(61000, 65535), tmp_path / "node.ports")
+    assert "ports 61000-65535 are not reserved for masquerading: net.ipv4.no_such_thing" in caplog.text
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,190 @@
+"""Kinds of interfaces: each is served, in the mode that its driver can, or refused with the kernel's reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from dataplane.netdev import has_gro
+from perf import clients
+from perf.world import Host, World
+from tests.node import Daemon
+from tests.scenarios.site import HOSTS, Site
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+LARGE_BYTES = 20_000_000
+_FAR_END_OF_9000 = """link add made0 type veth peer name made1 mtu 9000
+link set made0 up
+link set made1 up
+"""
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with World(f"tk{os.getpid() % 100_000}", HOSTS) as world:
+        yield world
+
+
+@pytest.fixture
+def daemon(world: World) -> Iterator[Daemon]:
+    """A daemon that takes the mode that there is."""
+    with Daemon(world, "xdp-auto") as daemon:
+        yield daemon
+
+
+def serving(daemon: Daemon, *interfaces: str) -> Daemon:
+    daemon.settings = replace(daemon.settings, interfaces=interfaces)
+    return daemon
+
+
+def refusal(daemon: Daemon) -> tuple[int, str]:
+    """Start it; return its exit code and what it said last."""
+    with pytest.raises(AssertionError):
+        daemon.start()
+    assert daemon.process is not None
+    return int(daemon.process.returncode), daemon.said().splitlines()[-1]
+
+
+def shown_modes(daemon: Daemon) -> dict[str, str | None]:
+    return {one["name"]: one["xdp_mode"] for one in daemon.ask("interfaces")}
+
+
+@pytest.fixture
+def made(world: World, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An interface of some kind, called made0."""
+    world.node.run(["ip", *request.param.split()])
+    world.node.run(["ip", "link", "set", "made0", "up"])
+    yield "made0"
+    world.node.run(["ip", "link", "delete", "made0"])
+
+
+@pytest.mark.parametrize(
+    ("made", "mode", "why"),
+    [
+        pytest.param("link add made0 type bridge", "generic", "Underlying driver does not support XDP", id="bridge"),
+        pytest.param(
+            "link add made0 link eth0 type macvlan", "generic", "Underlying driver does not support XDP", id="macvlan"
+        ),
+        pytest.param(
+            "link add made0 type vxlan id 5 dstport 4789", "generic", "Underlying driver does not support", id="vxlan"
+        ),
+        pytest.param("link add made0 type veth peer name made1", "native", "", id="veth"),
+        pytest.param("tuntap add made0 mode tap", "native", "", id="tap"),
+        pytest.param("link add made0 mtu 9000 type veth peer name made1 mtu 9000", None, "MTU 9000", id="large MTU"),
+        pytest.param("tuntap add made0 mode tun", None, "has no Ethernet address (tun)", id="tun"),
+    ],
+    indirect=["made"],
+)
+def test_each_kind_is_served_or_refused_with_the_reason(daemon, made, mode, why):
+    serving(daemon, "eth0", made)
+    if mode is None:
+        code, told = refusal(daemon)
+        assert (code, f"{made}: {why}" in told) == (1 if "MTU" in why else 2, True), told
+        assert not daemon.settings.link_pins()
+        return
+    daemon.start()
+    shown = {one["name"]: one for one in daemon.ask("interfaces")}
+    assert shown["eth0"]["xdp_mode"] == "native"
+    assert shown[made]["xdp_mode"] == mode
+    assert why in shown[made]["why"]
+    assert bool(why) == bool(shown[made]["why"])
+
+
+def test_the_loopback_is_refused(daemon):
+    code, told = refusal(serving(daemon, "lo"))
+    assert (code, "lo: has no Ethernet address (loopback)" in told) == (2, True)
+
+
+def test_what_native_xdp_needs_of_the_far_end_is_told_in_the_kernels_words(world, daemon):
+    """Where native was asked for it is an error; `auto` takes generic and says why."""
+    world.node.run(["ip", "-batch", "-"], text_in=_FAR_END_OF_9000)
+    try:
+        daemon.start_with = ["--xdp-mode", "native"]
+        serving(daemon, "eth0", "made0")
+        code, told = refusal(daemon)
+        assert code == 1
+        assert "made0: native XDP refused" in told
+        assert "Peer MTU is too large to set XDP" in told
+        daemon.start_with = []
+        daemon.start()
+        shown = {one["name"]: one for one in daemon.ask("interfaces")}
+        assert shown["made0"]["xdp_mode"] == "generic"
+        assert "Peer MTU is too large to set XDP" in shown["made0"]["why"]
+    finally:
+        world.node.run(["ip", "link", "delete", "made0"])
+    daemon.wait_for(lambda: "made0: the interface has gone" in daemon.ask("status")["why"])
+    assert shown_modes(daemon) == {"eth0": "native", "made0": None}
+
+
+def test_one_given_twice_is_one(daemon):
+    serving(daemon, "eth0", "eth0", "eth1").start()
+    assert [one["name"] for one in daemon.ask("interfaces")] == ["eth0", "eth1"]
+
+
+# Generic XDP sees what GRO has merged.
+
+
+@pytest.fixture(scope="module")
+def site(world: World) -> Iterator[Site]:
+    """Servers that hand frames of any size to their device, a switch that cuts them, and GRO on at the node."""
+    for name in ("web-1", "web-2", "web-3"):
+        world[name].run(["ethtool", "-K", "eth0", "tx", "on", "tso", "on", "gso", "on", "gro", "on"])
+    with Daemon(world, "xdp-generic") as daemon:
+        yield Site(world, daemon)
+
+
+@pytest.fixture(autouse=True)
+def _gro_on(world: World, request: pytest.FixtureRequest) -> Iterator[None]:
+    for name in ("eth0", "eth1"):
+        world.node.run(["ethtool", "-K", name, "gro", "on"])
+    yield
+    if "site" in request.fixturenames:
+        daemon = request.getfixturevalue("site").daemon
+        if daemon.process.poll() is None:
+            daemon.signal(signal.SIGINT)
+            daemon.wait()
+
+
+def gro(node: Host) -> list[bool]:
+    with node.entered():
+        return [has_gro(name) for name in ("eth0", "eth1")]
+
+
+def test_large_answers_arrive_through_generic_xdp_and_gro_comes_back(site):
+    node, daemon = site.world.node, site.daemon
+    assert gro(node) == [True, True]
+    site.serve()
+    assert gro(node) == [False, False]
+    result = clients.load_http(site.client, site.web.frontend, connections=3, bytes=LARGE_BYTES, timeout=30)
+    assert (result.answered, result.failures) == (3, {})
+    assert daemon.ask("status")["reasons"].get("TOO_BIG", 0) == 0
+    record = json.loads(daemon.settings.offloads_path.read_text())
+    assert len(record["gro_was_on"]) == 2
+    daemon.signal(signal.SIGKILL)
+    daemon.wait()
+    assert gro(node) == [False, False]  # its program is still there
+    daemon.turnout("detach")
+    assert gro(node) == [True, True]
+    assert not daemon.settings.offloads_path.exists()
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "native"])
+def test_gro_comes_back_at_the_end_and_with_the_native_mode(site, how):
+    node, daemon = site.world.node, site.daemon
+    site.serve()
+    assert gro(node) == [False, False]
+    if how == "SIGINT":
+        daemon.signal(signal.SIGINT)
+        daemon.wait()
+    else:
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+        daemon.start_with = ["--xdp-mode", "native"]
+        daemon.start()
+    assert gro(node) == [True, True]
+    assert not daemon.settings.offloads_path.exists()

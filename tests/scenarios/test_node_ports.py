@@ -1,0 +1,92 @@
+"""Services at the node's own addresses. Ids are those of docs/behaviours.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.node import NODE_NAME, ScenarioNode, Service, text_of
+from tests.packets import address as address_of
+from tests.packets import first_fragment, rewritten, rst, syn, syn_ack, udp
+from xdp.schema import Reason
+
+pytestmark = pytest.mark.engines(
+    "memory", "xdp", "xdp-generic", "afxdp", why="with raw, what is addressed to the node is the kernel's, too"
+)
+
+NODE_PORT = 30080
+WEB = {"type": "NodePort", "ports": [{"name": "main", "port": 80, "nodePort": NODE_PORT}]}
+DNS = {"type": "NodePort", "ports": [{"name": "main", "port": 53, "nodePort": NODE_PORT, "protocol": "UDP"}]}
+
+
+def web(node: ScenarioNode, *hosts: str, **spec: str) -> Service:
+    places = tuple(node.endpoint(host) for host in hosts)
+    return Service("web", "10.96.0.1:80", places, spec=WEB | spec, about={places[0]: {"nodeName": NODE_NAME}})
+
+
+@pytest.mark.parametrize("at", ["client", "web-1"])
+def test_T6_a_connection_to_any_address_of_the_node_goes_to_an_endpoint(node, at):
+    node.apply(web(node, "web-1"))
+    dialled, client, endpoint = node.own(at, NODE_PORT), node.client(), node.at("web-1", 8080)
+    frame = syn(client, dialled)
+    sent = node.send(frame)
+    assert (sent.only, sent.reason) == (
+        ("web-1", rewritten(frame, client, endpoint, node.macs("web-1"))),
+        Reason.ADMITTED,
+    )
+    answer = syn_ack(endpoint, client)
+    assert node.send(answer, "web-1").only == ("client", rewritten(answer, dialled, client, node.macs("client")))
+    assert node.flow(client)["service"] == "shop/web:main"
+
+
+def test_T6_a_datagram_to_a_node_port(node):
+    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-2", 5353),), "UDP", spec=DNS))
+    client, endpoint = node.client(), node.at("web-2", 5353)
+    frame = udp(client, node.own("client", NODE_PORT))
+    assert node.send(frame).only == ("web-2", rewritten(frame, client, endpoint, node.macs("web-2")))
+    answer = udp(endpoint, client)
+    back = rewritten(answer, node.own("client", NODE_PORT), client, node.macs("client"))
+    assert node.send(answer, "web-2").only == ("client", back)
+
+
+def test_T6_all_else_at_the_node_s_own_address_is_the_kernel_s(node):
+    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-2", 5353),), "UDP", spec=DNS))
+    client, own = node.client(), node.own("client")[0]
+    for frame, reason in (  # which the kernel answers to none of
+        (rst(client, (own, 22)), Reason.NOT_OURS),
+        (rst(client, (own, NODE_PORT)), Reason.NOT_OURS),
+        (first_fragment(destination=(own, NODE_PORT)), Reason.OTHER_FRAGMENT),
+    ):
+        sent = node.send(frame)
+        assert (sent.left, sent.passed, sent.reason) == ([], [node.on_the_wire(frame, "client")], reason)
+
+
+def test_S8_the_external_policy_local_leaves_the_endpoints_of_this_node_to_node_ports_only(node):
+    service = web(node, "web-1", "web-2", externalTrafficPolicy="Local")
+    node.apply(service)
+    dialled = node.own("client", NODE_PORT)
+    assert {node.send(syn(node.client(), dialled)).only[0] for _ in range(10)} == {"web-1"}
+    assert {node.send(syn(node.client(), service.at)).only[0] for _ in range(20)} == {"web-1", "web-2"}
+
+
+def test_T6_get_services_shows_where_it_is_dialled(node):
+    node.apply(web(node, "web-1"))
+    (shown,) = node.answer("services")
+    ends = [text_of(node.own(host, NODE_PORT)) for host in ("client", "web-1", "other")]
+    assert shown["frontends"] == ["10.96.0.1:80", *ends]
+
+
+@pytest.mark.engines("xdp", why="its kernel can be given another address; what follows is the same with every engine")
+def test_T6_an_address_that_the_node_gets_later_has_its_node_ports_too(node):
+    node.apply(web(node, "web-1"))
+    address, client, inside = "10.99.99.1", node.client(), node.daemon.world.node
+
+    def frontends() -> list[str]:
+        return node.answer("services")[0]["frontends"]
+
+    inside.run(["ip", "address", "add", f"{address}/32", "dev", "eth0"])
+    try:
+        node.daemon.wait_for(lambda: f"{address}:{NODE_PORT}" in frontends())
+        assert node.send(syn(client, address_of(f"{address}:{NODE_PORT}"))).only[0] == "web-1"
+    finally:
+        inside.run(["ip", "address", "del", f"{address}/32", "dev", "eth0"])
+    node.daemon.wait_for(lambda: f"{address}:{NODE_PORT}" not in frontends())

@@ -1,0 +1,304 @@
+"""Engine `raw` where it differs from the others: offloads, the filter, restarts, no BPF."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from perf import clients
+from perf.world import World
+from tests.node import Daemon, Wire
+from tests.packets import CLIENT, address, udp
+from tests.scenarios.site import DNS_PORT, ECHO_PORT, HOSTS, WEB_PORT, Site, echoed
+
+pytestmark = pytest.mark.root
+
+LARGE_BYTES = 20_000_000
+
+
+@pytest.fixture(scope="module")
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Real clients and servers that leave checksums and segmentation to devices."""
+    with World(f"tr{os.getpid() % 100_000}", HOSTS, offloads=True) as world, Daemon(world, "raw") as daemon:
+        made = Site(world, daemon)
+        daemon.start()
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _services(site: Site) -> Iterator[None]:
+    site.serve()
+    yield
+    if site.daemon.is_answering():
+        site.check_accounts()
+
+
+def tables(site: Site) -> list[str]:
+    """Return the nftables tables of the node."""
+    return site.world.node.run(["nft", "list", "tables"]).stdout.split("\n")[:-1]
+
+
+def reasons(site: Site) -> dict[str, int]:
+    return site.daemon.ask("reasons")  # type: ignore[no-any-return]
+
+
+# Offloads.
+
+
+@pytest.fixture(params=["on", "off"])
+def finishing(request: pytest.FixtureRequest, site: Site) -> Iterator[str]:
+    """Whether the node's own devices finish checksums and segments: with "off" the kernel does it as we transmit."""
+    node = site.world.node
+    for end in node.interfaces:
+        node.run(["ethtool", "-K", end.name, "tx", request.param])
+    yield request.param
+    for end in node.interfaces:
+        node.run(["ethtool", "-K", end.name, "tx", "on"])
+
+
+def test_frames_larger_than_the_mtu_go_both_ways_unchanged(site, finishing):
+    echo = site.web.with_endpoints(*site.places(ECHO_PORT, "web-2"))
+    site.daemon.apply(echo, site.dns)
+    wires = [Wire(site.world.node, end.name) for end in site.world.node.interfaces]
+    sent = random.Random(2).randbytes(LARGE_BYTES)
+    assert echoed(site, echo, sent) == hashlib.sha256(sent).digest()
+    largest = [max(map(len, wire.received())) for wire in wires]
+    for wire in wires:
+        wire.close()
+    assert min(largest) > 3000, (largest, "no frame was larger than the MTU: this tests nothing")
+
+
+def test_curl_downloads_and_uploads(site, finishing, tmp_path):
+    content = random.Random(3).randbytes(LARGE_BYTES)
+    given, taken = tmp_path / "given", tmp_path / "taken"
+    given.mkdir()
+    (given / "large").write_bytes(content)
+    server = site.world["web-3"].popen([sys.executable, "-c", _FILES, str(ECHO_PORT), str(given), str(taken)])
+    try:
+        site.daemon.apply(site.web.with_endpoints(*site.places(ECHO_PORT, "web-3")), site.dns)
+        url = f"http://{site.web.frontend}/large"
+        ask = [
+            "curl",
+            "-sS",
+            "--fail",
+            "--max-time",
+            "30",
+            "--retry",
+            "20",
+            "--retry-connrefused",
+            "--retry-delay",
+            "0",
+        ]
+        site.client.run([*ask, "-o", str(tmp_path / "got"), url], timeout_s=60)
+        assert (tmp_path / "got").read_bytes() == content
+        site.client.run([*ask, "-T", str(given / "large"), url], timeout_s=60)
+        assert taken.read_bytes() == content
+    finally:
+        site.world.end(server)
+
+
+_FILES = """
+import http.server, sys
+port, folder, taken = sys.argv[1:]
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *a): super().__init__(*a, directory=folder)
+    def log_message(self, *a): pass
+    def do_PUT(self):
+        open(taken, "wb").write(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(201); self.send_header("Content-Length", "0"); self.end_headers()
+http.server.ThreadingHTTPServer(("", int(port)), Handler).serve_forever()
+"""
+
+
+def test_datagrams_with_unfinished_checksums_are_answered(site, finishing):
+    result = clients.load_udp(site.client, site.dns.frontend, flows=30, concurrent=10, requests=3)
+    assert (result.answered, result.failures) == (90, {})
+
+
+# What is not translated.
+
+
+def test_an_endpoint_can_be_talked_to_past_its_service(site):
+    before = reasons(site)
+    for name in ("web-1", "web-2"):
+        result = clients.load_http(site.client, f"{site.world[name].ip}:{WEB_PORT}", connections=3, bytes=200_000)
+        assert (result.answers, result.failures) == ({name: 3}, {})
+    after = reasons(site)
+    assert after["SENT_ON"] > before.get("SENT_ON", 0)
+
+
+def test_the_node_itself_can_talk_to_an_endpoint(site):
+    before = reasons(site)
+    result = clients.load_http(site.world.node, f"{site.world['web-1'].ip}:{WEB_PORT}", connections=3)
+    assert (result.answers, result.failures) == ({"web-1": 3}, {})
+    after = reasons(site)
+    assert after.get("SENT_ON") == before.get("SENT_ON")
+
+
+def test_the_kernel_gets_no_packet_that_is_ours(site):
+    """With the originals left alone, the endpoint's kernel would get every request twice."""
+    host = site.world["web-1"]
+    site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1")))
+    forwarded = site.world.node.run(["cat", "/proc/net/snmp"]).stdout
+    received = host.packets("eth0")
+    with site.asking() as ask:
+        for _ in range(50):
+            assert ask() == "web-1"
+    assert host.packets("eth0") - received < 60
+    assert _forwarded(site.world.node.run(["cat", "/proc/net/snmp"]).stdout) == _forwarded(forwarded)
+
+
+def _forwarded(snmp: str) -> int:
+    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Ip:"))
+    return int(dict(zip(names, values, strict=True))["ForwDatagrams"])
+
+
+# The filter.
+
+
+def test_a_filter_that_somebody_takes_away_is_put_back(site):
+    assert tables(site) == [f"table netdev turnout_{site.daemon.settings.name}"]
+    site.world.node.run(["nft", "flush", "ruleset"])
+    assert tables(site) == []
+    site.daemon.wait_for(lambda: tables(site) != [])
+    assert "it is put back" in site.daemon.said()
+
+
+def test_what_a_service_wants_of_ipv6_is_named_and_left_out(site):
+    """At a change, and at a start."""
+    both = replace(site.web, spec={"clusterIPs": ["10.96.0.1", "fd96::1"], "ipFamilyPolicy": "RequireDualStack"})
+    said = "Service shop/web: spec.clusterIPs[1]: engine raw does not forward IPv6; left out"
+    site.daemon.apply(both, site.dns)
+    assert said in site.daemon.said()
+    site.daemon.signal(signal.SIGTERM)
+    site.daemon.wait()
+    times = site.daemon.said().count(said)
+    site.daemon.start()
+    assert site.daemon.said().count(said) == times + 1
+    site.daemon.wait_for_services(site.web, site.dns)
+
+
+def test_connections_of_a_service_that_is_gone_stay_ours_and_new_ones_are_the_kernels(site):
+    with site.load("http-load", site.web) as load:
+        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        site.daemon.apply(site.dns)
+        listed = f"list set netdev turnout_{site.daemon.settings.name} retired".split()
+        site.daemon.wait_for(lambda: "10.96.0.1" in site.world.node.run(["nft", *listed]).stdout)
+        answered = reasons(site)["FORWARDED"]
+        site.daemon.wait_for(lambda: reasons(site)["FORWARDED"] > answered + 200)
+    assert (load.result.flows, load.result.failures) == (20, {})
+    result = clients.load_http(site.client, site.web.frontend, connections=1, timeout=0.3)
+    assert result.answered == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--on-exit", "keep")], ids=["by-default", "told-to-keep"])
+def test_what_is_left_after_sigterm(site, flags):
+    daemon = site.daemon
+    with site.asking() as ask:
+        name = ask()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        daemon.start_with = [*flags]
+        daemon.start()
+        daemon.start_with = []
+        daemon.wait_for(lambda: daemon.ask("status")["state"] == "ok")
+        assert ask() == name
+        assert "took over" in daemon.said()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        assert len(tables(site)) == bool(flags)
+        assert ask(0.2) is None
+    daemon.turnout("detach")
+    assert tables(site) == []
+    assert not daemon.settings.table_folder.exists()
+
+
+def test_a_killed_daemon_loses_no_connection_and_its_filter_is_cleaned_up(site):
+    with site.load("http-load", site.web, timeout=30) as load:
+        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        before = site.endpoints_of_flows()
+        site.daemon.signal(signal.SIGKILL)
+        site.daemon.wait()
+        assert len(tables(site)) == 1
+        site.daemon.start()
+        after = site.endpoints_of_flows()
+        assert {key: after.get(key) for key in before} == before
+        answered = reasons(site)["FORWARDED"]
+        site.daemon.wait_for(lambda: reasons(site)["FORWARDED"] > answered + 500)
+    assert (load.result.flows, load.result.failures, load.result.moved) == (20, {}, 0)
+    site.daemon.signal(signal.SIGKILL)
+    site.daemon.wait()
+    done = site.daemon.turnout("detach")
+    assert done.stderr.splitlines() == [
+        "removed eth0: the ingress filter",
+        "removed eth1: the ingress filter",
+        f"removed {site.daemon.settings.table_folder}: the tables",
+    ]
+    assert "managed" not in site.world.node.run(["ip", "neigh"]).stdout
+    assert tables(site) == []
+    assert not site.daemon.settings.filter_record.exists()
+    assert not site.daemon.settings.table_folder.exists()
+
+
+def test_ctrl_c_leaves_nothing(site):
+    site.daemon.signal(signal.SIGINT)
+    assert site.daemon.wait() == 0
+    assert tables(site) == []
+    assert not site.daemon.settings.table_folder.exists()
+    assert not site.daemon.settings.filter_record.exists()
+
+
+# Losses.
+
+
+def test_what_finds_no_room_in_the_ring_is_counted(site):
+    daemon, count = site.daemon, 400_000
+    there, here = site.world.node.mac, site.client.mac
+    frame = bytes.fromhex((there + here).replace(":", "")) + udp(CLIENT, address("192.0.2.1:9"))[12:]
+    before = daemon.ask("status")["packets"]["userspace"]
+    daemon.signal(signal.SIGSTOP)
+    try:
+        with site.client.entered():
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        with sock:
+            sock.bind(("eth0", 0))
+            for _ in range(count):
+                sock.send(frame)
+    finally:
+        daemon.signal(signal.SIGCONT)
+
+    def counted() -> int:
+        now = daemon.ask("status")["packets"]["userspace"]
+        return int(sum(now[key] - before[key] for key in ("received", "punt_lost")))
+
+    daemon.wait_for(lambda: counted() >= count)
+    assert counted() < count + 100
+    assert daemon.ask("status")["packets"]["userspace"]["punt_lost"] > before["punt_lost"]
+
+
+# Many workers.
+
+
+def test_workers_share_an_interface_and_the_table():
+    """Both directions of a connection may be different workers'."""
+    with World(f"tw{os.getpid() % 100_000}", HOSTS, queues=4, offloads=True) as world, Daemon(world, "raw") as daemon:
+        site = Site(world, daemon)
+        daemon.start()
+        site.serve()
+        result = clients.load_http(site.client, site.web.frontend, connections=200, concurrent=50, requests=5)
+        assert (result.answered, result.failures, result.moved) == (1000, {}, 0)
+        result = clients.load_udp(site.client, site.dns.frontend, flows=200, concurrent=50, requests=5)
+        assert (result.answered, result.failures, result.moved) == (1000, {}, 0)
+        site.check_accounts()
+        with site.tables() as shared:
+            worked = np.count_nonzero(shared.tables.worker_counters["packets"].sum(axis=1) > 100)
+        assert worked == 4 * len(world.node.interfaces)

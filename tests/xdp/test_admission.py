@@ -1,0 +1,253 @@
+"""XDP as a writer of the flow table: room that it makes, ways that it learns, what it refuses, and its races."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conntrack import compiled
+from conntrack.table import FlowTable
+from lb.rows import ServiceRow
+from lb.table import ServiceTable
+from tests import packets
+from tests.packets import CLIENT, ENDPOINT, address
+from tests.small_node import ROUTES, SEED, write_hops
+from tests.xdp.test_race import LB, assert_pairs
+from xdp import kernel, loader, maps
+from xdp.byteorder import swap32
+from xdp.clock import JiffyClock
+from xdp.routes import RouteMap
+from xdp.schema import HopState, Limit, Reason, RouteTarget, State, Tag, verdict_of
+from xdp.tables import Capacity, Tables
+
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+VIPS = [address(f"10.96.0.{host}:80") for host in (10, 11, 12)]
+_HOP = ROUTES[ENDPOINT[0], 32]
+
+
+@dataclass
+class Kernel:
+    """The tables, and the program over them with nobody to punt to."""
+
+    shared: maps.SharedMaps
+    program: int
+    clock: JiffyClock
+    table: FlowTable
+    routes: RouteMap
+
+    @property
+    def tables(self) -> Tables:
+        return self.shared.tables
+
+    def send(self, frame: bytes) -> tuple[Reason, bytes]:
+        """Run the program on a frame; return why it ended as it did, and the frame then."""
+        before = self.counts()
+        action, after, _ = kernel.prog_test_run(self.program, frame)
+        counted = self.counts() - before
+        assert counted.sum() == 1
+        reason = Reason(int(counted.argmax()))
+        assert (action == 4) == (verdict_of(reason) == 0)
+        return reason, after
+
+    def counts(self) -> np.ndarray:
+        return self.tables.xdp_counters["packets"].sum(axis=0, dtype=np.int64)
+
+    def slot_of(self, frame_source: packets.Address, destination: packets.Address, protocol: int = 6) -> int:
+        """Return the slot of a flow, or MISS."""
+        (source, source_port), (host, port) = frame_source, destination
+        addrs = np.uint64(swap32(host) << 32 | swap32(source))
+        ports = np.uint32(socket.htons(port) << 16 | socket.htons(source_port))
+        return int(compiled.find(self.tables, addrs, ports, np.uint8(protocol)))
+
+
+def serve(shared: maps.SharedMaps, rows: list[ServiceRow]) -> None:
+    ServiceTable(shared.tables, SEED, lambda host: ROUTES[int(host), 32]).apply(rows)
+
+
+def service(vip: packets.Address, *endpoints: packets.Address, protocol: int = 6) -> ServiceRow:
+    return ServiceRow(
+        ((IPv4Address(vip[0]), vip[1], protocol),), tuple((IPv4Address(host), port) for host, port in endpoints)
+    )
+
+
+@pytest.fixture(params=[1])
+def xdp(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """XDP alone, over a table for `param` connections."""
+    folder = Path(f"/run/turnout/bpf/test-admission-{os.getpid()}")
+    kernel.mount_bpffs(folder.parent)
+    capacity = Capacity(request.param, 32, 32, 16_384, 32, 64, os.cpu_count() or 1)
+    with maps.create(folder, capacity) as shared:
+        try:
+            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": 1})
+        finally:
+            maps.remove(folder)
+        clock = JiffyClock()
+        table = FlowTable(shared.tables, clock, kernel.membarrier_global)
+        table.create()
+        shared.tables.control[0]["aged_from"] = (clock.now() - 1_000_000 * clock.hertz) & 0xFFFFFFFF
+        write_hops(shared.tables)
+        routes = RouteMap(shared.routes_fd)
+        routes.replace(ROUTES)
+        serve(shared, [service(vip, ENDPOINT) for vip in VIPS])
+        yield Kernel(shared, program, clock, table, routes)
+        os.close(program)
+
+
+def syn_of(port: int, vip: packets.Address = VIPS[0], host: int = CLIENT[0]) -> bytes:
+    return packets.syn((host, port), vip)
+
+
+def fill(xdp: Kernel) -> list[int]:
+    """Open connections until every slot is taken; return the clients' ports."""
+    ports = []
+    for port in range(1024, 4096):
+        reason, _ = xdp.send(syn_of(port))
+        assert reason in (Reason.ADMITTED, Reason.TABLE_FULL)
+        if reason == Reason.ADMITTED:
+            ports.append(port)
+        if xdp.tables.tags.view(np.uint16).all():
+            return ports
+    raise AssertionError("the table never filled")
+
+
+def age(xdp: Kernel, seconds: float) -> None:
+    jiffies = np.uint32(round(seconds * xdp.clock.hertz))
+    xdp.tables.flows["last_seen"] -= jiffies
+    xdp.tables.flows["retired_at"] -= jiffies
+
+
+def test_c7_with_nobody_to_sweep_xdp_reuses_records_a_second_past_their_deadline(xdp: Kernel):
+    ports = fill(xdp)
+    assert len(ports) == 16, "two buckets of 16 records"
+    used = xdp.table.used()
+    assert xdp.send(syn_of(ports[0]))[0] == Reason.FORWARDED, "what is known goes on"
+    assert xdp.send(syn_of(5000))[0] == Reason.TABLE_FULL
+    assert xdp.table.used() == used, "nothing has expired"
+    age(xdp, 61)
+    for port in range(5000, 5010):
+        assert xdp.send(syn_of(port))[0] == Reason.TABLE_FULL, "retired just now: somebody may still look"
+    assert (xdp.tables.tags.view(np.uint16) == Tag.RETIRED).all()
+    age(xdp, 1.1)
+    for port in range(5000, 5006):
+        assert xdp.send(syn_of(port))[0] == Reason.ADMITTED
+    assert assert_pairs(xdp.tables, 16) == 6
+
+
+def test_c6_xdp_takes_nothing_from_a_connection_that_lives(xdp: Kernel):
+    ports = fill(xdp)
+    age(xdp, 59)  # SYN_SENT ends after 60
+    for port in range(5000, 5100):
+        assert xdp.send(syn_of(port))[0] == Reason.TABLE_FULL
+    for port in ports:
+        assert xdp.send(syn_of(port))[0] == Reason.FORWARDED
+
+
+def test_the_sweep_frees_what_xdp_has_retired(xdp: Kernel):
+    fill(xdp)
+    age(xdp, 61)
+    xdp.send(syn_of(5000))
+    for _ in range(2):
+        xdp.table.sweep()
+    assert not xdp.tables.tags.any()
+    assert not xdp.tables.published.any()
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_a_client_s_port_that_an_endpoint_knows_already_gets_another_endpoint_or_none(xdp: Kernel):
+    """Through two VIPs to one endpoint from one port: the replies could not be told apart."""
+    assert xdp.send(syn_of(4000, VIPS[0]))[0] == Reason.ADMITTED
+    before = xdp.tables.tags.copy()
+    assert xdp.send(syn_of(4000, VIPS[1]))[0] == Reason.REPLY_CLASH
+    assert (xdp.tables.tags == before).all()
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_a_client_on_the_link_that_nobody_knows_is_answered_where_it_came_from(xdp: Kernel):
+    """With userspace away nobody can ask for its MAC address; its frame has it."""
+    stranger = address("10.9.0.77:4000")
+    xdp.routes.replace({**ROUTES, (address("10.9.0.0:0")[0], 16): int(RouteTarget.ON_LINK)})
+    frame = syn_of(stranger[1], host=stranger[0])
+    assert xdp.send(frame)[0] == Reason.ADMITTED
+    first = len(xdp.tables.next_hops) - len(xdp.tables.next_hops) // Limit.LEARNED_SHARE
+    hop = xdp.tables.next_hops[first]
+    assert (bytes(hop["dst_mac"]), bytes(hop["src_mac"])) == (frame[6:12], frame[:6])
+    assert (hop["ifindex"], hop["state"], hop["used"]) == (1, HopState.FORWARD, 1)
+    assert swap32(hop["destination"]) == stranger[0]
+    reply = packets.syn_ack(ENDPOINT, stranger)
+    reason, answer = xdp.send(reply)
+    assert reason == Reason.FORWARDED
+    assert answer[:12] == frame[6:12] + frame[:6]
+    xdp.send(syn_of(4001, host=stranger[0]))
+    assert int(xdp.tables.control[0]["learned"]) == 1, "one client, one row"
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_a_client_without_a_route_is_not_admitted(xdp: Kernel):
+    nowhere = address("192.0.2.1:4000")
+    assert xdp.send(syn_of(nowhere[1], host=nowhere[0]))[0] == Reason.NO_NEXT_HOP
+    assert not xdp.tables.tags.any()
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_ways_that_xdp_may_learn_run_out_and_nothing_breaks(xdp: Kernel):
+    network = address("10.9.0.0:0")[0]
+    xdp.routes.replace({**ROUTES, (network, 16): int(RouteTarget.ON_LINK)})
+    reasons = [xdp.send(syn_of(4000, host=network + host))[0] for host in range(1, 10)]
+    room = len(xdp.tables.next_hops) // Limit.LEARNED_SHARE
+    assert reasons == [Reason.ADMITTED] * room + [Reason.NO_NEXT_HOP] * (9 - room)
+
+
+@pytest.mark.parametrize("xdp", [60_000], indirect=True)
+def test_xdp_makes_the_table_grow_and_userspace_finds_its_flows(xdp: Kernel):
+    admitted = 0
+    for port in range(1024, 13_024):
+        admitted += xdp.send(syn_of(port))[0] == Reason.ADMITTED
+    assert admitted == 12_000
+    assert int(xdp.tables.extents[0]) & 0xFF == 0b11
+    assert all(xdp.slot_of((CLIENT[0], port), VIPS[0]) != compiled.MISS for port in range(1024, 13_024))
+    assert assert_pairs(xdp.tables, 12_000) == 12_000
+    record = xdp.tables.flows[xdp.slot_of((CLIENT[0], 1024), VIPS[0])]
+    assert record["state"] == State.SYN_SENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("xdp", [20_000], indirect=True)
+def test_cpus_that_admit_the_same_connections_at_once_make_each_once(xdp: Kernel):
+    """Two XDP runs on two CPUs, and the sweep, over the same few connections that begin again and again."""
+    ports = range(1024, 1024 + 256)
+
+    def admit(seed: int) -> dict[Reason, int]:
+        random, seen = np.random.default_rng(seed), dict[Reason, int]()
+        for port in random.integers(ports.start, ports.stop, 15_000).tolist():
+            action, after, _ = kernel.prog_test_run(xdp.program, syn_of(port))
+            seen[action] = seen.get(action, 0) + 1
+            assert action in (1, 4)
+            if action == 4:
+                assert after[30:34] == ENDPOINT[0].to_bytes(4, "big")
+        return seen
+
+    def sweep() -> int:
+        freed = 0
+        for _ in range(120):
+            slots = np.zeros(64, np.int64)
+            count = compiled.used_slots(xdp.tables.tags, xdp.tables.flows, 0, slots)
+            for slot in slots[: count // 2]:
+                compiled.withdraw(xdp.tables, slot)
+            freed += xdp.table.sweep()
+        return freed
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(admit, 1), pool.submit(admit, 2), pool.submit(sweep)]
+        seen = [job.result() for job in jobs]
+    assert seen[0][4] + seen[1][4] > 29_000
+    assert seen[2] > 400
+    assert_pairs(xdp.tables, len(ports))

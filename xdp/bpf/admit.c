@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* admit.c - a new connection decided inside the kernel, where userspace is away or the Service says so. Part of lb.c.
+ *
+ * What conntrack/compiled.py and dataplane/pipeline.py do, by the same protocol over the same table, with two differences. There is no waiting for a grace period in here: a record that
+ * XDP retires may be reused by XDP a second later, which no run and no worker's turn takes; the sweep may free it in its
+ * own way before. And a client whose way is not known is answered on the way that it came. */
+
+enum {
+	NO_SLOT = 0xffffffff,
+	SWAP_TRIES = 16,      /* of a word that others keep changing */
+	CLAIM_TRIES = 4,
+	HOST_TRIES = 8,
+	XDP_ENDPOINTS_TRIED = 2, /* when replies would clash; userspace tries more */
+	LEARNED_MTU = 65535,  /* not known here: the driver is the judge */
+};
+
+/* Change the tag of a slot; false if it was not `expected`, or the word has just been changed by somebody else. */
+static inline bool swap_once(u32 slot, u64 expected, u64 tag)
+{
+	u32 number = slot / BUCKET_TAGS, shift = (slot & 3) * 16;
+	struct bucket *bucket = tags.lookup(&number);
+	u64 *word, seen;
+
+	if (!bucket)
+		return false;
+	word = &bucket->word[slot >> 2 & 3];
+	seen = *(volatile u64 *)word;
+	return (seen >> shift & 0xffff) == expected &&
+	       __sync_bool_compare_and_swap(word, seen, (seen & ~(0xffffULL << shift)) | tag << shift);
+}
+
+/* The same, against others that change the word. */
+static inline bool swap_tag(u32 slot, u64 expected, u64 tag)
+{
+	u32 n;
+
+#pragma nounroll
+	for (n = 0; n < SWAP_TRIES; n++)
+		if (swap_once(slot, expected, tag))
+			return true;
+	return false;
+}
+
+static inline u64 tag_at(u32 slot)
+{
+	u32 number = slot / BUCKET_TAGS;
+	struct bucket *bucket = tags.lookup(&number);
+
+	return bucket ? *(volatile u64 *)&bucket->word[slot >> 2 & 3] >> (slot & 3) * 16 & 0xffff : TAG_CLAIMED;
+}
+
+/* Take a published record out of use, unless others are changing its word just now. */
+static inline void retire_slot(u32 slot, u32 now)
+{
+	struct flow *flow = flows.lookup(&slot);
+	u64 tag = tag_at(slot);
+
+	if (!flow || tag < TAG_FIRST)
+		return;
+	flow->retired_at = now;
+	if (swap_once(slot, tag, TAG_RETIRED))
+		*(volatile u8 *)&flow->published = 0;
+}
+
+/* Retire both directions of a connection, the original's first. */
+static inline void retire(struct flow *flow, u32 now)
+{
+	u32 other = flow->peer, own, is_reply = flow->direction == REPLY;
+	struct flow *peer = flows.lookup(&other);
+
+	if (!peer)
+		return;
+	own = peer->peer;
+	if (flows.lookup(&own) != flow)
+		return;
+	retire_slot(is_reply ? other : own, now);
+	retire_slot(is_reply ? own : other, now);
+}
+
+/* Claim a slot of a bucket, at home or beside it if possible; NO_SLOT if there is none. */
+static inline u32 claim_in(u32 number, u32 home)
+{
+	struct bucket *bucket = tags.lookup(&number);
+	u64 hits;
+	u32 n, slot;
+
+	if (!bucket)
+		return NO_SLOT;
+#pragma nounroll
+	for (n = 0; n < CLAIM_TRIES; n++) {
+		asm volatile("" ::: "memory");
+		hits = hits_of(bucket, TAG_EMPTY);
+		if (!hits)
+			return NO_SLOT;
+		slot = is_hit(hits, home) ? home : is_hit(hits, home ^ 1) ? home ^ 1 : lowest_hit(hits);
+		slot += number * BUCKET_TAGS;
+		if (swap_once(slot, TAG_EMPTY, TAG_CLAIMED))
+			return slot;
+	}
+	return NO_SLOT;
+}
+
+/* Claim what XDP has retired in two buckets for long enough; what has expired there is retired, for the next time. */
+static inline u32 reclaim(u32 first, u32 second, u32 now, const struct machine *rules, const struct control *words)
+{
+	struct flow *flow;
+	u32 n, slot;
+	u64 tag;
+
+#pragma nounroll
+	for (n = 0; n < 2 * BUCKET_TAGS; n++) {
+		slot = (n & BUCKET_TAGS ? second : first) * BUCKET_TAGS + (n & (BUCKET_TAGS - 1));
+		tag = tag_at(slot);
+		flow = flows.lookup(&slot);
+		if (!flow)
+			return NO_SLOT;
+		if (tag == TAG_RETIRED && now - flow->retired_at > words->hertz && swap_once(slot, TAG_RETIRED, TAG_CLAIMED))
+			return slot;
+		if (tag >= TAG_FIRST && is_expired(flow, rules->timeout[flow->state & 15], now, words))
+			retire(flow, now);
+	}
+	return NO_SLOT;
+}
+
+/* Make the next extent current, if there is one. With the whole table every extent is in use. */
+static inline void grow(struct control *words, u64 extents)
+{
+	struct extent current = named_extent(extents), next;
+	u64 bitmap = extents & ((1 << EXTENTS) - 1), grown;
+	u32 k;
+
+#pragma nounroll
+	for (k = 0; k < EXTENTS - 1; k++) {
+		next = extent_of(k, TAGS_ROWS);
+		if (next.start != current.start || next.buckets != current.buckets || next.buckets == TAGS_ROWS)
+			continue;
+		next = extent_of(k + 1, TAGS_ROWS);
+		bitmap |= next.buckets == TAGS_ROWS ? (2 << (k + 1)) - 1 : 1 << (k + 1);
+		grown = bitmap | (u64)(next.start / FIRST_EXTENT) << 8 | (u64)next.buckets << 32;
+		__sync_bool_compare_and_swap(&words->extents, extents, grown); /* if somebody was faster, as good */
+		return;
+	}
+}
+
+/* Claim a slot for a hash, in the emptier of its two buckets. If both are crowded the extent grows, for the next time. */
+static inline u32 claim(u64 hash, u32 now, const struct machine *rules, struct control *words)
+{
+	u64 extents = *(volatile u64 *)&words->extents;
+	struct extent extent = named_extent(extents);
+	u32 first = first_bucket(hash, extent), second = second_bucket(hash, extent), slot, room, other, emptier;
+	struct bucket *bucket = tags.lookup(&first);
+
+	room = bucket ? hit_count(hits_of(bucket, TAG_EMPTY)) : 0;
+	if (room < ROOM_ENOUGH) {
+		bucket = tags.lookup(&second);
+		other = bucket ? hit_count(hits_of(bucket, TAG_EMPTY)) : 0;
+		if (room < CROWDED && other < CROWDED)
+			grow(words, extents);
+		if (other > room) {
+			emptier = second;
+			second = first;
+			first = emptier;
+		}
+	}
+	slot = claim_in(first, home_of(hash));
+	if (slot == NO_SLOT)
+		slot = claim_in(second, home_of(hash));
+	return slot != NO_SLOT ? slot : reclaim(first, second, now, rules, words);
+}
+
+/* By tags, whether another record than slot `besides` has this key: what a writer must see is in them. In doubt, yes: that
+ * two tags of a bucket equal the wanted one by chance is a matter of 10^-7. */
+static inline bool is_elsewhere(const struct tuple *tuple, u64 hash, u32 besides, const struct control *words)
+{
+	u64 extents = *(volatile u64 *)&words->extents, hits;
+	struct bucket *bucket;
+	struct extent extent;
+	struct flow *flow;
+	u32 n, number, slot;
+
+#pragma nounroll
+	for (n = 0; n < 2 * EXTENTS; n++) {
+		if (!(extents >> n / 2 & 1))
+			continue;
+		extent = extent_of(n / 2, TAGS_ROWS);
+		number = n & 1 ? second_bucket(hash, extent) : first_bucket(hash, extent);
+		bucket = tags.lookup(&number);
+		if (!bucket)
+			return true;
+		hits = hits_of(bucket, tag_of(hash));
+		if (number == besides / BUCKET_TAGS)
+			hits &= ~(1ULL << bit_of(besides & (BUCKET_TAGS - 1)));
+		if (!hits)
+			continue;
+		slot = number * BUCKET_TAGS + lowest_hit(hits);
+		flow = flows.lookup(&slot);
+		if (!flow || is_record_of(flow, tuple) || hits & (hits - 1))
+			return true;
+	}
+	return false;
+}
+
+static inline u64 words_of(u64 value)
+{
+	return (value & 0xffff) + (value >> 16 & 0xffff) + (value >> 32 & 0xffff) + (value >> 48);
+}
+
+static inline u16 fold64(u64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+/* Fill the claimed record of the packets `before`, which leave as `after`. */
+static inline void fill(struct flow *flow, const struct tuple *before, const struct tuple *after, u8 direction, u8 state,
+			u32 next_hop, u32 peer, u32 now)
+{
+	u64 sum = words_of(~before->addrs) + words_of(after->addrs);
+
+	*(u64 *)&flow->src_addr = before->addrs;
+	*(u32 *)&flow->src_port = before->ports;
+	flow->protocol = before->protocol;
+	flow->ip_delta = fold64(sum + 0xfffe); /* TTL is the low byte of its word as it lies here, and falls by 1 */
+	*(u64 *)&flow->new_src_addr = after->addrs;
+	*(u32 *)&flow->new_src_port = after->ports;
+	flow->l4_delta = fold64(sum + words_of((u32)~before->ports) + words_of(after->ports));
+	flow->state = state;
+	flow->direction = direction;
+	flow->next_hop = next_hop;
+	flow->peer = peer;
+	flow->last_seen = now;
+	flow->packets = 0;
+	flow->bytes = 0;
+}
+
+static inline bool publish(u32 slot, struct flow *flow, u64 tag)
+{
+	asm volatile("" ::: "memory");
+	*(volatile u8 *)&flow->published = 1;
+	return swap_tag(slot, TAG_CLAIMED, tag);
+}
+
+static inline struct tuple turned(const struct tuple *tuple)
+{
+	return (struct tuple){ tuple->addrs >> 32 | tuple->addrs << 32, tuple->ports >> 16 | tuple->ports << 16,
+			       tuple->protocol };
+}
+
+/* Insert both directions of a connection whose reply's key nobody has; the original's record, or none and `failure` says
+ * why. */
+static inline struct flow *insert(const struct tuple *before, const struct tuple *after, u8 state, u32 hop_out, u32 hop_back,
+				  u32 now, const struct machine *rules, struct control *words, enum reason *failure)
+{
+	struct tuple reply = turned(after), back = turned(before);
+	u64 hash = hash_tuple(before, words->hash_key[0], words->hash_key[1]);
+	u64 reply_hash = hash_tuple(&reply, words->hash_key[0], words->hash_key[1]);
+	struct flow *original_flow, *reply_flow;
+	u32 original_slot, reply_slot;
+
+	*failure = REASON_TABLE_FULL;
+	reply_slot = claim(reply_hash, now, rules, words);
+	reply_flow = flows.lookup(&reply_slot);
+	if (!reply_flow)
+		return 0;
+	original_slot = claim(hash, now, rules, words);
+	original_flow = flows.lookup(&original_slot);
+	if (!original_flow) {
+		swap_tag(reply_slot, TAG_CLAIMED, TAG_EMPTY); /* nobody has read it */
+		return 0;
+	}
+	fill(reply_flow, &reply, &back, REPLY, state, hop_back, original_slot, now);
+	fill(original_flow, before, after, ORIGINAL, state, hop_out, reply_slot, now);
+
+	*failure = REASON_REPLY_CLASH;
+	publish(reply_slot, reply_flow, tag_of(reply_hash));
+	if (is_elsewhere(&reply, reply_hash, reply_slot, words)) {
+		retire_slot(reply_slot, now);
+		original_flow->retired_at = now;
+		swap_tag(original_slot, TAG_CLAIMED, TAG_RETIRED); /* not EMPTY: the reply has led readers here */
+		return 0;
+	}
+	publish(original_slot, original_flow, tag_of(hash));
+	if (is_elsewhere(before, hash, original_slot, words) || tag_at(reply_slot) != tag_of(reply_hash)) {
+		retire(original_flow, now);
+		return 0;
+	}
+	return original_flow;
+}
+
+/* The word of `hosts` for an address (host order): its own, or the free one where it would be; none if it is far off. */
+static inline u64 *host_word(u32 address)
+{
+	u32 place = address * 0x9e3779b97f4a7c15ULL >> 32, n;
+	struct host *host;
+	u64 word;
+
+#pragma nounroll
+	for (n = 0; n < HOST_TRIES; n++) {
+		place &= HOSTS_ROWS - 1;
+		host = hosts.lookup(&place);
+		if (!host)
+			return 0;
+		word = *(volatile u64 *)host;
+		if (!word || word >> 32 == address)
+			return (u64 *)host;
+		place++;
+	}
+	return 0;
+}
+
+/* Take a next hop for a client on the link: back to where its frame came from. Row 0, which leads nowhere, if none is left. */
+static inline u32 learn(struct xdp_md *ctx, u32 client, u64 *word, struct control *words)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethernet *ethernet = data;
+	u32 row, rows = NEXT_HOPS_ROWS / LEARNED_SHARE;
+	struct next_hop *hop;
+	u64 count;
+
+	if ((void *)(ethernet + 1) > end || words->learned >= rows)
+		return 0;
+	count = __sync_fetch_and_add(&words->learned, 1);
+	row = NEXT_HOPS_ROWS - rows + count;
+	hop = next_hops.lookup(&row);
+	if (count >= rows || !hop)
+		return 0;
+	__builtin_memcpy(hop->dst_mac, ethernet->src_mac, 6);
+	__builtin_memcpy(hop->src_mac, ethernet->dst_mac, 6);
+	hop->ifindex = ctx->ingress_ifindex;
+	hop->mtu = LEARNED_MTU;
+	hop->prefix_len = 32;
+	hop->destination = __builtin_bswap32(client);
+	hop->state = HOP_FORWARD;
+	asm volatile("" ::: "memory");
+	*(volatile u8 *)&hop->used = 1;
+	if (!__sync_bool_compare_and_swap(word, 0, (u64)client << 32 | row))
+		return *(volatile u64 *)word >> 32 == client ? *(volatile u64 *)word : 0;
+	return row;
+}
+
+/* The next hop back to a client, NO_WAY without one. One on the link that is not known yet is learnt if it may be. */
+static inline u32 way_back(struct xdp_md *ctx, __be32 addr, bool may_learn, struct control *words)
+{
+	u32 client = __builtin_bswap32(addr);
+	struct prefix key = { 32, addr };
+	u64 *word = host_word(client);
+	u32 *target;
+
+	if (word && *(volatile u64 *)word)
+		return *(volatile u64 *)word;
+	target = routes.lookup(&key);
+	if (!target || *target == TARGET_NO_ROUTE)
+		return 0;
+	if (*target != TARGET_ON_LINK)
+		return *target;
+	return word && may_learn ? learn(ctx, client, word, words) : 0;
+}
+
+/* Admit a packet's connection to the Service, in place of an `old` one that is over, and send it on. What this cannot do
+ * is the caller's to punt or drop: the reason says why. */
+static inline struct result admit(struct xdp_md *ctx, const struct packet *packet, u32 event, struct flow *old,
+				  const struct service *service, bool may_learn, const struct machine *rules, u32 now, struct control *words)
+{
+	u32 length = ctx->data_end - ctx->data, back, out = 0, place, line, row, attempt;
+	u8 state = rules->first_state[event & 7];
+	struct tuple after = packet->tuple, reply;
+	struct maglev_line *slots;
+	struct endpoint *endpoint;
+	struct result result;
+	enum reason reason;
+	struct flow *flow;
+	bool is_taken = true;
+	u64 hash, reply_hash;
+
+	if (old)
+		retire(old, now);
+	if (!state)
+		return drop(event == EVENT_RST ? REASON_STRAY_RST : REASON_BAD_FLAGS);
+	if (state == STATE_ADOPTED && service->mid_stream)
+		return drop(REASON_MID_STREAM_RESET);
+	if (!service->slots)
+		return drop(service->is_elsewhere ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT);
+	back = way_back(ctx, packet->tuple.addrs, may_learn, words);
+	if (!back)
+		return drop(REASON_NO_NEXT_HOP);
+	hash = hash_tuple(&packet->tuple, words->maglev_seed, ~words->maglev_seed);
+#pragma nounroll
+	for (attempt = 0; attempt < XDP_ENDPOINTS_TRIED; attempt++) {
+		place = ((hash >> 32) * service->slots >> 32) + attempt;
+		place = service->first_slot + (place < service->slots ? place : place - service->slots);
+		line = place / 16;
+		slots = maglev.lookup(&line);
+		if (!slots)
+			return drop(REASON_NO_ENDPOINT);
+		row = slots->endpoint[place & 15];
+		endpoint = endpoints.lookup(&row);
+		if (!endpoint)
+			return drop(REASON_NO_ENDPOINT);
+		if (endpoint->addr == (u32)packet->tuple.addrs)
+			return drop(REASON_STALLED_DROPPED);  /* it reaches itself: userspace masquerades it */
+		out = endpoint->next_hop;
+		reason = refusal_of(next_hops.lookup(&out), length);
+		if (reason != REASON_FORWARDED && reason != REASON_TO_KERNEL)
+			return drop(reason);
+		after.addrs = (u64)endpoint->addr << 32 | (u32)packet->tuple.addrs;
+		after.ports = (u32)endpoint->port << 16 | (u16)packet->tuple.ports;
+		reply = turned(&after);
+		reply_hash = hash_tuple(&reply, words->hash_key[0], words->hash_key[1]);
+		is_taken = is_elsewhere(&reply, reply_hash, NO_SLOT, words);
+		if (!is_taken)
+			break;
+	}
+	if (is_taken)
+		return drop(REASON_REPLY_CLASH);
+	flow = insert(&packet->tuple, &after, state, out, back, now, rules, words, &reason);
+	if (!flow)
+		return drop(reason);
+	result = forward(ctx, packet, flow, event, rules, now);
+	if (result.reason == REASON_FORWARDED || result.reason == REASON_TO_KERNEL)
+		result.reason = REASON_ADMITTED;
+	return result;
+}

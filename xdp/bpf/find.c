@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* find.c - the flow of a five-tuple: the same question for every program, over the same maps. Part of lb.c and egress.c. */
+
+#define TABLE(leaf, name, rows) BPF_TABLE_PINNED("array", u32, leaf, name, rows, TABLES_FOLDER "/" #name, BPF_F_MMAPABLE)
+
+TABLE(struct bucket, tags, TAGS_ROWS);
+TABLE(struct flow, flows, FLOWS_ROWS);
+TABLE(struct control, control, CONTROL_ROWS);
+TABLE(struct machine, machine, MACHINE_ROWS);
+
+/* Of a bucket, equal to one another and to the wanted one; a fifth is a matter of 10^-17. */
+enum { SAME_TAGS = 4 };
+
+_Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
+_Static_assert(sizeof(struct bucket) == 32, "a bucket's tags are half a cache line");
+
+/* Whether a record is published and of this five-tuple. What is published stays as it is until nobody looks, so that is
+ * read first; the rest of the record is read only after it is ours. */
+static inline bool is_record_of(const struct flow *flow, const struct tuple *tuple)
+{
+	bool is_published = *(const volatile u16 *)&flow->protocol == (1 << 8 | tuple->protocol);
+
+	asm volatile("" ::: "memory");
+	return is_published && *(u64 *)&flow->src_addr == tuple->addrs && *(u32 *)&flow->src_port == tuple->ports;
+}
+
+/* Flow: the record of a five-tuple in one bucket, or none. */
+static inline struct flow *find_in_bucket(u32 number, u64 tag, const struct tuple *tuple)
+{
+	struct bucket *bucket = tags.lookup(&number);
+	u64 hits;
+	int n;
+
+	if (!bucket)
+		return 0;
+	hits = hits_of(bucket, tag);
+#pragma nounroll
+	for (n = 0; n < SAME_TAGS && hits; n++) {
+		u32 slot = number * BUCKET_TAGS + lowest_hit(hits);
+		struct flow *flow = flows.lookup(&slot);
+
+		if (flow && is_record_of(flow, tuple))
+			return flow;
+		hits &= hits - 1;
+	}
+	return 0;
+}
+
+/* The flow that lies at home in an extent, or beside. */
+static inline struct flow *find_at_home(const struct tuple *tuple, u64 hash, struct extent extent)
+{
+	u32 slot = first_bucket(hash, extent) * BUCKET_TAGS + home_of(hash), n;
+	struct flow *flow;
+
+#pragma unroll
+	for (n = 0; n < 2; n++, slot ^= 1) {
+		flow = flows.lookup(&slot);
+		if (flow && is_record_of(flow, tuple))
+			return flow;
+	}
+	return 0;
+}
+
+/* Wherever flows may lie, the latest extent first: at home, then by tags. Few flows are left for this. */
+static inline struct flow *find_elsewhere(const struct tuple *tuple, u64 hash, u64 extents)
+{
+	struct extent extent;
+	struct flow *flow;
+	u32 n, k;
+
+#pragma nounroll
+	for (n = 0; n < 3 * EXTENTS; n++) {
+		k = EXTENTS - 1 - n % EXTENTS;
+		if (!(extents >> k & 1))
+			continue;
+		extent = extent_of(k, TAGS_ROWS);
+		if (n < EXTENTS)
+			flow = find_at_home(tuple, hash, extent);
+		else if (n < 2 * EXTENTS)
+			flow = find_in_bucket(first_bucket(hash, extent), tag_of(hash), tuple);
+		else
+			flow = find_in_bucket(second_bucket(hash, extent), tag_of(hash), tuple);
+		if (flow)
+			return flow;
+	}
+	return 0;
+}
+
+static inline struct flow *find_flow(const struct tuple *tuple, const struct control *words)
+{
+	u64 hash = hash_tuple(tuple, words->hash_key[0], words->hash_key[1]);
+	struct flow *flow = find_at_home(tuple, hash, named_extent(words->busiest));
+
+	return flow ? flow : find_elsewhere(tuple, hash, words->extents);
+}
+
+/* A connection is past its deadline when neither direction was seen for the timeout of its state. Rarely more than the
+ * first comparison. */
+static inline bool is_expired(const struct flow *flow, u32 timeout, u32 now, const struct control *words)
+{
+	u32 number = flow->peer;
+	struct flow *peer;
+
+	if ((s32)(now - flow->last_seen) <= (s32)timeout || (s32)(now - words->aged_from) <= (s32)timeout)
+		return false;
+	peer = flows.lookup(&number);
+	return !peer || (s32)(now - peer->last_seen) > (s32)timeout;
+}
+
+/* The connection's state after a packet, stored in both directions' records if it is another one. */
+static inline void advance(struct flow *flow, u8 event, const struct machine *rules)
+{
+	u8 state = flow->state, next;
+
+	next = rules->next_state[(state & 15) << 4 | (flow->direction & 1) << 3 | (event & 7)];
+	if (next != state) {
+		u32 peer_slot = flow->peer;
+		struct flow *peer = flows.lookup(&peer_slot);
+
+		flow->state = next;
+		if (peer)
+			peer->state = next;
+	}
+}
+
+/* A packet of this direction was seen now: so many frames of so many bytes on the wire. */
+static inline void touch(struct flow *flow, u32 now, u32 frames, u32 bytes)
+{
+	if (flow->last_seen != now)  /* a line that nobody dirties stays shared */
+		flow->last_seen = now;
+	flow->packets += frames;
+	flow->bytes += bytes;
+}

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* ipv6.h - IPv6 packets from bytes to addresses and ports, and rewritten. Twin: dataplane/wire6.py, with the same guards
+ * in the same order. */
+#pragma once
+
+enum {
+	ETHERTYPE_IPV6 = 0x86dd,
+};
+
+struct ipv6 {
+	__u32  version_class_flow;
+	__be16 payload_length;
+	__u8   next_header;
+	__u8   hop_limit;
+	__u64  src_addr[2];    /* behind 22 bytes: aligned to two of them only, as is all in a frame */
+	__u64  dst_addr[2];
+};
+
+static inline bool is_ipv6(void *data, void *end)
+{
+	struct ethernet *ethernet = data;
+
+	return (void *)(ethernet + 1) <= end && ethernet->type == __builtin_bswap16(ETHERTYPE_IPV6);
+}
+
+enum icmpv6_type { ICMPV6_FIRST_ERROR = 1, ICMPV6_LAST_ERROR = 4, ICMPV6_ECHO = 128 };  /* errors: those of RFC 4443 */
+
+/* Take the ports of an ICMPv6 error's quote, turned round, or see that the packet is an echo request; what follows
+ * the IPv6 header is `payload` bytes long. */
+static inline enum reason parse_icmpv6(void *data, void *end, __u32 payload, struct packet *packet)
+{
+	struct icmp *icmp = data + sizeof(struct ethernet) + sizeof(struct ipv6);
+	struct ipv6 *quote = (void *)(icmp + 1);
+	struct ports *ports = (void *)(quote + 1);
+
+	if (payload < sizeof(*icmp) || (void *)(icmp + 1) > end)
+		return REASON_TOO_SHORT;
+	if (icmp->type == ICMPV6_ECHO)
+		return REASON_VIP_ECHO;
+	if (icmp->type < ICMPV6_FIRST_ERROR || icmp->type > ICMPV6_LAST_ERROR)
+		return REASON_OTHER_ICMP;
+	if (payload < sizeof(*icmp) + sizeof(*quote) || (void *)(quote + 1) > end)
+		return REASON_TOO_SHORT;
+	if ((*(__u8 *)quote) >> 4 != 6 || (quote->next_header != PROTOCOL_TCP && quote->next_header != PROTOCOL_UDP))
+		return REASON_OTHER_ICMP;
+	if (payload < sizeof(*icmp) + sizeof(*quote) + 8 || (void *)ports + 8 > end)
+		return REASON_TOO_SHORT;
+	packet->tuple.protocol = PROTOCOL_IPV6 | quote->next_header;
+	packet->tuple.ports = (__u32)ports->src_port << 16 | ports->dst_port;
+	return REASON_ICMP_ERROR;
+}
+
+/* Fill `packet`, but for its addresses, from an IPv6 frame; return FORWARDED if it is TCP or UDP in one piece directly
+ * behind the IPv6 header, else what it is. Of an ICMP error, what it quotes. The caller has seen the Ethernet type. */
+static inline enum reason parse_ipv6(void *data, void *end, struct packet *packet)
+{
+	struct ipv6 *ip = data + sizeof(struct ethernet);
+	struct ports *ports = (void *)(ip + 1);
+	__u32 payload;
+
+	if ((void *)(ip + 1) > end)
+		return REASON_TOO_SHORT;
+	if ((*(__u8 *)ip) >> 4 != 6)
+		return REASON_NOT_IPV4;
+	payload = be16(ip->payload_length);
+	if (sizeof(struct ethernet) + sizeof(*ip) + payload > (__u64)(end - data))
+		return REASON_TOO_SHORT;
+	packet->tuple.protocol = PROTOCOL_IPV6 | ip->next_header;
+	packet->ttl = ip->hop_limit;
+	packet->l4 = sizeof(struct ethernet) + sizeof(*ip);
+	if (ip->next_header == PROTOCOL_TCP) {
+		struct tcp *tcp = (void *)ports;
+
+		if (payload < sizeof(*tcp) || (void *)(tcp + 1) > end)
+			return REASON_TOO_SHORT;
+		packet->tcp_flags = tcp->flags & TCP_FLAGS;
+	} else if (ip->next_header == PROTOCOL_UDP) {
+		struct udp *udp = (void *)ports;
+
+		if (payload < sizeof(*udp) || (void *)(udp + 1) > end)
+			return REASON_TOO_SHORT;
+		if (!udp->check)
+			return REASON_UNSUMMED;
+	} else if (ip->next_header == PROTOCOL_ICMPV6) {
+		return parse_icmpv6(data, end, payload, packet);
+	} else {
+		return REASON_NOT_TCP_UDP;
+	}
+	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
+	return REASON_FORWARDED;
+}
+
+/* Where the addresses of a packet begin: of an ICMP error, those of its quote, which are to be turned round. */
+static inline __u64 *addresses_of(void *data, enum reason found)
+{
+	__u32 quote = found == REASON_ICMP_ERROR ? sizeof(struct ipv6) + sizeof(struct icmp) : 0;
+
+	return ((struct ipv6 *)(data + sizeof(struct ethernet) + quote))->src_addr;
+}
+
+/* Rewrite an IPv6 packet that parse_ipv6() accepted, to what the names of its flow record's new addresses stand for;
+ * return 0, or -1 if the frame is shorter than it said. */
+static inline int rewrite_ipv6(void *data, void *end, const struct flow *flow, const struct name *source,
+			       const struct name *destination, const struct next_hop *hop)
+{
+	struct ethernet *ethernet = data;
+	struct ipv6 *ip = (void *)(ethernet + 1);
+	struct ports *ports = (void *)(ip + 1);
+
+	if ((void *)(ports + 2) > end)
+		return -1;
+	*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
+	*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
+	ip->hop_limit -= 1;
+	ip->src_addr[0] = source->addr[0];
+	ip->src_addr[1] = source->addr[1];
+	ip->dst_addr[0] = destination->addr[0];
+	ip->dst_addr[1] = destination->addr[1];
+	return rewrite_transport(ports, end, flow, flow->protocol == (PROTOCOL_IPV6 | PROTOCOL_UDP));
+}
