@@ -340,6 +340,8 @@ def _admit(node, frames, start, length, longest, row, event, now):
     hop_back = _way_back(node, frames, start)
     if hop_back < 0:
         return Reason.NO_NEXT_HOP, np.uint32(AWAITED if hop_back == hops_compiled.PENDING else NOWHERE)
+    if tables.next_hops[hop_back].state == _UNRESOLVED:  # the answer would be lost: it is quicker than ARP
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
     is_affine = service.needs & _AFFINITY
     whose, which = _chooser(node, service, frames, start)
     kept = affinity.remembered(tables, row, whose, now) if is_affine else np.int64(affinity.MISS)

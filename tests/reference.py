@@ -842,8 +842,9 @@ class Reference:
             return Outcome(Reason.MID_STREAM_RESET, frame)
         if not service.endpoints:
             return Outcome(Reason.NO_LOCAL_ENDPOINT if service.is_elsewhere else Reason.NO_ENDPOINT, frame)
-        if packet.key.source[0] not in self._hops:
-            return Outcome(Reason.NO_NEXT_HOP, frame)
+        way_back = self._hops.get(packet.key.source[0])
+        if way_back is None or way_back.state == HopState.UNRESOLVED:
+            return Outcome(Reason.NO_NEXT_HOP, frame, AWAITED if way_back else 0)
         for attempt in range(tries):
             client = service.identity, packet.key.source[0]
             kept = self._kept(service, client, now) if service.affinity_s and not attempt else None

@@ -75,6 +75,7 @@ POD_ENDPOINT = address("10.244.0.2:8080")
 DEAF_ENDPOINT = address("10.2.0.50:8080")
 DEAF_CLIENT = address("10.1.0.12:40000")  # a client behind such a driver
 LOST_ENDPOINT = address("10.2.0.30:8080")
+LOST_CLIENT = address("10.1.0.13:40000")  # its neighbour does not answer
 FOREIGN_ENDPOINT = address("10.2.0.31:8080")
 NARROW_ENDPOINT = address("10.2.0.32:8080")
 DEAD_VIP6 = address("[fd00:96::20]:80")
@@ -161,7 +162,7 @@ HOPS: dict[int, Hop] = {
     POD_ENDPOINT[0]: Hop(HopState.KERNEL, ifindex=9, mtu=100),
     DEAF_ENDPOINT[0]: Hop(HopState.KERNEL, _macs(8), _SERVER_SIDE),
     DEAF_CLIENT[0]: Hop(HopState.KERNEL, _macs(9), _CLIENT_SIDE),
-    LOST_ENDPOINT[0]: Hop(HopState.UNRESOLVED),
+    **{host: Hop(HopState.UNRESOLVED) for host in (LOST_ENDPOINT[0], LOST_CLIENT[0])},
     FOREIGN_ENDPOINT[0]: Hop(HopState.FOREIGN, _macs(4), 9),
     NARROW_ENDPOINT[0]: Hop(macs=_macs(5), ifindex=_SERVER_SIDE, mtu=100),
     **{host: Hop(macs=_macs(6), ifindex=_SERVER_SIDE) for host, _ in DNS_ENDPOINTS},

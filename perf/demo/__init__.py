@@ -31,6 +31,7 @@ from perf.demo.cost import Comparison, NotCompared, compare
 from perf.demo.display import Display
 from perf.demo.scene import ENDPOINTS, MANIFEST, Daemon, Names, Port, Side
 from xdp.errors import Error, MissingFeatureError
+from xdp.schema import Reason, Verdict, verdict_of
 
 LOAD_S = 5.0
 _POLL_S = 0.25
@@ -217,6 +218,11 @@ def _accounts(before: Any, after: Any, loads: dict[str, Result]) -> summary.Traf
             "lost on their way to userspace": gained("userspace", "punt_lost"),
         },
         f"engine {after['engine']}, {' and '.join(modes)} mode, on {len(after['interfaces'])} interfaces",
+        {
+            reason: count - before["reasons"].get(reason, 0)
+            for reason, count in after["reasons"].items()
+            if verdict_of(Reason[reason]) is Verdict.DROP and count > before["reasons"].get(reason, 0)
+        },
     )
 
 

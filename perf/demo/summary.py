@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perf.clients import Result
 from perf.demo.cost import FLOWS, Comparison, NotCompared
@@ -19,8 +19,9 @@ class Traffic:
     loads: Mapping[str, Result]
     in_xdp: int
     in_userspace: int
-    lost: Mapping[str, int]
+    lost: Mapping[str, int]  # {where, in words: packets}
     engine: str  # in words: how packets were taken
+    drops: Mapping[str, int] = field(default_factory=dict)  # {reason: packets}
 
     @property
     def answered(self) -> int:
@@ -86,7 +87,8 @@ def _paths(traffic: Traffic) -> list[str]:
     ]
     lines = [f"Who forwarded the packets ({traffic.engine})"]
     lines += [_row(name, [f"{count:,}", f"{count / total:.1%}"], what) for name, count, what in rows]
-    lines += [_row(how, [f"{count:,}"], "see `turnout get reasons`") for how, count in traffic.lost.items() if count]
+    why = ", ".join(f"{reason} {count:,}" for reason, count in traffic.drops.items())
+    lines += [_row(how, [f"{count:,}"], why) for how, count in traffic.lost.items() if count]
     lines.append("  Userspace writes a connection into memory that XDP reads too: from then on XDP forwards it alone.")
     return lines
 

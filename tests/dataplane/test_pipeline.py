@@ -25,6 +25,7 @@ from tests.small_node import (
     HAIRPIN,
     HOPS,
     LINK,
+    LOST_CLIENT,
     LOST_VIP,
     NARROW_VIP,
     OUTER_VIP,
@@ -418,6 +419,12 @@ def test_a_client_on_the_link_whose_address_was_asked_for_is_waited_for(node: No
     network, target = np.array([packets.STRANGER[0] & ~0xFF], np.uint32), np.array([hops_compiled.ON_LINK], np.uint32)
     hops_compiled.publish_routes(node.hops, starts, network, target)
     frame = packets.syn(packets.STRANGER)
+    assert node.send(frame) == (Reason.NO_NEXT_HOP, frame, AWAITED)
+    assert not node.tables.tags.any()
+
+
+def test_a_client_is_waited_for_that_no_answer_could_reach_yet(node: NodeUnderTest):
+    frame = packets.syn(LOST_CLIENT)
     assert node.send(frame) == (Reason.NO_NEXT_HOP, frame, AWAITED)
     assert not node.tables.tags.any()
 

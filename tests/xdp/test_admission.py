@@ -19,7 +19,7 @@ from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests import packets
 from tests.packets import CLIENT, ENDPOINT, address
-from tests.small_node import ROUTES, SEED, write_hops
+from tests.small_node import LOST_CLIENT, ROUTES, SEED, write_hops
 from tests.xdp.test_race import LB, assert_pairs
 from xdp import kernel, loader, maps
 from xdp.byteorder import swap32
@@ -194,6 +194,12 @@ def test_a_client_on_the_link_that_nobody_knows_is_answered_where_it_came_from(x
 def test_a_client_without_a_route_is_not_admitted(xdp: Kernel):
     nowhere = address("192.0.2.1:4000")
     assert xdp.send(syn_of(nowhere[1], host=nowhere[0]))[0] == Reason.NO_NEXT_HOP
+    assert not xdp.tables.tags.any()
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_a_client_whose_neighbour_does_not_answer_is_not_admitted(xdp: Kernel):
+    assert xdp.send(packets.syn(LOST_CLIENT, VIPS[0]))[0] == Reason.NO_NEXT_HOP
     assert not xdp.tables.tags.any()
 
 

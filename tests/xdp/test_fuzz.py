@@ -25,6 +25,7 @@ from tests.small_node import (
     CLIENTS,
     CLIENTS6,
     HAIRPIN,
+    LOST_CLIENT,
     MARTIANS,
     MASQUERADED_VIPS,
     MID_STREAM_VIPS,
@@ -42,7 +43,7 @@ pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
 _FRAMES = 120  # in a batch: no more connections than the tables hold
 _FIRST, _END = map(int, os.environ.get("BATCHES", "0:260").split(":"))
-_CLIENTS = (*CLIENTS * 5, *[HAIRPIN, (CLIENT[0], SNAT_PORTS[1] + 1)] * 5, *MARTIANS)
+_CLIENTS = (*CLIENTS * 5, *[HAIRPIN, (CLIENT[0], SNAT_PORTS[1] + 1)] * 5, LOST_CLIENT, *MARTIANS)
 _VIPS = (*TCP_VIPS, *MASQUERADED_VIPS, *STICKY_VIPS, *SCHEDULED_VIPS, *MID_STREAM_VIPS, VIP, VIP, DNS_VIP, STRANGER)
 _VIPS6 = (*TCP_VIPS6, DNS_VIP6, STRANGER6)
 _MACS = NAMED["syn"][:12]

@@ -53,6 +53,7 @@ from tests.small_node import (
     HAIRPIN,
     HERE_VIP,
     HOPS,
+    LOST_CLIENT,
     LOST_VIP,
     MARTIANS,
     MASQUERADED_VIPS,
@@ -345,7 +346,7 @@ class Step:
     number: int = 7
 
 
-_clients = st.sampled_from([*CLIENTS, HAIRPIN, DEAF_CLIENT] * 3 + MARTIANS)
+_clients = st.sampled_from([*CLIENTS, HAIRPIN, DEAF_CLIENT] * 3 + [LOST_CLIENT, *MARTIANS])
 _ttls = st.sampled_from([64, 64, 64, 255, 2, 1])
 _sizes = st.sampled_from([0, 1, 7, 100, 1447, 1500])
 _steps = st.one_of(

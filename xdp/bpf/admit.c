@@ -367,6 +367,7 @@ static inline struct result admit(struct xdp_md *ctx, const struct packet *packe
 	struct tuple after = packet->tuple, reply;
 	struct maglev_line *slots;
 	struct endpoint *endpoint;
+	struct next_hop *way;
 	struct result result;
 	enum reason reason;
 	struct flow *flow;
@@ -382,7 +383,8 @@ static inline struct result admit(struct xdp_md *ctx, const struct packet *packe
 	if (!service->slots)
 		return drop(service->is_elsewhere ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT);
 	back = way_back(ctx, packet->tuple.addrs, may_learn, words);
-	if (!back)
+	way = next_hops.lookup(&back);
+	if (!way || way->state == HOP_UNRESOLVED)  /* as row 0 always is */
 		return drop(REASON_NO_NEXT_HOP);
 	hash = hash_tuple(&packet->tuple, words->maglev_seed, ~words->maglev_seed);
 #pragma nounroll
