@@ -211,13 +211,17 @@ def _find_at_home(tables, hashed, extent, addrs, ports, protocol):
     return MISS
 
 
-@compiled
+@inlined
 def find(tables, addrs, ports, protocol):
     """Return the slot of the flow with this five-tuple, or MISS."""
     hashed = _hash_of(tables, addrs, ports, protocol)
     slot = _find_at_home(tables, hashed, named_extent(tables.control[0].busiest), addrs, ports, protocol)
-    if slot != MISS:
-        return slot
+    return slot if slot != MISS else _find_elsewhere(tables, hashed, addrs, ports, protocol)
+
+
+@compiled
+def _find_elsewhere(tables, hashed, addrs, ports, protocol):
+    """Return the slot of a flow that is not at home in the busiest extent, or MISS."""
     extents = load_acquire(tables.extents, 0)
     for extent in range(_EXTENTS - 1, -1, -1):
         if extents >> np.uint64(extent) & _ONE:
@@ -503,7 +507,7 @@ def drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now):
     return done
 
 
-@compiled
+@inlined
 def touch(tables, slot, event, length, now):
     """Note a packet of `length` bytes at `slot`: counters, last-seen, and the state of both records if it changes."""
     flows, rules = tables.flows, tables.machine[0]

@@ -146,7 +146,7 @@ def _parse_fragment(frames, start, fragment, length, packet):
     return Reason.FLOW_FRAGMENT
 
 
-@compiled
+@inlined
 def parse(frames, start, length, packet):
     """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason it ends for.
 
@@ -232,7 +232,7 @@ def rewrite_addresses(frames, start, flow, next_hops, row):
     store16(frames, ip + _IP_CHECK, checksum_add(load16(frames, ip + _IP_CHECK), delta))
 
 
-@compiled
+@inlined
 def rewrite(frames, start, l4, flow, next_hops, row):
     """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`.
 

@@ -66,11 +66,11 @@ import numba  # noqa: E402  after its cache folder is named ...
 numba.config.CACHE_DIR = os.environ.get("NUMBA_CACHE_DIR", "")  # type: ignore[attr-defined]
 
 
-_njit: Any = numba.njit  # its stubs do not know every option
+from xdp.roots import Root  # noqa: E402
 
 _OPTIONS: dict[str, Any] = {
+    "nopython": True,
     "nogil": True,
-    "cache": _HAS_CACHE,
     "error_model": "numpy",
     # Without numba's runtime nothing can be allocated, and arrays are not reference-counted: two atomic additions for
     # each array that a function is given.
@@ -82,9 +82,9 @@ _OPTIONS: dict[str, Any] = {
 
 def compiled(function: _F) -> _F:
     """Compile `function` at its first call: no GIL, no allocation, arrays and numbers only; cached if possible."""
-    return _njit(function, **_OPTIONS)  # type: ignore[no-any-return]
+    return Root(function, _OPTIONS, is_cached=_HAS_CACHE, is_inlined=False)  # type: ignore[return-value]
 
 
 def inlined(function: _F) -> _F:
     """Compile a small `function` into each of its callers."""
-    return _njit(function, forceinline=True, **_OPTIONS)  # type: ignore[no-any-return]
+    return Root(function, _OPTIONS, is_cached=_HAS_CACHE, is_inlined=True)  # type: ignore[return-value]
