@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conntrack.table import FlowTable
+from dataplane.context import Node
 from dataplane.netdev import Interface
-from dataplane.pipeline import Node
 from dataplane.worker import Thread
 from lb.rows import ServiceRow
 from xdp.clock import Clock

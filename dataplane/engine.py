@@ -24,6 +24,7 @@ from typing import NamedTuple
 from conntrack.table import FlowTable
 from dataplane import wire
 from dataplane.afxdp import Socket, Umem
+from dataplane.context import new_node
 from dataplane.crew import Crew, Queue, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.handback import open_handback
@@ -31,7 +32,6 @@ from dataplane.hops_compiled import Hops
 from dataplane.loop import new_ports, open_port, shut_port
 from dataplane.netdev import Interface
 from dataplane.offloads import Offloads
-from dataplane.pipeline import new_node
 from dataplane.settings import Settings
 from dataplane.worker import Worker
 from lb.rows import ranges_of

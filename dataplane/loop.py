@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from conntrack import grace
 from dataplane import holding, rings
+from dataplane.context import AWAITED, KERNEL, NOWHERE
 from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, sendto
-from dataplane.pipeline import AWAITED, KERNEL, NOWHERE, handle
+from dataplane.pipeline import handle
 from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle, bundle_at

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dataplane import hops_compiled, packetrings, pipeline, wire
-from dataplane.pipeline import AWAITED, NOWHERE, way_to
+from dataplane.context import AWAITED, NOWHERE
+from dataplane.forwarding import way_to
 from lb import compiled as services
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle

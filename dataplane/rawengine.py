@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conntrack.table import FlowTable
+from dataplane.context import new_node
 from dataplane.crew import Crew, Queue, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
 from dataplane.netdev import Interface, has_lro
 from dataplane.originals import Place, new_originals, publish
-from dataplane.pipeline import new_node
 from dataplane.rawsock import PacketSocket
 from dataplane.settings import Settings
 from dataplane.worker import RawWorker

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from conntrack import grace
 from dataplane import answers, holding, packetrings
+from dataplane.context import AWAITED, NOWHERE
 from dataplane.holding import ROOM
 from dataplane.libc import POLLIN, memcpy
 from dataplane.loop import BURST, NAP_MS, beat, jiffies
 from dataplane.originals import judge
 from dataplane.packetrings import FRAME, VNET_BYTES
-from dataplane.pipeline import AWAITED, NOWHERE
 from dataplane.rings import POLL
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from dataplane import loop, rawloop
 from dataplane.afxdp import Socket
+from dataplane.context import Node
 from dataplane.originals import Originals
-from dataplane.pipeline import Node
 from dataplane.rawsock import PacketSocket
 from dataplane.rings import Pool
 from xdp.clock import Clock

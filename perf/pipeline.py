@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack.table import FlowTable
-from dataplane import hops_compiled, pipeline
+from dataplane import context, hops_compiled, pipeline
 from lb import maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -60,7 +60,7 @@ def _send(node: Any, frames: Any, template: Any, flows: int, packets: int, expec
     return strange
 
 
-def _node(flows: int) -> pipeline.Node:
+def _node(flows: int) -> context.Node:
     tables = Tables.in_memory(Capacity(max(flows, 1000), 64, 64, 65536, 64, 64, 1))
     for column in (tables.tags, tables.flows.view(np.uint8)):
         column[:] = 1  # touch every page now: the first touch is the kernel's cost
@@ -74,7 +74,7 @@ def _node(flows: int) -> pipeline.Node:
     starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
     starts[-1] = 1  # one route, the default, through next hop 1
     hops_compiled.publish_routes(hops, starts, np.zeros(1, np.uint32), np.ones(1, np.uint32))
-    return pipeline.new_node(tables, hops, maglev.DEFAULT_SEED)
+    return context.new_node(tables, hops, maglev.DEFAULT_SEED)
 
 
 def _template() -> npt.NDArray[np.uint8]:

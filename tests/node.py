@@ -39,11 +39,12 @@ import numpy.typing as npt
 
 from conntrack.table import FlowTable
 from dataplane import netdev
+from dataplane.context import AWAITED, NOWHERE, new_node
 from dataplane.control import ask
 from dataplane.netdev import TABLE_LOCAL, Changes, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from dataplane.nexthops import NextHops
 from dataplane.node import Node
-from dataplane.pipeline import AWAITED, NOWHERE, handle, new_node
+from dataplane.pipeline import handle
 from dataplane.settings import OPTIONS, Settings
 from lb import maglev
 from lb.rows import ranges_of

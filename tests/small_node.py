@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dataplane import hops_compiled
-from dataplane.pipeline import handle, new_node
+from dataplane.context import new_node
+from dataplane.pipeline import handle
 from dataplane.settings import PortRange
 from lb.rows import ServiceRow
 from lb.table import ServiceTable

@@ -137,13 +137,12 @@ def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
     sections = re.findall(r"^/\* (Flow|Service|Punt|Rewrite): ", program, flags=re.MULTILINE)
     assert tuple(word.lower() for word in ("parse", *sections)) == STAGES
 
-    pipeline = (ROOT / "dataplane/pipeline.py").read_text()
+    modules = {name: (ROOT / f"dataplane/{name}.py").read_text() for name in ("pipeline", "admit", "forwarding")}
+    for name, word in (("admit", "Admit"), ("forwarding", "Rewrite")):
+        assert modules[name].startswith(f'"""{word}: '), name
     bodies = {
-        name: re.search(rf"^def {name}\(.*?(?=^(?:@|def |class )|\Z)", pipeline, flags=re.MULTILINE | re.DOTALL).group()
-        for name in ("_forward", "_admit", "judge")
+        name: modules[room].partition(f"\ndef {name}(")[2] for room, name in (("pipeline", "judge"), ("admit", "admit"))
     }
-    for name, word in (("_forward", "Rewrite"), ("_admit", "Admit")):
-        assert f'"""{word}: ' in bodies[name], name
 
     # What a packet that nothing is known of comes by: the last call of each, as the guards before leave early.
     calls = {
@@ -152,12 +151,12 @@ def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
             program[program.index("decide(") : program.index("handle(")],
             ("find_frontend(", "reader_of(", "admit(", "punt("),
         ),
-        "pipeline.py": (bodies["judge"], ("_parse(", "flows.find(", "services.find_frontend(", "_admit(")),
+        "pipeline.py": (bodies["judge"], ("_parse(", "flows.find(", "services.find_frontend(", "admit(")),
     }
     for name, (text, stages) in calls.items():
         places = [text.rindex(call) for call in stages]
         assert places == sorted(places), name
-    assert bodies["_admit"].index("_begin(") < bodies["_admit"].index("_forward(")
+    assert bodies["admit"].index("_begin(") < bodies["admit"].index("forward(")
 
 
 def states_of_behaviours() -> dict[str, str]:

@@ -11,9 +11,9 @@ from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
 from dataplane import packetrings
+from dataplane.context import AWAITED
 from dataplane.originals import judge, new_originals, publish
 from dataplane.packetrings import VNET_BYTES, VNET_NEEDS_CSUM
-from dataplane.pipeline import AWAITED
 from tests import packets
 from tests.packets import CLIENT, ENDPOINT, OTHER_CLIENT, OTHER_ENDPOINT, STRANGER, VIP, rewritten
 from tests.reference import Outcome

@@ -12,7 +12,7 @@ from scapy.layers.inet import IP
 from conntrack import compiled as flows
 from conntrack.table import FlowTable
 from dataplane import hops_compiled
-from dataplane.pipeline import AWAITED, NOWHERE
+from dataplane.context import AWAITED, NOWHERE
 from dataplane.settings import PortRange
 from tests import packets
 from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, VIP, Address

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from dataplane.context import new_node
 from dataplane.crew import Queue
 from dataplane.engine import Engine
 from dataplane.hops_compiled import new_hops
 from dataplane.loop import new_ports
 from dataplane.netdev import Interface
-from dataplane.pipeline import new_node
 from dataplane.settings import Settings
 from dataplane.worker import Worker
 from tests.small_node import SMALL

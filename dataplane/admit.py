@@ -1,0 +1,258 @@
+"""Admit: choose an endpoint for a new connection, and insert it. What xdp/bpf/admit.c does where it may."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conntrack import compiled as flows
+from dataplane import hops_compiled, wire6
+from dataplane.context import AWAITED, KERNEL, NOWHERE
+from dataplane.forwarding import forward, way_to
+from lb import affinity
+from lb import compiled as services
+from xdp import naming
+from xdp.byteorder import swapped16, swapped32, swapped64
+from xdp.hash import hash_tuple
+from xdp.jit import inlined
+from xdp.schema import Event, HopState, Masquerade, MidStream, Needs, Protocol, Reason, State
+
+_IPV6 = int(Protocol.IPV6)
+_RST = int(Event.RST)
+_UNRESOLVED, _KERNEL = int(HopState.UNRESOLVED), int(HopState.KERNEL)
+_RANGES, _SHORT_CUT, _AFFINITY = int(Needs.RANGES), int(Needs.SHORT_CUT), int(Needs.AFFINITY)
+_OUTSIDE, _REMOTE = int(Masquerade.OUTSIDE), int(Masquerade.REMOTE)
+_EVERYBODY = int(Masquerade.EVERYBODY)
+_DESTINATION = np.uint64(0xFFFFFFFF00000000)  # of both addresses
+_ADOPTED = int(State.ADOPTED)
+_PASS = int(MidStream.PASS)
+_NO_PORT, _NO_ADDRESS, _PORT_IS_LOST = -4, -5, -6  # beside what flows.insert returns
+_PORTS_TRIED = 64  # with nine tenths of the ports taken, one new connection of a thousand finds none
+_ENDPOINTS_TRIED = 8  # when replies would clash: with two thirds of a client's ports taken, 4 % of new flows fail
+
+
+@inlined
+def _is_inside(masquerading, client):
+    """Tell whether a client (host order) is inside the cluster."""
+    return services.is_in_ranges(masquerading.inside, 0, len(masquerading.inside), client)
+
+
+@inlined
+def _is_inside6(masquerading, high, low):
+    """Tell whether an IPv6 client (two u64 in host order) is inside the cluster."""
+    return services.is_in_ranges6(masquerading.inside6, 0, len(masquerading.inside6), high, low)
+
+
+@inlined
+def _is_packet_inside(node, client):
+    """Tell whether the packet's client, an address or a name as in tables, is inside the cluster."""
+    if node.packet[0].protocol & _IPV6:
+        addr = node.tables.names[np.int64(swapped32(client))].addr
+        return _is_inside6(node.masquerading, swapped64(addr[0]), swapped64(addr[1]))
+    return _is_inside(node.masquerading, swapped32(client))
+
+
+@inlined
+def _is_masqueraded(node, service, endpoint, client):
+    """Tell whether the endpoint is to see an address of the node in place of the client's (as on the wire).
+
+    Answers of an endpoint on this node that the kernel routes come back here whoever the client is.
+    """
+    if endpoint.is_local and node.tables.next_hops[np.int64(endpoint.next_hop)].state == _KERNEL:
+        return False
+    if endpoint.addr == client or service.masquerade == _EVERYBODY:
+        return True
+    if service.masquerade == _REMOTE:
+        return endpoint.is_local == 0
+    return service.masquerade == _OUTSIDE and not _is_packet_inside(node, client)
+
+
+@inlined
+def _insert(node, endpoint, new_addrs, port, state, hop_back, now):
+    """Insert the packet's connection to an endpoint, with a source port as on the wire; return as flows.insert does."""
+    tables, packet = node.tables, node.packet[0]
+    addrs, ports, protocol = packet.addrs, packet.ports, packet.protocol
+    new_ports = np.uint32(endpoint.port) << np.uint32(16) | np.uint32(port)
+    slot = flows.insert(
+        tables, addrs, ports, new_addrs, new_ports, protocol, state, endpoint.next_hop, hop_back, now
+    )  # fmt: skip
+    if slot == flows.FULL:
+        flows.drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now)
+    return slot
+
+
+@inlined
+def _insert_masqueraded(node, endpoint, new_addrs, state, hop_back, now):
+    """Insert the packet's connection from one of the node's ports: the client's own, if it may be, else any.
+
+    To allocate a port *is* to insert the reply's key: TAKEN means another one. The five-tuple and the table's secret
+    give where to begin and how far to go on (double hashing), so that no two connections try the same ports in the same
+    order: with a common step, runs of taken ports grow. NO_PORT: all that were tried are taken.
+    """
+    tables, packet, masquerading = node.tables, node.packet[0], node.masquerading
+    first, count = masquerading.first_port, masquerading.ports
+    hash_key = tables.control[0].hash_key
+    tried = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[1], hash_key[0])
+    port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
+    if port - first >= count:  # u64: also if it is below
+        port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
+    step = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[0], hash_key[1]) | np.uint64(1)
+    for _ in range(_PORTS_TRIED):
+        slot = _insert(node, endpoint, new_addrs, swapped16(port), state, hop_back, now)
+        if slot != flows.TAKEN or flows.find(tables, packet.addrs, packet.ports, packet.protocol) != flows.MISS:
+            return slot
+        tried += step
+        port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
+    return np.int64(_NO_PORT)
+
+
+@inlined
+def _begin(node, service, endpoint, state, hop_back, now):
+    """Insert the packet's connection to an endpoint; return its slot, FULL, TAKEN, or why it has no source."""
+    tables, packet = node.tables, node.packet[0]
+    client = np.uint32(packet.addrs)
+    new_addrs = np.uint64(endpoint.addr) << np.uint64(32)
+    if _is_masqueraded(node, service, endpoint, client):
+        if state == _ADOPTED:
+            return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
+        source = tables.next_hops[np.int64(endpoint.next_hop)].source
+        if source == 0:
+            return np.int64(_NO_ADDRESS)
+        new_addrs |= np.uint64(source)
+        return _insert_masqueraded(node, endpoint, new_addrs, state, hop_back, now)
+    new_addrs |= np.uint64(client)
+    return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), state, hop_back, now)
+
+
+@inlined
+def _row_for(node, row, client):
+    """Return the row that admits a client (host order) where `row` is its frontend's; MISS: it is refused."""
+    tables, service = node.tables, node.tables.services[row]
+    if service.needs & _RANGES and not services.is_in_ranges(
+        tables.ranges, service.first_range, service.ranges, client
+    ):
+        return np.int64(services.MISS)
+    if service.needs & _SHORT_CUT and _is_inside(node.masquerading, client):
+        return np.int64(service.inside)
+    return np.int64(row)
+
+
+@inlined
+def _row_for6(node, row, frames, start):
+    """Return the same for the client of an IPv6 packet."""
+    tables, service = node.tables, node.tables.services[row]
+    first, second = wire6.source_of(frames, start)
+    high, low = swapped64(first), swapped64(second)
+    if service.needs & _RANGES and not services.is_in_ranges6(
+        tables.ranges6, service.first_range, service.ranges, high, low
+    ):
+        return np.int64(services.MISS)
+    if service.needs & _SHORT_CUT and _is_inside6(node.masquerading, high, low):
+        return np.int64(service.inside)
+    return np.int64(row)
+
+
+@inlined
+def _name_client(tables, packet, frames, start):
+    """Give the client of an IPv6 packet a name, in `packet`, too; return whether there is one for it."""
+    first, second = wire6.source_of(frames, start)
+    client = naming.intern(tables, first, second)
+    packet.addrs = packet.addrs & _DESTINATION | np.uint64(swapped32(client))
+    return client != naming.NOBODY
+
+
+@inlined
+def _chooser(node, service, frames, start):
+    """Return what the choice of an endpoint depends on, in place of addresses and ports: with affinity, the client."""
+    packet = node.packet[0]
+    is_ipv6 = packet.protocol & _IPV6
+    if service.needs & _AFFINITY:
+        client = wire6.source_digest(frames, start, node.seed) if is_ipv6 else packet.addrs
+        return affinity.client_of(np.uint32(client), service.identity), np.uint32(0)
+    return wire6.pair_of(frames, start, node.seed) if is_ipv6 else packet.addrs, packet.ports
+
+
+@inlined
+def _way_back(node, frames, start):
+    """Return the row of the way to the packet's client, or as hops_compiled.lookup."""
+    client = np.uint32(node.packet[0].addrs)
+    if node.packet[0].protocol & _IPV6:
+        first, second = wire6.source_of(frames, start)
+        return hops_compiled.lookup6(node.hops, client, swapped64(first), swapped64(second))
+    return hops_compiled.lookup(node.hops, client)
+
+
+@inlined
+def _begins_with(service, state, event):
+    """Return why no connection to a Service port begins with such a packet, or ADMITTED."""
+    if state == 0:
+        return Reason.STRAY_RST if event == _RST else Reason.BAD_FLAGS
+    if state == _ADOPTED and service.mid_stream:
+        return Reason.MID_STREAM_PASSED if service.mid_stream == _PASS else Reason.MID_STREAM_RESET
+    if service.slots == 0:
+        return Reason.NO_LOCAL_ENDPOINT if service.is_elsewhere else Reason.NO_ENDPOINT
+    return Reason.ADMITTED
+
+
+@inlined
+def admit(node, frames, start, length, longest, row, event, now):
+    """Choose an endpoint for a new connection, insert both directions, send. Return (reason, egress ifindex)."""
+    tables, packet = node.tables, node.packet[0]
+    addrs, ports, protocol = packet.addrs, packet.ports, packet.protocol
+    nowhere = np.uint32(NOWHERE)
+
+    is_ipv6 = protocol & _IPV6 != 0
+    row = _row_for6(node, row, frames, start) if is_ipv6 else _row_for(node, row, swapped32(np.uint32(addrs)))
+    if row == services.MISS:
+        return Reason.SOURCE_REFUSED, nowhere
+    service = tables.services[row]
+    state = tables.machine[0].first_state[event]
+    reason = _begins_with(service, state, event)
+    if reason != Reason.ADMITTED:
+        return reason, nowhere
+    if is_ipv6 and not _name_client(tables, packet, frames, start):
+        return Reason.NAMES_FULL, nowhere
+    addrs = packet.addrs
+    hop_back = _way_back(node, frames, start)
+    if hop_back < 0:
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED if hop_back == hops_compiled.PENDING else NOWHERE)
+    if tables.next_hops[hop_back].state == _UNRESOLVED:  # the answer would be lost: it is quicker than ARP
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
+    is_affine = service.needs & _AFFINITY
+    whose, which = _chooser(node, service, frames, start)
+    kept = affinity.remembered(tables, row, whose, now) if is_affine else np.int64(affinity.MISS)
+    for attempt in range(_ENDPOINTS_TRIED):
+        chosen = kept
+        if attempt > 0 or kept == affinity.MISS:
+            chosen = services.schedule(tables, row, whose, which, protocol, node.seed, attempt, now)
+        endpoint = tables.endpoints[chosen]
+        reason, egress = way_to(tables, np.int64(endpoint.next_hop), packet.ttl, longest)
+        if egress == KERNEL and is_ipv6:
+            reason, egress = Reason.NOT_FORWARDABLE, nowhere
+        if reason != Reason.FORWARDED:
+            packet.next_hop = endpoint.next_hop
+            return reason, egress
+        slot = _begin(node, service, endpoint, state, np.uint32(hop_back), now)
+        if slot >= 0:
+            if is_affine:
+                affinity.remember(tables, whose, chosen, now)
+            reason, egress = forward(node, frames, start, length, longest, slot, event, now)
+            has_begun = reason == Reason.FORWARDED or reason == Reason.TO_KERNEL
+            return Reason.ADMITTED if has_begun else reason, egress
+        if slot != flows.TAKEN:
+            return _refusal(slot), nowhere
+        # The endpoint talks to this client and port already, through another frontend: the reply could not be told
+        # apart. (Or another writer is about to publish this very connection.)
+        slot = flows.find(tables, addrs, ports, protocol)
+        if slot != flows.MISS:
+            return forward(node, frames, start, length, longest, slot, event, now)
+    return Reason.REPLY_CLASH, nowhere
+
+
+@inlined
+def _refusal(slot):
+    """Return why `_begin` has begun nothing."""
+    if slot == flows.FULL:
+        return Reason.TABLE_FULL
+    if slot == _PORT_IS_LOST:
+        return Reason.MID_STREAM_RESET
+    return Reason.NO_SNAT_PORT if slot == _NO_PORT else Reason.NO_SNAT_ADDRESS

@@ -1,0 +1,86 @@
+"""Rewrite: frames that go along a flow, and the ICMP errors about them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conntrack import compiled as flows
+from dataplane import fragments, wire, wire6
+from dataplane.context import AWAITED, KERNEL, NOWHERE
+from xdp.jit import compiled, inlined
+from xdp.schema import Direction, HopState, Protocol, Reason
+
+_IPV6 = int(Protocol.IPV6)
+_REPLY = int(Direction.REPLY)
+_FORWARD, _UNRESOLVED, _KERNEL = int(HopState.FORWARD), int(HopState.UNRESOLVED), int(HopState.KERNEL)
+
+
+@inlined
+def way_to(tables, row, ttl, longest):
+    """Return (FORWARDED, egress) of a frame to next hop `row`; else why not, and NOWHERE or AWAITED."""
+    hop = tables.next_hops[row]
+    if ttl <= 1:
+        return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
+    if hop.state == _UNRESOLVED:
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
+    if hop.state == _KERNEL:
+        return Reason.FORWARDED, np.uint32(KERNEL)
+    if hop.state != _FORWARD:
+        return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
+    if longest > np.int64(hop.mtu) + wire.ETHERNET_BYTES:
+        return Reason.TOO_BIG, np.uint32(NOWHERE)
+    return Reason.FORWARDED, hop.ifindex
+
+
+@inlined
+def forward(node, frames, start, length, longest, slot, event, now):
+    """Send a packet along its flow. Return (reason, egress ifindex)."""
+    tables, packet = node.tables, node.packet[0]
+    flow = tables.flows[slot]
+    row = np.int64(flow.next_hop)
+    reason, egress = way_to(tables, row, packet.ttl, longest)
+    packet.next_hop = row
+    if egress == KERNEL:
+        if packet.protocol & _IPV6:  # no program translates what leaves by way of the kernel
+            return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
+        if flow.direction == _REPLY:  # translated as it leaves (egress.c)
+            return Reason.TO_KERNEL, egress
+        if flow.new_src_addr != flow.src_addr:  # the kernel takes no packet that comes from its own address
+            return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
+        reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
+    if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:
+        if packet.fragment:
+            fragments.begin(node, frames, start, packet.ports, np.uint8(0), now)
+        flows.touch(tables, slot, event, length, now)
+        if packet.protocol & _IPV6:
+            wire6.rewrite(frames, start, flow, tables, row)
+        else:
+            wire.rewrite(frames, start, packet.l4, flow, tables.next_hops, row)
+    return reason, egress
+
+
+@compiled
+def translate_error(node, frames, start, longest, now):
+    """Send an ICMP error along the flow whose packet it quotes. Return (reason, egress ifindex)."""
+    tables, packet = node.tables, node.packet[0]
+    slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
+    if slot == flows.MISS or flows.is_expired(tables, slot, now):
+        return Reason.ICMP_UNUSABLE, np.uint32(NOWHERE)
+    if packet.source_routed and packet.ttl > 1:
+        return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)
+    flow = tables.flows[slot]
+    row = np.int64(flow.next_hop)
+    reason, egress = way_to(tables, row, packet.ttl, longest)
+    if packet.protocol & _IPV6:
+        if egress == KERNEL:
+            return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
+        if reason == Reason.FORWARDED:
+            wire6.translate_error(frames, start, flow, tables, row)
+        return reason, egress
+    if egress == KERNEL:
+        if flow.direction != _REPLY:
+            wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, wire.TO_KERNEL)
+        return Reason.TO_KERNEL, egress
+    if reason == Reason.FORWARDED:
+        wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
+    return reason, egress
