@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from dataplane.control import Lock, Server
 from dataplane.detach import remove_raw
 from dataplane.engine import Engine
 from dataplane.health_checks import HealthChecks
+from dataplane.lost import Losses
 from dataplane.netdev import Interface, NetDev
 from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
@@ -43,7 +43,6 @@ from xdp.addresses import IPAddress
 from xdp.clock import JiffyClock, MonotonicClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
 from xdp.names import Names
-from xdp.redirects import Lost, RedirectErrors
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Protocol, Reason, Verdict
 from xdp.tables import Capacity
@@ -57,8 +56,6 @@ _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; 
 _LOOK_AT_REDIRECTS_S = 0.5
 _LISTEN_AGAIN_S = 10.0
 _TIDY_S = 5.0
-
-_NO_REDIRECTS = (errno.EOPNOTSUPP, errno.ENXIO)
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +81,7 @@ class Node:
         self.programmed = 0
         self.rejected: Error | None = None  # the manifests that the files say now, if they cannot be applied
         self.applied_at_s = time.time()
-        self.redirects: RedirectErrors | None = None
-        self.uncounted = ""  # why redirects that fail are not counted
+        self.losses = Losses()
         self._not_yet: Mapping[str, str] = NOT_YET  # with what the engine does not do
         self._manifests = manifests.Reader(settings.files)
         self._files: AsyncIterator[set[str] | None] = changes(())
@@ -104,10 +100,6 @@ class Node:
         self._has_served = False
         self.announcer = Announcer() if settings.announce == "arp" else None
         self._found_no_port = 0
-        self.refusing: dict[int, str] = {}  # interfaces that take no redirected frames
-        self.lost_at: dict[Lost, float] = {}  # when frames were lost last
-        self.losing_since: dict[Lost, float] = {}  # since when some were at every look
-        self._failures_seen: dict[Lost, int] = {}
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
         """Return what `command` of the control socket asks for, as plain data (docs/operations.md).
@@ -183,8 +175,8 @@ class Node:
         self.shared.tables.control[0]["answers_arp"] = self.announcer is not None
         self.shared.tables.control[0]["answers_echo"] = self.settings.ping == "answer"
         self._announce()  # what packets can reach by now
-        if self.uncounted:
-            log.warning("%s", self.uncounted)
+        if self.losses.uncounted:
+            log.warning("%s", self.losses.uncounted)
         self._announce_start()
 
     def _publisher(self) -> Callable[[Targets], None]:
@@ -223,10 +215,8 @@ class Node:
         stack.callback(self._stop)
         engine.prepare(interfaces)
         remove_raw(settings)  # what engine raw has left is in nobody's way, and of no use
-        try:
-            self.redirects = stack.enter_context(RedirectErrors())
-        except Error as error:
-            self.uncounted = str(error)
+        self.losses.open()
+        stack.callback(self.losses.close)
 
     def _open_raw(self, stack: contextlib.ExitStack, interfaces: list[Interface], why: str) -> None:
         settings = self.settings
@@ -325,7 +315,7 @@ class Node:
         jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "next hops": self.next_hops.run,
             "interfaces": self._follow_interfaces,
-            "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self.watch_redirects),
+            "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self._watch_redirects),
             "sweep": self._sweep,
             "clock": lambda: every(_CALIBRATE_S, self.clock.calibrate),
             "losses": lambda: every(_READ_LOSSES_S, self.read_losses),
@@ -483,30 +473,11 @@ class Node:
             await tick(self._links_changed, next_tick(_LOOK_AT_INTERFACES_S))
             self._links_changed.clear()
 
-    def watch_redirects(self) -> None:
-        """Have the kernel route what would leave by an interface whose driver loses redirected frames, while it does.
-
-        Asked before, the kernel tells of most; of others, frames that were lost do.
-        """
-        failures = self.redirects.counts() if self.redirects else {}
-        fresh = [lost for lost, frames in failures.items() if frames > self._failures_seen.get(lost, 0)]
-        self._failures_seen = failures
-        now = time.monotonic()
-        self.lost_at |= dict.fromkeys(fresh, now)
-        self.losing_since = {lost: self.losing_since.get(lost, now) for lost in fresh}
-        losing = {lost.to_ifindex for lost in fresh if lost.errno in _NO_REDIRECTS}
-        refusing = {}
-        for name, link in self.next_hops.given().items() if self.engine.redirects_natively else ():
-            takes = self.netdev.takes_redirects(link.ifindex)
-            if takes is False or link.ifindex in losing or (takes is None and link.ifindex in self.refusing):
-                refusing[link.ifindex] = name
-        for ifindex in refusing.keys() - self.refusing.keys():
-            log.warning("%s: takes no redirected frames; the kernel routes what leaves there", refusing[ifindex])
-        for ifindex in self.refusing.keys() - refusing.keys():
-            log.info("%s: takes redirected frames again", self.refusing[ifindex])
-            self.lost_at = {lost: at for lost, at in self.lost_at.items() if lost.to_ifindex != ifindex}
-        self.refusing = refusing
-        self.next_hops.set_refusing(refusing)
+    def _watch_redirects(self) -> None:
+        """Have the kernel route what would leave by an interface that takes no redirected frames."""
+        given = self.next_hops.given() if self.engine.redirects_natively else {}
+        self.losses.look(given, self.netdev, time.monotonic())
+        self.next_hops.set_refusing(self.losses.refusing)
 
     def _announce(self) -> None:
         """Announce the VIPs on our interfaces, as they are now; hear who else does."""

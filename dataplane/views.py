@@ -17,14 +17,12 @@ from xdp.addresses import IPAddress, with_port
 from xdp.byteorder import swap16, swap32
 from xdp.errors import UsageError
 from xdp.names import Names
-from xdp.redirects import Lost
 from xdp.schema import Protocol, Reason, Verdict, verdict_of
 
 if TYPE_CHECKING:
     from dataplane.node import Node
 
 _TROUBLE_SHOWN_S = 60.0
-_OVERLOAD_S = 5.0  # for so long a full ring is a burst
 _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 
 
@@ -60,7 +58,7 @@ def packets(node: Node) -> dict[str, dict[str, int]]:
             "dropped": x[Verdict.DROP],
             "punted": x[Verdict.PUNT],
             "admitted": xdp.get(Reason.ADMITTED, 0),
-            "redirect_failed": sum(_redirect_failures(node).values()),
+            "redirect_failed": sum(node.losses.counts(_ours(node)).values()),
         },
         "userspace": {
             "received": sum(u.values()),
@@ -79,16 +77,8 @@ def packets(node: Node) -> dict[str, dict[str, int]]:
     }
 
 
-def _redirect_failures(node: Node) -> dict[Lost, int]:
-    """Return {(from, to, errno): frames} of redirects from our interfaces that failed.
-
-    Those to no interface are punts: the sockets count them (PUNT_LOST).
-    """
-    if node.redirects is None:
-        return {}
-    ours = {queue.interface.ifindex for queue in node.engine.queues}
-    counts = node.redirects.counts()
-    return {lost: frames for lost, frames in counts.items() if lost.from_ifindex in ours and lost.to_ifindex}
+def _ours(node: Node) -> set[int]:
+    return {queue.interface.ifindex for queue in node.engine.queues}
 
 
 def reasons(node: Node) -> dict[str, int]:
@@ -125,32 +115,12 @@ def _complaints(node: Node) -> list[str]:
     found += [
         f"{name}: takes no redirected frames, and what leaves there is routed by the kernel; "
         "a veth's far end needs an XDP program or GRO"
-        for name in node.refusing.values()
+        for name in node.losses.refusing.values()
     ]
     if node.next_hops.interfaces_of_local() and not node.netdev.is_forwarding():
         found.append("endpoints on this node: the kernel does not forward to them; set net.ipv4.ip_forward to 1")
-    return found + _losses(node, now)
-
-
-def _losses(node: Node, now: float) -> list[str]:
-    """Return what is to be said of frames that were lost on their way out of XDP."""
-    found = []
     names = {link.ifindex: link.name for link in node.netdev.interfaces()}
-    for lost, frames in _redirect_failures(node).items():
-        is_recent = now - node.lost_at.get(lost, -_TROUBLE_SHOWN_S) < _TROUBLE_SHOWN_S
-        name = names.get(lost.to_ifindex, f"interface {lost.to_ifindex}")
-        if not lost.errno:  # the driver took only some: its ring was full, or they were too long for the far end
-            if now - node.losing_since.get(lost, now) >= _OVERLOAD_S:
-                found.append(
-                    f"{name}: frames are being lost on their way out, {frames} so far; "
-                    "there are more than it takes, or a veth's far end has a smaller MTU"
-                )
-        elif is_recent and lost.to_ifindex not in node.refusing:
-            found.append(
-                f"{name}: {frames} frames were lost on their way out (errno {lost.errno}); "
-                "a veth's far end needs an XDP program or GRO"
-            )
-    return found
+    return found + node.losses.complaints(_ours(node), names, now)
 
 
 def status(node: Node) -> dict[str, Any]:
