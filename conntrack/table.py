@@ -169,6 +169,8 @@ class FlowTable:
         compiled.set_extents(self._tables, done.extents, np.uint64(bitmap | 1 << current), wanted)
 
     def _end_names(self) -> None:
+        if not naming.count(self._tables):
+            return
         dying, withdrawn = naming.end_pass(self._tables, self._named)
         self._has_dying = bool(dying)
         if withdrawn:

@@ -29,6 +29,7 @@ _CANDIDATE, _ALIVE = np.uint32(NameState.CANDIDATE), np.uint32(NameState.ALIVE)
 _DYING, _WITHDRAWN = np.uint32(NameState.DYING), np.uint32(NameState.WITHDRAWN)
 _TRIES = 64  # of writers that name one address at a time, and of a full bucket's rows
 _ONE, _MINUS_ONE = np.uint32(1), np.uint32(0xFFFFFFFF)
+_ONE_MORE, _ONE_LESS = np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 _LANE = np.uint64(0xFFFF)
 
 
@@ -118,6 +119,7 @@ def intern(tables, first, second):
             return row
         if not compare_and_swap(states, row, _FREE, _CLAIMED):
             continue
+        fetch_add(tables.name_count, 0, _ONE_MORE)
         name = tables.names[row]
         name.addr[0] = first
         name.addr[1] = second
@@ -128,6 +130,7 @@ def intern(tables, first, second):
             store_release(states, row, _ALIVE)
             return row
         store_release(states, row, _FREE)  # nobody reads a candidate
+        fetch_add(tables.name_count, 0, _ONE_LESS)
     return np.int64(NOBODY)
 
 
@@ -153,11 +156,8 @@ def unpin(tables, row):
 
 @compiled
 def count(tables):
-    """Return how many names there are."""
-    total = 0
-    for row in range(len(tables.names)):
-        total += load_acquire(tables.name_states, row) != _FREE
-    return total
+    """Return how many names there are, those that are being made or let go among them."""
+    return load_acquire(tables.name_count, 0)
 
 
 @compiled
@@ -186,13 +186,18 @@ def end_pass(tables, used):
 def release(tables):
     """Free what was withdrawn before a grace period."""
     for row in range(len(tables.names)):
-        compare_and_swap(tables.name_states, row, _WITHDRAWN, _FREE)
+        if compare_and_swap(tables.name_states, row, _WITHDRAWN, _FREE):
+            fetch_add(tables.name_count, 0, _ONE_LESS)
 
 
 @compiled
 def take_over(tables):
     """Give up what a dead daemon's writers had claimed, and its pins. Nobody else may be writing."""
+    names = np.uint64(0)
     for row in range(len(tables.names)):
         tables.name_pins[row] = 0
         compare_and_swap(tables.name_states, row, _CLAIMED, _FREE)
         compare_and_swap(tables.name_states, row, _CANDIDATE, _FREE)
+        if load_acquire(tables.name_states, row) != _FREE:
+            names += _ONE_MORE
+    store_release(tables.name_count, 0, names)

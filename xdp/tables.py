@@ -78,9 +78,9 @@ class Tables(Bundle):
 
     `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows, `hosts` that of
     words; the others have one structured row per entry. The last ones are the fields of rows that go through atomic
-    accesses: whether a flow is published, a name's state and pins, the words of extents, both words of an affinity, a
-    Service's turn, a frontend's key, a worker's heartbeat, turn and the word that says since when something waits for
-    it.
+    accesses: whether a flow is published, names (state, pins, how many), the words of extents, both words of an
+    affinity, a Service's turn, a frontend's key, a worker's heartbeat, turn and the word that says since when something
+    waits for it.
     """
 
     tags: npt.NDArray[np.uint64]
@@ -106,6 +106,7 @@ class Tables(Bundle):
     name_states: npt.NDArray[np.uint32]
     name_pins: npt.NDArray[np.uint32]
     extents: npt.NDArray[np.uint64]
+    name_count: npt.NDArray[np.uint64]
     busiest: npt.NDArray[np.uint64]
     frontend_keys: npt.NDArray[np.uint64]
     affinity_words: npt.NDArray[np.uint64]
@@ -125,6 +126,7 @@ class Tables(Bundle):
             "name_states": arrays["names"]["state"],
             "name_pins": arrays["names"]["pins"],
             "extents": arrays["control"]["extents"],
+            "name_count": arrays["control"]["names"],
             "busiest": arrays["control"]["busiest"],
             "round_robin": arrays["services"]["turn"],
             "affinity_words": arrays["affinity"].view(np.uint64),

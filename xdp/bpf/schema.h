@@ -345,7 +345,8 @@ struct control {
 	__u64 learned;         /* next hops that XDP has taken for clients it has met */
 	__u64 answers_arp;     /* 1: questions for VIPs are answered */
 	__u64 answers_echo;    /* 1: echo requests to VIPs, too */
-	__u8  pad[48];
+	__u64 names;           /* rows of `names` that are not free */
+	__u8  pad[40];
 	/* A range: bits 8-31 its first bucket in FIRST_EXTENTs, bits 32-63 its buckets. */
 };
 
