@@ -25,8 +25,10 @@ BELOW = {
 # The roof shows what perf/ builds: `turnout demo`.
 ROOF = ("dataplane/cli.py", "perf")
 
-# Where single instructions, calls and types are made that numba does not know.
-INTRINSICS = ["xdp/atomic.py", "xdp/hash.py", "xdp/unaligned.py", "xdp/bundle.py", "dataplane/libc.py"]
+# Where single instructions, calls and types are made that numba does not know, and what it makes machine code of.
+INTRINSICS = [
+    "xdp/atomic.py", "xdp/hash.py", "xdp/unaligned.py", "xdp/bundle.py", "dataplane/libc.py", "xdp/roots.py",
+]  # fmt: skip
 
 # Dependency -> the only files that import it. A folder's name stands for all that is in it. Tests may look at what the
 # product uses, but for these two: bcc in their process would spoil it, and netlink has its own words for everything.
