@@ -72,7 +72,6 @@ _IPV6 = int(Protocol.IPV6)
 _EXTENTS = int(Limit.EXTENTS)
 _FIRST_EXTENT = int(Limit.FIRST_EXTENT)
 _BITMAP = np.uint64((1 << _EXTENTS) - 1)
-_CACHED_BUCKETS = 512  # half a megabyte of records
 _CROWDED, _ROOM_ENOUGH = int(Limit.CROWDED), int(Limit.ROOM_ENOUGH)
 
 
@@ -231,21 +230,6 @@ def _find_elsewhere(tables, hashed, addrs, ports, protocol):
             if slot != MISS:
                 return slot
     return _locate(tables, hashed, addrs, ports, protocol, MISS)
-
-
-@inlined
-def outgrows_cache(tables):
-    """Tell whether flows are so many that a CPU's cache does not hold their records."""
-    return named_extent(tables.control[0].busiest)[1] > _CACHED_BUCKETS
-
-
-@inlined
-def read_ahead(tables, addrs, ports, protocol):
-    """Ask for the lines that `find` and `insert` of a five-tuple will want: its home, and the tags of both buckets."""
-    hashed = _hash_of(tables, addrs, ports, protocol)
-    home = first_bucket(hashed, named_extent(tables.control[0].busiest)) * _TAGS + home_of(hashed)
-    prefetch(tables.published, home)
-    _prefetch_tags(tables, hashed)
 
 
 @inlined

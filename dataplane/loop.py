@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from conntrack import compiled as flows
 from conntrack import grace
 from dataplane import holding, rings
 from dataplane.context import AWAITED, KERNEL, NOWHERE
 from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, sendto
-from dataplane.pipeline import handle, read_ahead
+from dataplane.pipeline import handle
 from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle, bundle_at
@@ -238,9 +237,6 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
         if load_acquire(tables.waiting_since, number):
             store_release(tables.waiting_since, number, np.uint64(0))
         received = rings.receive(queue, scratch.burst, BURST)
-        if received > 1 and flows.outgrows_cache(tables):
-            for place in range(received):
-                read_ahead(node, frames, np.int64(scratch.burst[place].addr), np.int64(scratch.burst[place].len))
         for place in range(received):
             descriptor = scratch.burst[place]
             reason, ifindex = _handle(node, frames, descriptor, now)

@@ -176,17 +176,6 @@ def _await_first(node, frames, start):
     return Reason.FRAGMENT_ALONE, np.uint32(AWAITED)
 
 
-@inlined
-def read_ahead(node, frames, start, length):
-    """Ask for the memory that a frame will want, before those in front of it are handled: cold lines come together.
-
-    Only of frames where it is quick to tell; it pays off where `flows.outgrows_cache`.
-    """
-    if wire.has_plain_tuple(frames, start, length):
-        addrs, ports, protocol = wire.plain_tuple(frames, start)
-        flows.read_ahead(node.tables, addrs, ports, protocol)
-
-
 @compiled
 def handle(node, frames, start, length, now):
     """Take a frame, `frames[start : start + length]`, to its verdict, and answer it if that is ours to do.

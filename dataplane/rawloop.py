@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from conntrack import compiled as flows
 from conntrack import grace
 from dataplane import answers, holding, packetrings
 from dataplane.context import AWAITED, NOWHERE
@@ -20,7 +19,6 @@ from dataplane.libc import POLLIN, memcpy
 from dataplane.loop import BURST, NAP_MS, beat, jiffies
 from dataplane.originals import judge
 from dataplane.packetrings import FRAME, VNET_BYTES
-from dataplane.pipeline import read_ahead
 from dataplane.rings import POLL
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
@@ -138,9 +136,6 @@ def run(node, originals, number, queue, scratch, clock, stop):
         now = jiffies(clock)
         beat(tables, number, now)
         received = packetrings.receive(queue, scratch.burst, BURST)
-        if received > 1 and flows.outgrows_cache(tables):
-            for place in range(received):
-                read_ahead(node, queue.frames, scratch.burst[place].addr, np.int64(scratch.burst[place].len))
         for place in range(received):
             start, length = scratch.burst[place].addr, np.int64(scratch.burst[place].len)
             reason, egress = np.int64(_NOT_OURS), np.uint32(0)

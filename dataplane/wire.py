@@ -40,7 +40,6 @@ PACKET = np.dtype(
     align=True,
 )
 
-_PLAIN = 0x45  # version 4, a header of five words
 _TYPE_IPV4 = 0x0008  # 0x0800 on the wire
 TYPE_ARP = 0x0608
 _ARP_REQUEST = 0x0100_0406_0008_0100  # Ethernet, IPv4, lengths 6 and 4, request: the first eight bytes
@@ -145,20 +144,6 @@ def _parse_fragment(frames, start, fragment, length, packet):
         return Reason.VIP_FRAGMENT
     packet.ports = load32(frames, l4)
     return Reason.FLOW_FRAGMENT
-
-
-@inlined
-def has_plain_tuple(frames, start, length):
-    """Tell whether addresses and ports are where `plain_tuple` takes them: in IPv4 without options."""
-    bytes_needed = ETHERNET_BYTES + IPV4_BYTES + 4
-    return length >= bytes_needed and load16(frames, start + 12) == _TYPE_IPV4 and frames[start + 14] == _PLAIN
-
-
-@inlined
-def plain_tuple(frames, start):
-    """Return (addresses, ports, protocol)."""
-    ip = start + ETHERNET_BYTES
-    return load64(frames, ip + _SRC), load32(frames, ip + IPV4_BYTES), frames[ip + 9]
 
 
 @inlined

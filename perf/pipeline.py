@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from conntrack import compiled as compiled_flows
 from conntrack.table import FlowTable
 from dataplane import context, hops_compiled, pipeline
-from dataplane.loop import BURST
 from lb import maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -30,7 +28,6 @@ from xdp.tables import Capacity, Tables
 from xdp.unaligned import load64, store32, store64
 
 _FRAME_BYTES = 60
-_FRAME_ROOM = 2048  # as in a UMEM
 _STRIDE = 7919
 _VIP, _VIP_PORT = IPv4Address("10.96.0.1"), 80
 _ENDPOINTS = tuple((IPv4Address("10.2.0.2") + number, 8080) for number in range(3))
@@ -46,27 +43,20 @@ class Cost(NamedTuple):
 
 
 @compiled
-def _send(node: Any, frames: Any, template: Any, flows: int, packets: int, expected: int, now: Any, burst: int) -> int:
-    """Handle `packets` packets in bursts, as a packet loop does; return how many did not end as `expected`."""
+def _send(node: Any, frames: Any, template: Any, flows: int, packets: int, expected: int, now: Any) -> int:
+    """Handle `packets` packets; return how many did not end for the `expected` reason."""
     strange = 0
     flow = 0
-    for first in range(0, packets, burst):
-        count = min(burst, packets - first)
-        for place in range(count):
-            start = place * _FRAME_ROOM
-            for word in range(7):
-                store64(frames, start + word * 8, load64(template, word * 8))
-            store32(frames, start + 26, swapped32(_CLIENTS + flow // 32768))
-            store32(frames, start + 34, np.uint32(0x50000000 | swapped16(1024 + flow % 32768)))  # to port 80
-            flow += _STRIDE
-            if flow >= flows:
-                flow %= flows
-        if count > 1 and compiled_flows.outgrows_cache(node.tables):
-            for place in range(count):
-                pipeline.read_ahead(node, frames, place * _FRAME_ROOM, _FRAME_BYTES)
-        for place in range(count):
-            reason, _ = pipeline.handle(node, frames, place * _FRAME_ROOM, _FRAME_BYTES, now)
-            strange += reason != expected
+    for _ in range(packets):
+        for word in range(7):
+            store64(frames, word * 8, load64(template, word * 8))
+        store32(frames, 26, swapped32(_CLIENTS + flow // 32768))
+        store32(frames, 34, np.uint32(0x50000000 | swapped16(1024 + flow % 32768)))  # to port 80
+        reason, _ = pipeline.handle(node, frames, 0, _FRAME_BYTES, now)
+        strange += reason != expected
+        flow += _STRIDE
+        if flow >= flows:
+            flow %= flows
     return strange
 
 
@@ -94,18 +84,18 @@ def _template() -> npt.NDArray[np.uint8]:
     return np.frombuffer((header + udp).ljust(64, b"\0"), np.uint8).copy()
 
 
-def measure(flows: int, packets: int = 2_000_000, trials: int = 5, burst: int = BURST) -> Cost:
-    """Return the cost with so many flows in the table, of frames that come `burst` at a time."""
-    node, frames, template = _node(flows), np.zeros(burst * _FRAME_ROOM, np.uint8), _template()
+def measure(flows: int, packets: int = 2_000_000, trials: int = 5) -> Cost:
+    """Return the cost with so many flows in the table."""
+    node, frames, template = _node(flows), np.zeros(2048, np.uint8), _template()
     now = np.uint32(0)
-    _send(_node(1000), frames, template, 1000, burst, int(Reason.ADMITTED), now, burst)  # compile
+    _send(_node(1000), frames, template, 1000, 1, int(Reason.ADMITTED), now)  # compile
     began = time.thread_time_ns()
-    strange = _send(node, frames, template, flows, flows, int(Reason.ADMITTED), now, burst)
+    strange = _send(node, frames, template, flows, flows, int(Reason.ADMITTED), now)
     new_ns = (time.thread_time_ns() - began) / flows
     known = []
     for _ in range(trials):
         began = time.thread_time_ns()
-        strange += _send(node, frames, template, flows, packets, int(Reason.FORWARDED), now, burst)
+        strange += _send(node, frames, template, flows, packets, int(Reason.FORWARDED), now)
         known.append((time.thread_time_ns() - began) / packets)
     if strange:
         raise AssertionError(f"{strange} packets were not handled as expected: this measures something else")
@@ -116,11 +106,9 @@ def main() -> None:
     """Run as a program."""
     parser = argparse.ArgumentParser(prog="python -m perf.pipeline", description="cost of the pipeline in memory")
     parser.add_argument("--flows", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
-    parser.add_argument("--burst", type=int, default=BURST, help="frames at a time; 1: nothing can be read ahead")
-    options = parser.parse_args()
     print(f"{'flows':>9}  {'first packet ns':>15}  {'known flow ns':>13}")
-    for flows in options.flows:
-        cost = measure(flows, burst=options.burst)
+    for flows in parser.parse_args().flows:
+        cost = measure(flows)
         print(f"{flows:>9,}  {cost.new_ns:>15.0f}  {cost.known_ns:>13.0f}", flush=True)
 
 
