@@ -13,7 +13,6 @@ from conntrack import compiled as flows
 from conntrack.table import FlowTable
 from dataplane import hops_compiled
 from dataplane.context import AWAITED, NOWHERE
-from dataplane.pipeline import read_ahead
 from dataplane.settings import PortRange
 from tests import packets
 from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, VIP, Address
@@ -43,7 +42,6 @@ from tests.small_node import (
     service_table,
 )
 from xdp.clock import ManualClock
-from xdp.jit import compiled
 from xdp.schema import Direction, Masquerade, Protocol, Reason, State, Tag, Verdict, verdict_of
 from xdp.tables import Tables
 
@@ -64,7 +62,7 @@ class NodeUnderTest:
         self.tables = Tables.in_memory(replace(SMALL, connections=capacity))
         self.flows = FlowTable(self.tables, self.clock)
         self.flows.create()
-        self.pipeline = Pipeline(self.tables, ports)
+        self._pipeline = Pipeline(self.tables, ports)
         self._services = service_table(self.tables)
         self.apply(services)
 
@@ -75,11 +73,11 @@ class NodeUnderTest:
     @property
     def hops(self) -> hops_compiled.Hops:
         """The ways to every address."""
-        return self.pipeline.node.hops
+        return self._pipeline.node.hops
 
     def send(self, frame: bytes) -> Outcome:
         """Return what becomes of a frame."""
-        return self.pipeline.send(frame, self.clock.now())
+        return self._pipeline.send(frame, self.clock.now())
 
     def connect(self, client: Address = CLIENT, vip: Address = VIP) -> Address:
         """Establish a TCP connection; return its endpoint."""
@@ -546,20 +544,3 @@ def test_scratch_space_and_the_bytes_around_a_frame_are_left_alone(node: NodeUnd
     assert (pipeline._memory[:100] == 0xA5).all()
     assert (pipeline._memory[100 + len(packets.syn()) :] == 0xA5).all()
     assert flows.count_used(node.tables.tags) == 2
-
-
-@compiled
-def _read_ahead(node, frames, start, length):
-    read_ahead(node, frames, start, length)
-
-
-@pytest.mark.parametrize("frame", packets.NAMED.values(), ids=packets.NAMED)
-def test_reading_ahead_changes_nothing_whatever_the_frame(frame: bytes, node: NodeUnderTest):
-    node.send(packets.syn())
-    tables = node.tables.flows.tobytes(), node.tables.tags.tobytes()
-    for length in (0, 13, 34, 37, 38, len(frame)):
-        memory = np.frombuffer(frame[:length].ljust(4096, b"\xff"), np.uint8).copy()
-        before = memory.tobytes()
-        _read_ahead(node.pipeline.node, memory, 0, length)
-        assert memory.tobytes() == before
-    assert (node.tables.flows.tobytes(), node.tables.tags.tobytes()) == tables
