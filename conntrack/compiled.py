@@ -67,6 +67,7 @@ _ONE = np.uint64(1)
 _ORIGINAL = np.uint8(Direction.ORIGINAL)
 _REPLY = np.uint8(Direction.REPLY)
 _ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
+_OVER = 2  # the class of states.EARLY_DROP that is closing, or to be reset
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
 _IPV6 = int(Protocol.IPV6)
 _EXTENTS = int(Limit.EXTENTS)
@@ -721,3 +722,28 @@ def reset_strays(tables, protocol, wanted, frontends, endpoints):
                 flows[record.peer].state = _RESET
                 count += 1
     return count
+
+
+@compiled
+def count_open(tables, endpoints, counts):
+    """Add to `counts` (u32) how many connections to each of `endpoints` are neither closing nor to be reset.
+
+    `endpoints` is a u64 array of `place_key`s, and ascends.
+    """
+    tags, flows, rules = tables.tags, tables.flows, tables.machine[0]
+    for slot in range(len(flows)):
+        if not slot & 3 and not load_acquire(tags, slot >> 2):
+            continue
+        record = flows[slot]
+        if tag_at(tags, slot) < _FIRST or record.direction != _ORIGINAL or rules.early_drop[record.state & 15] == _OVER:
+            continue
+        wanted = place_key(record.new_dst_addr, record.new_dst_port)
+        low, high = 0, len(endpoints)
+        while low < high:
+            middle = (low + high) >> 1
+            if endpoints[middle] < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        if low < len(endpoints) and endpoints[low] == wanted:
+            counts[low] += np.uint32(1)

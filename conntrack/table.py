@@ -231,6 +231,17 @@ class FlowTable:
             count = max(count, found)
         return count
 
+    def count_open(self, endpoints: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
+        """Return how many connections to each of these rows of endpoints are open: neither closing nor to be reset."""
+        keys = endpoints["addr"].astype(np.uint64) | endpoints["port"].astype(np.uint64) << np.uint64(32)
+        order = np.argsort(keys)
+        counts = np.zeros(len(keys), np.uint32)
+        with self._looking:
+            compiled.count_open(self._tables, keys[order], counts)
+        found = np.empty_like(counts)
+        found[order] = counts
+        return found
+
     def records(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
         """Return copies of the records of both directions of every connection, as they were at about one moment."""
         tables = self._tables

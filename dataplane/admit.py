@@ -233,6 +233,7 @@ def admit(node, frames, start, length, longest, row, event, now):
             return reason, egress
         slot = _begin(node, service, endpoint, state, np.uint32(hop_back), now)
         if slot >= 0:
+            services.has_begun(tables, service, chosen)
             if is_affine:
                 affinity.remember(tables, whose, chosen, now)
             reason, egress = forward(node, frames, start, length, longest, slot, event, now)

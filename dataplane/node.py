@@ -56,6 +56,8 @@ _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; 
 _LOOK_AT_REDIRECTS_S = 0.5
 _LISTEN_AGAIN_S = 10.0
 _TIDY_S = 5.0
+_COUNT_LOADS_S = 1.0
+_COUNTING_SHARE = 0.01  # of a CPU, at most
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ class Node:
         self._links_changed = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._checks_changed = asyncio.Event()
+        self._loads_changed = asyncio.Event()
         self.health_checks = HealthChecks(lambda: self.engine.is_alive)
         self._stopping = asyncio.Event()
         self._signal = signal.SIGTERM
@@ -317,6 +320,7 @@ class Node:
             "interfaces": self._follow_interfaces,
             "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self._watch_redirects),
             "sweep": self._sweep,
+            "loads": self._count_connections,
             "clock": lambda: every(_CALIBRATE_S, self.clock.calibrate),
             "losses": lambda: every(_READ_LOSSES_S, self.read_losses),
             "ports": lambda: every(_READ_LOSSES_S, self.watch_ports),
@@ -461,6 +465,7 @@ class Node:
             self._vips = frozenset(int(vip) for vip in vips if isinstance(vip, IPv4Address) and vip not in own)
         self._changed.set()
         self._checks_changed.set()
+        self._loads_changed.set()
         log.debug("applied %s", change)
 
     async def _follow_interfaces(self) -> None:
@@ -521,6 +526,27 @@ class Node:
         """Sweep a slice of the flows; return the seconds of CPU that it took."""
         began = time.thread_time()
         self.flows.sweep(_SWEEP_SLOTS)
+        return time.thread_time() - began
+
+    async def _count_connections(self) -> None:
+        """Keep the loads that least connections goes by: admission adds to them, and nobody takes anything off."""
+        while True:
+            self._loads_changed.clear()
+            rows = self.services.loaded()
+            if not rows:
+                await self._loads_changed.wait()
+                continue
+            cpu_s = await asyncio.to_thread(self.count_connections, rows)
+            await tick(self._loads_changed, next_tick(max(_COUNT_LOADS_S, cpu_s / _COUNTING_SHARE)))
+
+    def count_connections(self, rows: list[int]) -> float:
+        """Make the loads of these rows of endpoints what they are; return the seconds of CPU that it took.
+
+        What begins meanwhile is counted, and may be counted twice until the next time.
+        """
+        began = time.thread_time()
+        endpoints = self.shared.tables.endpoints[rows]
+        self.services.add_loads(rows, self.flows.count_open(endpoints) - endpoints["load"])
         return time.thread_time() - began
 
     def clear_up(self, parted: Parted) -> None:

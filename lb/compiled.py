@@ -13,6 +13,7 @@ MISS = -1
 
 _WAYS = int(Limit.FRONTEND_WAYS)
 _RANDOM, _ROUND_ROBIN = int(Scheduler.RANDOM), int(Scheduler.ROUND_ROBIN)
+_LEAST_CONNECTIONS = int(Scheduler.LEAST_CONNECTIONS)
 USED = np.uint64(1 << 56)  # of a frontend's key: there is one
 
 
@@ -140,6 +141,23 @@ def schedule(tables, row, addrs, ports, protocol, seed, attempt, now):
         if service.weights:
             return np.int64(tables.maglev[service.first_slot + turn % service.slots])
         return np.int64(tables.maglev[service.first_slot + service.slots + turn % service.members])
-    if service.scheduler == _RANDOM:
-        seed = tables.control[0].hash_key[1] ^ np.uint64(now) << np.uint64(32)
-    return select(tables, row, addrs, ports, protocol, seed, attempt)
+    dice = tables.control[0].hash_key[1] ^ np.uint64(now) << np.uint64(32)
+    if service.scheduler == _LEAST_CONNECTIONS and service.slots > 0:
+        one = select(tables, row, addrs, ports, protocol, dice, attempt)
+        other = select(tables, row, addrs, ports, protocol, ~dice, attempt)
+        return one if load_acquire(tables.loads, one) <= load_acquire(tables.loads, other) else other
+    return select(tables, row, addrs, ports, protocol, dice if service.scheduler == _RANDOM else seed, attempt)
+
+
+@inlined
+def has_begun(tables, service, endpoint):
+    """Note that a connection to row `endpoint` has begun, if the Service port wants to know."""
+    if service.scheduler == _LEAST_CONNECTIONS:
+        fetch_add(tables.loads, endpoint, np.uint32(1))
+
+
+@compiled
+def add_loads(loads, rows, differences):
+    """Add to the loads of rows of endpoints, modulo 2^32."""
+    for index in range(len(rows)):
+        fetch_add(loads, rows[index], differences[index])

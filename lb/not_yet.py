@@ -10,7 +10,6 @@ from lb.model import DEFAULT_OPTIONS, EndpointSlice, NodeView, NotHonoured, Opti
 NOT_YET: Mapping[str, str] = {
     "sctp": "SCTP is not forwarded yet; this port is left out",
     "forwarding": "not honoured yet: nat is used",
-    "least-connections": "not honoured yet: maglev is used",
     "timeouts": "not honoured yet: the defaults are used",
 }
 # What one engine does not do, and others do.
@@ -73,8 +72,6 @@ class LeftOut:
 
     def look_at_options(self, options: Options) -> None:
         """Note every annotation that wants what is not there yet."""
-        if options.scheduler == "least-connections":
-            self.notes("least-connections", "metadata.annotations[turnout.dev/scheduler]")
         for attribute, feature in _OPTION_FEATURES.items():
             if getattr(options, attribute) != getattr(DEFAULT_OPTIONS, attribute):
                 name = attribute.removesuffix("_s").replace("_", "-")

@@ -52,7 +52,12 @@ class Here:
 
 
 NOTHING_HERE = Here()
-_SCHEDULERS = {"random": Scheduler.RANDOM, "round-robin": Scheduler.ROUND_ROBIN}
+_SCHEDULERS = {
+    "maglev": Scheduler.MAGLEV,
+    "random": Scheduler.RANDOM,
+    "round-robin": Scheduler.ROUND_ROBIN,
+    "least-connections": Scheduler.LEAST_CONNECTIONS,
+}
 
 
 def rows_of(snapshot: Snapshot, here: Here = NOTHING_HERE) -> list[ServiceRow]:
@@ -170,7 +175,7 @@ def _row_to(port: ServicePort, endpoints: tuple[Endpoint, ...]) -> ServiceRow:
         is_elsewhere=not endpoints and bool(port.cluster),
         local=frozenset(_places(endpoint for endpoint in weighty if endpoint.is_local)),
         affinity_s=port.affinity_s,
-        scheduler=_SCHEDULERS.get(port.options.scheduler, Scheduler.MAGLEV),
+        scheduler=_SCHEDULERS[port.options.scheduler],
         mid_stream=MidStream[port.options.mid_stream.upper()],
         identity=zlib.crc32(repr(port.identity).encode()) if port.affinity_s else 0,
     )

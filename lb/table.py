@@ -29,7 +29,7 @@ from lb.rows import Address, FrontendKey, Ranges, ServiceRow
 from xdp.addresses import IPV6, IPAddress, address_of, halves, is_ipv6, number_of, with_port
 from xdp.errors import TableFullError
 from xdp.names import Names
-from xdp.schema import Needs, Protocol
+from xdp.schema import Needs, Protocol, Scheduler
 from xdp.tables import Tables
 
 _LONGEST_AFFINITY_S = 86_400  # that Kubernetes takes
@@ -196,6 +196,7 @@ class ServiceTable:
         self._row_users: dict[int, int] = {}  # frontends that hold a row
         self._vip_users: dict[int, int] = {}  # frontends of a VIP
         self._content: dict[int, _Content] = {}
+        self._least: set[int] = set()  # rows of services with least connections
         self._endpoint_row: dict[int, int] = {}
         self._endpoint_users: dict[int, int] = {}  # rows of `services` that have an endpoint
         self._free_rows = _Free("Service ports", len(tables.services))
@@ -267,7 +268,7 @@ class ServiceTable:
         self._free_rows.take_at(number, 1)
         if count:
             self._free_slots.take_at(first, count)
-        self._content[number] = content = _Content(
+        content = _Content(
             tuple(sorted(endpoints)),
             tuple(sorted(local)),
             int(service["when_stalled"]),
@@ -282,7 +283,14 @@ class ServiceTable:
             int(service["mid_stream"]),
             self._adopt_row(int(service["inside"]), of_ipv6=of_ipv6) if service["inside"] else None,
         )
+        self._keep(number, content)
         return content
+
+    def _keep(self, number: int, content: _Content) -> None:
+        """Remember what a row says."""
+        self._content[number] = content
+        if content.scheduler == Scheduler.LEAST_CONNECTIONS:
+            self._least.add(number)
 
     def _adopt_ranges(self, number: int, service: np.void, *, of_ipv6: bool) -> Ranges | None:
         if not service["needs"] & Needs.RANGES:
@@ -387,6 +395,7 @@ class ServiceTable:
             table["addr"][rows] = np.array(numbers, np.uint32).byteswap()
             table["port"][rows] = np.array([each & 0xFFFF for each in staged.new_endpoints], np.uint16).byteswap()
             table["next_hop"][rows] = [hop_of[host] for host in hosts]
+            table["load"][rows] = 0
         # A pod stays where it is: all Service ports agree. Only --node-name makes others local.
         rows = [self._endpoint_row[endpoint] for endpoint in staged.endpoints]
         table["is_local"][rows] = [endpoint in staged.local for endpoint in staged.endpoints]
@@ -467,7 +476,8 @@ class ServiceTable:
     def _publish(self, rows: dict[int, int], removed: list[int], staged: _Staged) -> Change:
         """Let packets see it: new frontends, changed ones, and no longer those that are gone."""
         frontends, keys = self._tables.frontends, self._tables.frontend_keys
-        self._content.update({new.number: new.content for new in staged.rows})
+        for new in staged.rows:
+            self._keep(new.number, new.content)
         numbers = np.array([rows.get(frontend, 0) for frontend in staged.frontends], np.uint32)
         compiled.publish(frontends, keys, staged.keys, staged.places, numbers)
         self._place.update(zip(staged.frontends, staged.places.tolist(), strict=True))
@@ -519,6 +529,7 @@ class ServiceTable:
     def _part_with(self, row: int) -> None:
         """Part with a row, its endpoints, and the row for clients inside the cluster."""
         self._parted.rows.append(row)
+        self._least.discard(row)
         for endpoint in self._content.pop(row).endpoints:
             self._leave_endpoint(endpoint, self._parted)
         inside = int(self._tables.services[row]["inside"])
@@ -538,6 +549,15 @@ class ServiceTable:
         """Return what `apply` has parted with since the last call: to be given to `release` after a grace period."""
         parted, self._parted = self._parted, Parted([], [])
         return parted
+
+    def loaded(self) -> list[int]:
+        """Return the rows of endpoints that least connections chooses among, ascending."""
+        content = self._content
+        return sorted({self._endpoint_row[endpoint] for row in self._least for endpoint in content[row].endpoints})
+
+    def add_loads(self, rows: Collection[int], differences: npt.NDArray[np.uint32]) -> None:
+        """Add to the loads of these rows of endpoints, modulo 2^32."""
+        compiled.add_loads(self._tables.loads, np.array(rows, np.int64), differences)
 
     def forget(self, now: int, endpoints: Collection[int] = ()) -> int:
         """Forget which clients had the endpoints in these rows, and what no affinity lasts for; return how many went.

@@ -498,6 +498,7 @@ class Reference:
         self._refusals, self._echoes = Budget(hertz), Budget(hertz)
         self.flows: dict[Key, tuple[Connection, Direction]] = {}
         self.turns: Counter[Service] = Counter()  # of round robin
+        self.loads: Counter[Address] = Counter()  # of endpoints: what least connections has given them
         self.datagrams: dict[tuple[int, int, int, int], Datagram] = {}
         self.followed: dict[tuple[int, int, int, int], int] = {}  # by XDP, since when
         self.given: dict[tuple[int, int], tuple[Address, int]] = {}  # endpoint and when, by identity and client
@@ -856,6 +857,7 @@ class Reference:
                 return self._refused(refusal, frame)
             begun = self._begin(packet.key, service, endpoint, state, now)
             if begun == Reason.ADMITTED:
+                self.loads[endpoint] += service.scheduler == Scheduler.LEAST_CONNECTIONS
                 if service.affinity_s:
                     self.given[client] = endpoint, now
                 return self._send(frame, packet, self.flows[packet.key], len(frame), now)._replace(reason=begun)
@@ -887,8 +889,11 @@ class Reference:
         if service.scheduler == Scheduler.ROUND_ROBIN:
             self.turns[service] += 1
             return service.endpoints[(self.turns[service] - 1) % len(service.endpoints)]
-        dice = self._secret[1] ^ now << 32 if service.scheduler == Scheduler.RANDOM else None
-        return service.select(key, self._seed, attempt, dice)
+        dice = self._secret[1] ^ now << 32
+        if service.scheduler == Scheduler.LEAST_CONNECTIONS:
+            two = [service.select(key, self._seed, attempt, each) for each in (dice, ~dice & _M64)]
+            return min(two, key=lambda endpoint: self.loads[endpoint])
+        return service.select(key, self._seed, attempt, dice if service.scheduler == Scheduler.RANDOM else None)
 
     def _kept(self, service: Service, client: tuple[int, int], now: int) -> Address | None:
         endpoint, since = self.given.get(client, ((0, 0), now))

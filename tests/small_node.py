@@ -63,6 +63,7 @@ STICKY_VIP = address("10.96.0.30:80")  # clients keep their endpoints
 STICKY_TOO_VIP = address("10.96.0.31:80")  # another frontend of the same Service port, whose endpoints are fewer
 RANDOM_VIP = address("10.96.0.32:80")
 TURNS_VIP = address("10.96.0.33:80")  # its endpoints take turns
+LOADS_VIP = address("10.96.0.42:80")  # the endpoint with fewer connections
 LOST_VIP = address("10.96.0.21:80")  # its endpoint has no next hop
 FOREIGN_VIP = address("10.96.0.22:80")  # its endpoint is behind an interface that is not ours
 NARROW_VIP = address("10.96.0.23:80")  # its endpoint is behind a small MTU
@@ -97,7 +98,7 @@ DNS_ENDPOINTS = (address("10.2.0.40:5353"), address("10.2.0.41:5353"))
 TCP_VIPS = (VIP, OTHER_VIP, DEAD_VIP, LOST_VIP, FOREIGN_VIP, NARROW_VIP, HERE_VIP, ELSEWHERE_VIP, CLOSED_VIP)
 POD_VIPS = (POD_VIP, POD_DNS_VIP)
 STICKY_VIPS = (STICKY_VIP, STICKY_TOO_VIP)
-SCHEDULED_VIPS = (RANDOM_VIP, TURNS_VIP)
+SCHEDULED_VIPS = (RANDOM_VIP, TURNS_VIP, LOADS_VIP)
 MID_STREAM_VIPS = (PASSING_VIP, RESETTING_VIP)
 MASQUERADED_VIPS = (EXTERNAL_VIP, OUTER_VIP, NARROWED_VIP, NAMELESS_VIP)
 CLIENTS = (CLIENT, OTHER_CLIENT, address("10.1.0.10:40001"))
@@ -127,6 +128,9 @@ SERVICES: dict[tuple[int, int, int], Service] = {
     (*STICKY_TOO_VIP, Protocol.TCP): Service((ENDPOINT,), affinity_s=3600, identity=7),
     (*RANDOM_VIP, Protocol.TCP): Service((ENDPOINT, OTHER_ENDPOINT), scheduler=Scheduler.RANDOM),
     (*TURNS_VIP, Protocol.TCP): Service((ENDPOINT, OTHER_ENDPOINT), scheduler=Scheduler.ROUND_ROBIN),
+    (*LOADS_VIP, Protocol.TCP): Service(
+        (ENDPOINT, OTHER_ENDPOINT, NARROW_ENDPOINT), scheduler=Scheduler.LEAST_CONNECTIONS
+    ),
     (*PASSING_VIP, Protocol.TCP): Service((ENDPOINT,), mid_stream=MidStream.PASS),
     (*RESETTING_VIP, Protocol.TCP): Service((OTHER_ENDPOINT,), admits_here=True, mid_stream=MidStream.RESET),
     (*LOST_VIP, Protocol.TCP): Service((LOST_ENDPOINT,)),

@@ -79,8 +79,8 @@ class Tables(Bundle):
     `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows, `hosts` that of
     words; the others have one structured row per entry. The last ones are the fields of rows that go through atomic
     accesses: whether a flow is published, names (state, pins, how many), the words of extents, both words of an
-    affinity, a Service's turn, a frontend's key, a worker's heartbeat, turn and the word that says since when something
-    waits for it.
+    affinity, a Service's turn, an endpoint's load, a frontend's key, a worker's heartbeat, turn and the word that says
+    since when something waits for it.
     """
 
     tags: npt.NDArray[np.uint64]
@@ -111,6 +111,7 @@ class Tables(Bundle):
     frontend_keys: npt.NDArray[np.uint64]
     affinity_words: npt.NDArray[np.uint64]
     round_robin: npt.NDArray[np.uint32]
+    loads: npt.NDArray[np.uint32]
     heartbeats: npt.NDArray[np.uint64]
     turns: npt.NDArray[np.uint64]
     waiting_since: npt.NDArray[np.uint64]
@@ -129,6 +130,7 @@ class Tables(Bundle):
             "name_count": arrays["control"]["names"],
             "busiest": arrays["control"]["busiest"],
             "round_robin": arrays["services"]["turn"],
+            "loads": arrays["endpoints"]["load"],
             "affinity_words": arrays["affinity"].view(np.uint64),
             "frontend_keys": arrays["frontends"].view(np.uint64)[::2],
             "heartbeats": arrays["workers"]["heartbeat"],

@@ -27,6 +27,7 @@ from tests.small_node import (
     LINK,
     LOST_CLIENT,
     LOST_VIP,
+    NARROW_ENDPOINT,
     NARROW_VIP,
     OUTER_VIP,
     OWN,
@@ -41,8 +42,9 @@ from tests.small_node import (
     service_ports,
     service_table,
 )
+from xdp.byteorder import swap16, swap32
 from xdp.clock import ManualClock
-from xdp.schema import Direction, Masquerade, Protocol, Reason, State, Tag, Verdict, verdict_of
+from xdp.schema import Direction, Masquerade, Protocol, Reason, Scheduler, State, Tag, Verdict, verdict_of
 from xdp.tables import Tables
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -63,12 +65,12 @@ class NodeUnderTest:
         self.flows = FlowTable(self.tables, self.clock)
         self.flows.create()
         self._pipeline = Pipeline(self.tables, ports)
-        self._services = service_table(self.tables)
+        self.services = service_table(self.tables)
         self.apply(services)
 
     def apply(self, services: dict[tuple[int, int, int], Service]) -> None:
         """Change the Services."""
-        self._services.apply(service_ports(services))
+        self.services.apply(service_ports(services))
 
     @property
     def hops(self) -> hops_compiled.Hops:
@@ -544,3 +546,67 @@ def test_scratch_space_and_the_bytes_around_a_frame_are_left_alone(node: NodeUnd
     assert (pipeline._memory[:100] == 0xA5).all()
     assert (pipeline._memory[100 + len(packets.syn()) :] == 0xA5).all()
     assert flows.count_used(node.tables.tags) == 2
+
+
+# Least connections.
+
+LEAST = Scheduler.LEAST_CONNECTIONS
+
+
+def loads(node: NodeUnderTest) -> dict[Address, int]:
+    """Return the load of each endpoint that least connections chooses among."""
+    rows = node.tables.endpoints[node.services.loaded()]
+    return {(swap32(row["addr"]), swap16(row["port"])): int(row["load"]) for row in rows}
+
+
+def recount(node: NodeUnderTest) -> None:
+    """Do what the control plane does every second."""
+    rows = node.services.loaded()
+    endpoints = node.tables.endpoints[rows]
+    node.services.add_loads(rows, node.flows.count_open(endpoints) - endpoints["load"])
+
+
+def ports_of_a_client(first: int, count: int) -> list[Address]:
+    return [(CLIENT[0], port) for port in range(first, first + count)]
+
+
+def test_L_least_connections_keeps_endpoints_even():
+    node = NodeUnderTest(only(ENDPOINT, OTHER_ENDPOINT, NARROW_ENDPOINT, scheduler=LEAST))
+    for client in ports_of_a_client(1000, 60):
+        node.connect(client)
+    assert sum(loads(node).values()) == 60
+    assert max(loads(node).values()) - min(loads(node).values()) <= 8
+    before = loads(node)
+    recount(node)
+    assert loads(node) == before, "all are open"
+
+
+def test_L_least_connections_gives_a_new_endpoint_most_of_what_begins():
+    node = NodeUnderTest(only(ENDPOINT, scheduler=LEAST), capacity=1000)
+    for client in ports_of_a_client(1000, 200):
+        assert node.connect(client) == ENDPOINT
+    node.apply(only(ENDPOINT, OTHER_ENDPOINT, scheduler=LEAST))
+    given = [node.connect(client) for client in ports_of_a_client(2000, 200)]
+    assert given.count(OTHER_ENDPOINT) > 120, "three of four: unless both dice fall on the other one"
+
+
+def test_L_connections_that_close_count_no_more():
+    node = NodeUnderTest(only(ENDPOINT, OTHER_ENDPOINT, scheduler=LEAST))
+    given = {client: node.connect(client) for client in ports_of_a_client(1000, 40)}
+    for client, endpoint in given.items():
+        if endpoint == ENDPOINT:
+            node.send(packets.fin(client, VIP))
+            node.send(packets.fin(endpoint, client))
+    recount(node)
+    assert loads(node) == {ENDPOINT: 0, OTHER_ENDPOINT: list(given.values()).count(OTHER_ENDPOINT)}
+    assert [node.connect(client) for client in ports_of_a_client(2000, 16)].count(ENDPOINT) > 3
+
+
+def test_L_connections_through_another_service_count_too():
+    both = only(ENDPOINT, OTHER_ENDPOINT, scheduler=LEAST)
+    node = NodeUnderTest({**both, **only(ENDPOINT, vip=OTHER_VIP)})
+    for client in ports_of_a_client(1000, 20):
+        node.connect(client, OTHER_VIP)
+    assert set(loads(node).values()) == {0}
+    recount(node)
+    assert loads(node) == {ENDPOINT: 20, OTHER_ENDPOINT: 0}

@@ -137,6 +137,28 @@ def test_T7_T9_who_cannot_be_served_is_told_at_once(site):
     site.serve()
 
 
+def test_L_least_connections_brings_a_new_endpoint_up(site):
+    web = replace(site.web, annotations={"turnout.dev/scheduler": "least-connections"})
+    alone, both = (web.with_endpoints(*site.places(WEB_PORT, *hosts)) for hosts in (("web-1",), ("web-1", "web-2")))
+
+    def hundred() -> clients.Load:
+        return site.load("http-load", web, flows=100, concurrent=100, interval=0.5)
+
+    def are_open(count: int) -> bool:
+        flows = site.daemon.ask("flows", service=f"shop/{web.name}")
+        return sum(flow["state"] == "established" for flow in flows) >= count
+
+    site.daemon.apply(alone, site.dns)
+    with hundred() as first:
+        site.daemon.wait_for(lambda: are_open(100))
+        site.daemon.apply(both, site.dns)
+        with hundred() as second:
+            site.daemon.wait_for(lambda: are_open(200))
+    assert (first.result.flows_by_server, first.result.failures) == ({"web-1": 100}, {})
+    assert (sum(second.result.flows_by_server.values()), second.result.failures) == (100, {})
+    assert second.result.flows_by_server["web-2"] > 60, "75 on the average; Maglev would give 50"
+
+
 @pytest.mark.families(4, why="fragments of IPv6 are passed to the kernel yet")
 @pytest.mark.parametrize("size", [1472, 1473, 3000, 20_000, 65_000])
 def test_N4_large_datagrams_arrive_whole_both_ways(site, size):

@@ -228,6 +228,7 @@ enum scheduler {
 	SCHEDULER_MAGLEV,      /* by its five-tuple, alike on every node */
 	SCHEDULER_RANDOM,      /* any, by its share of the slots */
 	SCHEDULER_ROUND_ROBIN, /* one after the other: members or, where weights differ, slots */
+	SCHEDULER_LEAST_CONNECTIONS, /* of two at random the one with the lower load */
 };
 
 /* Whose source address becomes the node's on the way to an endpoint. Whatever this says, an endpoint that reaches
@@ -286,7 +287,7 @@ struct endpoint {
 	__u8   is_local;       /* 1: on this node */
 	__u8   pad;
 	__u32  next_hop;
-	__u32  pad2;
+	__u32  load;           /* for least connections: those open when last counted, and begun since */
 };
 
 enum hop_state {
