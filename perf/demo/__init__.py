@@ -143,7 +143,7 @@ def _wait(daemon: Daemon, display: Display) -> None:
     def tick() -> None:
         if time.monotonic() - began > _PATIENCE_S:
             so_far = f"{time.monotonic() - began:.0f} s so far"
-            words = f"the very first start compiles the packet path: about a minute on an idle machine, once; {so_far}"
+            words = f"the very first start compiles the packet path, once, for about half a minute; {so_far}"
             display.show(words, words)
 
     daemon.wait(tick)
