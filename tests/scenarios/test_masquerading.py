@@ -13,10 +13,6 @@ from tests.node import NODE_NAME, ScenarioNode, Service
 from tests.packets import Address, ack, data, icmp_error, ports_of, reset_to, rewritten, syn, syn_ack, udp
 from xdp.schema import Reason
 
-pytestmark = pytest.mark.engines(
-    "memory", "xdp", "xdp-generic", "afxdp", why="with raw, what is addressed to the node is the kernel's, too"
-)
-
 FIRST, LAST = 30_000, 60_999  # many: those that are drawn hardly ever meet those that are kept
 NODE_PORT = 30_080
 WEB = {"type": "NodePort", "ports": [{"name": "main", "port": 80, "nodePort": NODE_PORT}]}
