@@ -92,7 +92,8 @@ class Filter:
 
     def _declaration(self) -> str:
         ours = ", ".join(f'"{name}"' for name in self.interfaces)
-        errors, ports = "icmp type { 3, 4, 11, 12 }", self._snat_ports
+        errors = "icmp type { 3, 4, 11, 12 }"
+        ports = "-".join(map(str, sorted({*self._snat_ports})))  # not every nft(8) takes 1-1 for a range
         return f"""
 table netdev {self._table} {{
   set vips {{ type ipv4_addr; }}

@@ -117,6 +117,11 @@ def test_ten_thousand_places_are_one_transaction(record):
     assert found == dict.fromkeys(("vips", "frontends", "endpoints", "quoted_to"), 10_000)
 
 
+def test_a_single_port_to_masquerade_from(record):
+    Filter("node", record, PortRange(LOW, LOW)).start(SERVED, ["a0"])
+    assert sets()["own"] == 2
+
+
 def test_what_this_kernel_needs_is_here():
     ingress.need_nft()
 

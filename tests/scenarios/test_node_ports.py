@@ -130,7 +130,7 @@ def test_T6_get_services_shows_where_it_is_dialled(node):
     assert shown["frontends"] == ["10.96.0.1:80", *ends]
 
 
-@pytest.mark.engines("xdp", why="its kernel can be given another address; what follows is the same with every engine")
+@pytest.mark.engines("xdp", "raw", why="in memory there is no kernel, and with the others what follows is the same")
 def test_T6_an_address_that_the_node_gets_later_has_its_node_ports_too(node):
     node.apply(web(node, "web-1"))
     address, client, inside = "10.99.99.1", node.client(), node.daemon.world.node
