@@ -262,6 +262,20 @@ def test_N4_datagrams_in_fragments_through_node_ports(site, masquerade, silent):
                 assert sock.recv(1 << 16).partition(b" ")[2] == sent
 
 
+def test_connections_of_node_ports_outlast_a_killed_daemon(site, masquerade, silent):
+    """Its filter stays, and with it the kernel keeps silent."""
+    at = f"{site.world.node.interfaces[0].ip}:{NODE_PORT}"
+    asking = {"flows": 20, "concurrent": 20, "requests": 1_000_000, "interval": 0.005, "timeout": 30}
+    with clients.Load(site.client, "http-load", at, **asking) as load:
+        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        site.daemon.signal(signal.SIGKILL)
+        site.daemon.wait()
+        site.daemon.start()
+        answered = reasons(site)["FORWARDED"]
+        site.daemon.wait_for(lambda: reasons(site)["FORWARDED"] > answered + 500)
+    assert (load.result.flows, load.result.failures, load.result.moved) == (20, {}, 0)
+
+
 def test_T6_the_node_s_own_servers_and_clients_are_left_alone(site, masquerade):
     node = site.world.node
     server = clients.serve_http(node, "node", "0.0.0.0:2222")
