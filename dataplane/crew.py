@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from conntrack.table import FlowTable
@@ -12,6 +12,7 @@ from dataplane.context import Node
 from dataplane.netdev import Interface
 from dataplane.worker import Thread
 from lb.rows import ServiceRow
+from xdp.addresses import IPAddress
 from xdp.clock import Clock
 from xdp.errors import Error, UsageError
 from xdp.tables import Tables
@@ -43,7 +44,6 @@ class Crew:
     needs_rows = False  # whether it listens to what is expected
     goes_on_alone = True  # whether known flows are forwarded when no worker runs
     serves_ipv6 = True
-    serves_the_node = True  # whether it can take packets that are addressed to the node itself from the kernel
 
     why_no_egress = ""  # why endpoints on this node, behind interfaces that are not ours, cannot be served
 
@@ -57,8 +57,8 @@ class Crew:
         """Whether a driver that takes no redirected frames loses them."""
         return False
 
-    def expect(self, rows: Sequence[ServiceRow]) -> None:
-        """Be told all that the tables are about to say."""
+    def expect(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> None:
+        """Be told all that the tables are about to say, and the addresses of the node."""
 
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
         """Be told what the tables are about to say in addition."""

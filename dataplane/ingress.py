@@ -3,12 +3,15 @@
 Packet sockets get copies (the tap comes before the hook), so the kernel must lose its originals, or it would route
 each packet a second time. Dropped are, of the packets that the pipeline takes:
 
-* all that is to a VIP and, where that is an address of the node's own, what is to a frontend (address, protocol, port),
-  and ICMP errors;
-* from an endpoint's address, protocol and port, and ICMP errors about packets to one, if the destination is reached
-  through an interface that we serve. What goes to this machine, or by another interface, stays the kernel's.
+* all that is to a VIP; where that is an address of the node's own, what is to a frontend (address, protocol, port), a
+  first fragment too, and ICMP errors about what has come from one;
+* from an endpoint's address, protocol and port, and ICMP errors about packets to one: to a port of the node that
+  masqueraded connections leave from, and to what is reached through an interface that we serve. What else goes to this
+  machine, or by another interface, stays the kernel's.
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
+Of datagrams to the node the kernel gets the other fragments, and never the first: it waits for that one, and forgets
+them without a word (RFC 1122 section 3.3.2).
 
 All changes are transactions of nft(8): packets see the old sets or the new ones. A file beside the control socket
 says that there is a table, and is written before it: what a killed daemon leaves is found, and removed.
@@ -23,6 +26,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from dataplane.originals import Place
+from dataplane.settings import DEFAULT_SNAT_PORTS, PortRange
 from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
 
@@ -36,14 +40,24 @@ class Places:
     frontends: frozenset[Place] = frozenset()
     retired: frozenset[Place] = frozenset()
     endpoints: frozenset[Place] = frozenset()
+    own: frozenset[int] = frozenset()  # the node's addresses
+
+    @property
+    def own_frontends(self) -> frozenset[Place]:
+        """The frontends at the node's own addresses: all else there may be the kernel's."""
+        return frozenset(place for place in self.frontends if place[0] in self.own)
 
 
 class Filter:
-    """The table `turnout_NAME` of one node, on `interfaces`; `record` is the file that tells of it."""
+    """The table `turnout_NAME` of one node, on `interfaces`; `record` is the file that tells of it.
 
-    def __init__(self, name: str, record: Path) -> None:
+    `snat_ports` are those that masqueraded connections leave from.
+    """
+
+    def __init__(self, name: str, record: Path, snat_ports: PortRange = DEFAULT_SNAT_PORTS) -> None:
         self._table = table_of(name)
         self._record = record
+        self._snat_ports = snat_ports
         self._places = Places()
         self.interfaces: Sequence[str] = ()
 
@@ -78,26 +92,33 @@ class Filter:
 
     def _declaration(self) -> str:
         ours = ", ".join(f'"{name}"' for name in self.interfaces)
+        errors = "icmp type { 3, 4, 11, 12 }"
+        ports = "-".join(map(str, sorted({*self._snat_ports})))  # not every nft(8) takes 1-1 for a range
         return f"""
 table netdev {self._table} {{
   set vips {{ type ipv4_addr; }}
   set frontends {{ type ipv4_addr . inet_proto . inet_service; }}
   set retired {{ type ipv4_addr . inet_service; }}
   set endpoints {{ type ipv4_addr . inet_proto . inet_service; }}
-  set quoted {{ typeof @th,192,32 . @th,136,8 . @th,240,16; }}
+  set own {{ type ipv4_addr; }}
+  set quoted_from {{ typeof @th,160,32 . @th,136,8 . @th,224,16; }}
+  set quoted_to {{ typeof @th,192,32 . @th,136,8 . @th,240,16; }}
   chain ingress {{
     type filter hook ingress devices = {{ {ours} }} priority 0; policy accept;
     meta pkttype != host accept
     ether type != ip accept
     ip ttl < 2 accept
     ip daddr @vips fib daddr type != local drop
-    ip frag-off & 0x3fff != 0 accept
+    ip frag-off & 0x1fff != 0 accept
     ip daddr . meta l4proto . th dport @frontends drop
+    th dport {ports} ip daddr @own ip saddr . meta l4proto . th sport @endpoints drop
+    ip frag-off & 0x3fff != 0 accept
     tcp flags & (syn | ack) != syn ip daddr . tcp dport @retired drop
-    icmp type {{ 3, 4, 11, 12 }} ip daddr @vips drop
+    {errors} @th,160,32 . @th,136,8 . @th,224,16 @quoted_from drop
+    {errors} @th,224,16 {ports} ip daddr @own @th,192,32 . @th,136,8 . @th,240,16 @quoted_to drop
     fib daddr oifname != {{ {ours} }} accept
     ip saddr . meta l4proto . th sport @endpoints drop
-    icmp type {{ 3, 4, 11, 12 }} @th,192,32 . @th,136,8 . @th,240,16 @quoted drop
+    {errors} @th,192,32 . @th,136,8 . @th,240,16 @quoted_to drop
   }}
 }}"""
 
@@ -121,13 +142,20 @@ def _sets(places: Places) -> list[tuple[str, set[str]]]:
         ("frontends", set(map(_text, places.frontends))),
         ("retired", {f"{IPv4Address(address)} . {port}" for address, port, _ in places.retired}),
         ("endpoints", set(map(_text, places.endpoints))),
-        ("quoted", {f"{address} . {protocol} . {port}" for address, port, protocol in places.endpoints}),
+        ("own", {str(IPv4Address(address)) for address in places.own}),
+        ("quoted_from", set(map(_quoted, places.own_frontends | places.retired))),
+        ("quoted_to", set(map(_quoted, places.endpoints))),
     ]
 
 
 def _text(place: Place) -> str:
     address, port, protocol = place
     return f"{IPv4Address(address)} . {Protocol(protocol).name.lower()} . {port}"
+
+
+def _quoted(place: Place) -> str:
+    address, port, protocol = place
+    return f"{address} . {protocol} . {port}"
 
 
 def table_of(name: str) -> str:

@@ -36,7 +36,7 @@ from lb import maglev, manifests
 from lb.live import Live, Plan
 from lb.model import NodeView, NotHonoured, Snapshot
 from lb.not_yet import NO_IPV6, NOT_YET
-from lb.rows import NOTHING_HERE, Here, impatient, living, local_addresses, rows_of
+from lb.rows import Here, impatient, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, kernel, loader, maps
 from xdp.addresses import IPAddress
@@ -302,10 +302,6 @@ class Node:
             how = f"XDP {attachment.mode}" if attachment.mode else "packet sockets"
             log.info("%s: %s%s", name, how, f" ({attachment.why})" if attachment.why else "")
         log.info("serving %d Service ports, engine %s", ports, self.engine.name)
-        if not self.engine.serves_the_node:
-            log.warning(
-                "engine raw serves no node ports and masquerades nobody: what is addressed to the node is the kernel's"
-            )
 
     # Serving.
 
@@ -425,7 +421,7 @@ class Node:
         change = self.services.update(plan.rows, plan.without)
         self.next_hops.leave(self.live.commit(plan))
         if self.engine.needs_rows:
-            self.engine.expect(rows_of(self.snapshot, self.here))
+            self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
         self._has_applied(change, plan.not_honoured)
 
     def _has_applied(self, change: Change, not_honoured: Iterable[NotHonoured]) -> None:
@@ -444,14 +440,13 @@ class Node:
 
     def _program(self, snapshot: Snapshot) -> Change:
         """Make the tables say all of a snapshot, at the addresses that the node has now."""
-        settings, here = self.settings, NOTHING_HERE
-        if self.engine.serves_the_node:
-            families = tuple(sorted({network.version for network in settings.cluster_cidr}))
-            here = Here(self._node_port_addresses(), settings.masquerades, knows_inside=families)
+        settings, own = self.settings, self.next_hops.own_addresses()
+        families = tuple(sorted({network.version for network in settings.cluster_cidr}))
+        here = Here(self._node_port_addresses(), settings.masquerades, knows_inside=families)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
-        self.engine.expect(rows)
-        change = self.services.apply(rows, self.next_hops.own_addresses())
+        self.engine.expect(rows, own)
+        change = self.services.apply(rows, own)
         self.here = here
         return change
 

@@ -2,7 +2,8 @@
 
 A packet socket gets copies; the kernel keeps the originals, but for those that dataplane.ingress.py drops because they
 are ours. A copy that the pipeline leaves alone is released if the kernel has its original. If it has not, because
-an endpoint talks to somebody past its Services, we send the frame on, as the kernel would have.
+an endpoint talks to somebody past its Services, we send the frame on, as the kernel would have; and if it was to the
+node itself, the sender is told, as the kernel would have told it.
 
 One writer, any number of readers: places lie in two buffers, the writer fills the idle one and then names it live. A
 reader that was stopped in between for so long that its buffer is being filled anew may judge one frame wrongly.
@@ -10,20 +11,20 @@ reader that was stopped in between for so long that its buffer is being filled a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from dataplane import hops_compiled, packetrings, pipeline, wire
+from dataplane import fragments, hops_compiled, packetrings, pipeline, wire
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import way_to
 from lb import compiled as services
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
-from xdp.byteorder import swap16, swap32
+from xdp.byteorder import swap16, swap32, swapped16
 from xdp.jit import compiled, inlined
 from xdp.schema import Protocol, Reason
 from xdp.unaligned import load16, load32
@@ -43,6 +44,8 @@ class Kind(IntEnum):
 
     ENDPOINT = 1  # as source
     RETIRED = 2  # as destination: a frontend that is none any more, while connections to it last
+    OWN_FRONTEND = 3  # as destination: a frontend at an address of the node
+    OWN = 4  # an address of the node, without port and protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +69,9 @@ def _word(place: Place, kind: Kind) -> int:
     return swap32(address) | swap16(port) << 32 | protocol << 48 | kind << 56
 
 
-def publish(originals: Originals, endpoints: Iterable[Place], retired: Iterable[Place]) -> None:
-    """Make these the places; those for which there is no room are left out."""
-    words = [_word(place, Kind.ENDPOINT) for place in endpoints] + [_word(place, Kind.RETIRED) for place in retired]
+def publish(originals: Originals, places: Mapping[Kind, Iterable[Place]]) -> None:
+    """Make these the places; the last ones, for which there is no room, are left out."""
+    words = [_word(place, kind) for kind, those in places.items() for place in those]
     _publish(originals, np.array(words[: originals.taken.shape[1]], np.uint64))
 
 
@@ -154,6 +157,57 @@ def judge(node, originals, frames, start, length, now):
 
 
 @inlined
+def _is_answer(node, originals, destination):
+    """Tell whether what an endpoint has sent is to where masqueraded connections leave from.
+
+    Of an ICMP error, what it quotes was sent from there to an endpoint.
+    """
+    packet, masquerading = node.packet[0], node.masquerading
+    number = np.uint64(swapped16(packet.ports >> np.uint32(16)))
+    if number - masquerading.first_port >= masquerading.ports:  # u64: also if it is below
+        return False
+    if not _has(originals, destination, np.uint16(0), np.uint8(0), Kind.OWN):
+        return False
+    return _has(originals, np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol, Kind.ENDPOINT)
+
+
+@inlined
+def _error_to_us(node, originals, destination, is_to_vip):
+    """Return what becomes of an ICMP error about a packet of no flow, whose five-tuple was turned round."""
+    packet = node.packet[0]
+    quoted, port = np.uint32(packet.addrs >> np.uint64(32)), np.uint16(packet.ports >> np.uint32(16))
+    is_ours = is_to_vip or _is_answer(node, originals, destination)
+    is_ours |= _has(originals, quoted, port, packet.protocol, Kind.OWN_FRONTEND)
+    is_ours |= _has(originals, quoted, port, packet.protocol, Kind.RETIRED)
+    return np.int64(Reason.ICMP_UNUSABLE if is_ours else Reason.OTHER_ICMP)
+
+
+@inlined
+def _to_us(node, originals, frames, start, destination, reason):
+    """Return why a frame is dropped that was to us and whose original the filter has dropped; else why it is passed."""
+    packet = node.packet[0]
+    protocol, port = packet.protocol, np.uint16(packet.ports >> np.uint32(16))
+    is_to_vip = services.find_frontend(node.tables, destination, np.uint16(0), np.uint8(0)) != services.MISS
+    if reason == Reason.ICMP_UNUSABLE:
+        return _error_to_us(node, originals, destination, is_to_vip)
+    if reason == Reason.OTHER_ICMP:
+        kind = np.int64(frames[start + np.int64(packet.l4)])
+        is_error = kind < 16 and _ICMP_ERRORS >> kind & 1
+        return np.int64(Reason.ICMP_UNUSABLE if is_to_vip and is_error else Reason.OTHER_ICMP)
+    is_fragment = reason == Reason.OTHER_FRAGMENT
+    if reason != Reason.NOT_OURS and not (is_fragment and fragments.is_first(packet)):
+        return reason
+    if _is_answer(node, originals, destination):
+        return np.int64(Reason.NOT_SERVED)
+    if _has(originals, destination, port, protocol, Kind.OWN_FRONTEND):
+        return np.int64(Reason.NOT_SERVED if is_fragment else Reason.VANISHED)
+    is_first = protocol == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == _SYN
+    if not is_fragment and not is_first and _has(originals, destination, port, protocol, Kind.RETIRED):
+        return np.int64(Reason.VANISHED)
+    return reason
+
+
+@inlined
 def _without_flow(node, originals, frames, start, length, segment, reason):
     """Return (reason, egress) of an IPv4 frame of no flow of ours: the kernel's, ours to send on, or nobody's."""
     packet = node.packet[0]
@@ -161,24 +215,11 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
     if length < wire.ETHERNET_BYTES + wire.IPV4_BYTES:
         return reason, nowhere
     destination = load32(frames, start + _DST)
-    is_to_vip = services.find_frontend(node.tables, destination, np.uint16(0), np.uint8(0)) != services.MISS
+    may_be_sent_on = reason == Reason.NOT_OURS or reason == Reason.ICMP_UNUSABLE
+    reason = _to_us(node, originals, frames, start, destination, reason)
+    if reason >= _FIRST_DROP or not may_be_sent_on:
+        return reason, nowhere
     source, source_port, protocol = np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol
-    if reason == Reason.ICMP_UNUSABLE:  # of what it quotes, the five-tuple was turned round
-        if is_to_vip:
-            return reason, nowhere
-        reason = np.int64(Reason.OTHER_ICMP)
-    elif reason == Reason.OTHER_ICMP:
-        kind = np.int64(frames[start + np.int64(packet.l4)])
-        if is_to_vip and kind < 16 and _ICMP_ERRORS >> kind & 1:
-            return np.int64(Reason.ICMP_UNUSABLE), nowhere
-        return reason, nowhere
-    elif reason != Reason.NOT_OURS:
-        return reason, nowhere
-    else:
-        port = np.uint16(packet.ports >> np.uint32(16))
-        is_first = protocol == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == _SYN
-        if not is_first and _has(originals, destination, port, protocol, Kind.RETIRED):
-            return np.int64(Reason.VANISHED), nowhere
     if not _has(originals, source, source_port, protocol, Kind.ENDPOINT):
         return reason, nowhere
     row = hops_compiled.lookup(node.hops, destination)

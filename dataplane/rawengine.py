@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,16 +21,19 @@ from dataplane.fragments import new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
 from dataplane.netdev import Interface, has_lro
-from dataplane.originals import Place, new_originals, publish
+from dataplane.originals import Kind, Place, new_originals, publish
 from dataplane.rawsock import PacketSocket
 from dataplane.settings import Settings
 from dataplane.worker import RawWorker
-from lb.rows import ServiceRow
+from lb.rows import ServiceRow, ranges_of
+from xdp.addresses import IPAddress
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
 from xdp.errors import AttachError, Error, UsageError
 from xdp.schema import Limit, Protocol
 from xdp.tables import Capacity, Tables
+
+_OWN_ADDRESSES = 1024  # of a node, that there is room for
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +68,12 @@ class RawEngine(Crew):
     needs_rows = True
     goes_on_alone = False
     serves_ipv6 = False
-    serves_the_node = False
 
     def __init__(
         self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, seed: int, why: str
     ) -> None:
         super().__init__(tables, clock)
+        self._settings = settings
         self._seed = seed
         self._why = why
         self._hops: Hops | None = None
@@ -80,8 +83,8 @@ class RawEngine(Crew):
         self._is_over = False  # a `follow` that comes late, in its thread, changes nothing any more
         self._closing = threading.Lock()  # losses are read while sockets are being closed
         self._lost_before = 0  # by sockets that have been closed
-        self._filter = Filter(settings.name, settings.filter_record)
-        self._originals = new_originals(capacity.frontends + capacity.endpoints)
+        self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports)
+        self._originals = new_originals(_OWN_ADDRESSES + capacity.frontends + capacity.endpoints)
         self._places_lock = threading.Lock()
         self._present = Places()
         self._held = Places()  # what was present, or has connections
@@ -121,10 +124,11 @@ class RawEngine(Crew):
 
     def _start_workers(self, line: Line) -> None:
         assert self._hops is not None
+        inside = ranges_of(network for network in self._settings.cluster_cidr if network.version == 4) or ()
         taken = {worker.number for other in self._lines.values() for worker in other.workers}
         free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
         for sock, number in zip(line.sockets, free, strict=False):
-            node = new_node(self._tables, self._hops, self._seed, datagrams=self._datagrams)
+            node = new_node(self._tables, self._hops, self._seed, inside, self._settings.snat_ports, self._datagrams)
             set_link(node, line.interface)
             line.workers.append(RawWorker(node, self._originals, number, sock, self._clock))
         self._list_workers()
@@ -162,10 +166,10 @@ class RawEngine(Crew):
 
     # What the filter drops.
 
-    def expect(self, rows: Sequence[ServiceRow]) -> None:
+    def expect(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> None:
         """Take the packets of these Service ports from the kernel, before the tables have them."""
         with self._places_lock:
-            self._present = _places_of_rows(rows)
+            self._present = _places_of_rows(rows, own)
             self._add(self._present)
 
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
@@ -174,9 +178,9 @@ class RawEngine(Crew):
             self._add(_places_of_rows(rows))
 
     def _add(self, more: Places) -> None:
-        held = self._held
+        held, own = self._held, self._present.own
         frontends = more.frontends | held.frontends
-        self._change(Places(frontends, held.retired - frontends, more.endpoints | held.endpoints))
+        self._change(Places(frontends, held.retired - frontends, more.endpoints | held.endpoints, own))
 
     def tidy(self, flows: FlowTable) -> None:
         """Leave to the kernel what neither Services nor connections have any more; put back a filter that is gone."""
@@ -186,7 +190,7 @@ class RawEngine(Crew):
                 present = self._present
                 tcp = {place for place in served if place[2] == Protocol.TCP}
                 frontends, retired = present.frontends | (served - tcp), frozenset(tcp - present.frontends)
-                self._change(Places(frontends, retired, present.endpoints | serving))
+                self._change(Places(frontends, retired, present.endpoints | serving, present.own))
         with self._places_lock:
             if self._is_filtering and self._filter.interfaces and not self._filter.is_there():
                 log.warning("somebody has removed the ingress filter: it is put back")
@@ -201,7 +205,14 @@ class RawEngine(Crew):
         self._publish()
 
     def _publish(self) -> None:
-        publish(self._originals, self._held.endpoints, self._held.retired)
+        held = self._held
+        places = {
+            Kind.OWN: [(address, 0, 0) for address in held.own],
+            Kind.ENDPOINT: held.endpoints,
+            Kind.RETIRED: held.retired,
+            Kind.OWN_FRONTEND: held.own_frontends,
+        }
+        publish(self._originals, places)
 
     # Keeping up.
 
@@ -294,13 +305,15 @@ def _open(line: Line) -> None:
         line.sockets.append(PacketSocket(interface))
 
 
-def _places_of_rows(rows: Sequence[ServiceRow]) -> Places:
+def _places_of_rows(rows: Sequence[ServiceRow], own: Collection[IPAddress] = ()) -> Places:
     frontends, endpoints = set(), set()
     for row in rows:
         frontends |= {(int(address), port, protocol) for address, port, protocol in row.frontends}
         protocols = {protocol for _, _, protocol in row.frontends}
-        endpoints |= {(int(address), port, protocol) for address, port in row.endpoints for protocol in protocols}
-    return Places(frozenset(frontends), endpoints=frozenset(endpoints))
+        candidates = row.endpoints + (row.inside.endpoints if row.inside else ())
+        endpoints |= {(int(address), port, protocol) for address, port in candidates for protocol in protocols}
+    addresses = frozenset(int(address) for address in own if address.version == 4)
+    return Places(frozenset(frontends), endpoints=frozenset(endpoints), own=addresses)
 
 
 def places_of(flows: FlowTable) -> tuple[frozenset[Place], frozenset[Place]]:

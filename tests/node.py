@@ -332,7 +332,6 @@ class _NoEngine:
     offloads = False
     is_alive = True
     needs_rows = False
-    serves_the_node = True
     why_no_egress = ""
     queues: tuple[()] = ()
 
@@ -348,7 +347,7 @@ class _NoEngine:
     def lost(self) -> int:
         return 0
 
-    def expect(self, rows: object) -> None:
+    def expect(self, rows: object, own: object) -> None:
         """Be told what the tables are about to say, which only engine `raw` listens to."""
 
 

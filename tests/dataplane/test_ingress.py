@@ -1,18 +1,21 @@
-"""The ingress filter, packet by packet: what it drops is just what the packet path takes.
+"""The ingress filter: what the sets hold, what is left of it, and, packet by packet, what is left to the kernel.
 
-What becomes of packets is tests/scenarios; here, what the sets hold and what is left.
+What becomes of the copies is test_originals.py, and of both together tests/scenarios.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 
 import pytest
 
 from dataplane import ingress
 from dataplane.ingress import Filter, Places
+from dataplane.settings import PortRange
 from perf import echo
+from tests import packets
 from tests.packets import CLIENT, DNS_VIP, ENDPOINT, OTHER_ENDPOINT, VIP
 from xdp.errors import AttachError
 from xdp.schema import Protocol
@@ -23,6 +26,16 @@ WEB, DNS = (*VIP, Protocol.TCP), (*DNS_VIP, Protocol.UDP)
 SERVER, OTHER = (*ENDPOINT, Protocol.TCP), (*OTHER_ENDPOINT, Protocol.UDP)
 BEFORE = Places(frozenset({WEB, DNS}), frozenset(), frozenset({SERVER}))
 AFTER = Places(frozenset({DNS}), frozenset({WEB}), frozenset({SERVER, OTHER}))
+
+OWN, OTHER_OWN = packets.address("10.2.0.1:0")[0], packets.address("10.1.0.1:0")[0]
+NODE_PORT, PAST_PORT = (OWN, 30_080), (OWN, 30_090)
+LOW, HIGH = 40_000, 40_999
+SERVED = Places(
+    frozenset({WEB, DNS, (*NODE_PORT, Protocol.TCP), (*NODE_PORT, Protocol.UDP)}),
+    frozenset({(*PAST_PORT, Protocol.TCP)}),
+    frozenset({SERVER, OTHER}),
+    frozenset({OWN, OTHER_OWN}),
+)
 
 
 @pytest.fixture
@@ -46,9 +59,16 @@ def tables():
 def test_a_change_is_what_differs(record):
     filter_ = Filter("node", record)
     filter_.start(BEFORE, ["a0", "a1"])
-    assert sets() == {"vips": 2, "frontends": 2, "retired": 0, "endpoints": 1, "quoted": 1}
+    none = dict.fromkeys(("vips", "frontends", "retired", "endpoints", "own", "quoted_from", "quoted_to"), 0)
+    assert sets() == none | {"vips": 2, "frontends": 2, "endpoints": 1, "quoted_to": 1}
     filter_.update(AFTER)
-    assert sets() == {"vips": 1, "frontends": 1, "retired": 1, "endpoints": 2, "quoted": 2}
+    assert sets() == {
+        "vips": 1, "frontends": 1, "retired": 1, "endpoints": 2, "own": 0, "quoted_from": 1, "quoted_to": 2
+    }  # fmt: skip
+    filter_.update(SERVED)
+    assert sets() == {
+        "vips": 3, "frontends": 4, "retired": 1, "endpoints": 2, "own": 2, "quoted_from": 3, "quoted_to": 2
+    }  # fmt: skip
     filter_.update(Places())
     assert set(sets().values()) == {0}
 
@@ -93,7 +113,13 @@ def test_ten_thousand_places_are_one_transaction(record):
     many = frozenset({(CLIENT[0] + n, 80, int(Protocol.TCP)) for n in range(10_000)})
     filter_ = Filter("node", record)
     filter_.start(Places(many, frozenset(), many), ["a0"])
-    assert sets() == {"vips": 10_000, "frontends": 10_000, "retired": 0, "endpoints": 10_000, "quoted": 10_000}
+    found = {name: count for name, count in sets().items() if count}
+    assert found == dict.fromkeys(("vips", "frontends", "endpoints", "quoted_to"), 10_000)
+
+
+def test_a_single_port_to_masquerade_from(record):
+    Filter("node", record, PortRange(LOW, LOW)).start(SERVED, ["a0"])
+    assert sets()["own"] == 2
 
 
 def test_what_this_kernel_needs_is_here():
@@ -106,3 +132,124 @@ def test_without_interfaces_there_is_no_table(record):
     filter_.start(BEFORE, [])
     assert tables() == []
     assert not record.exists()
+
+
+# Packet by packet.
+
+
+class Gate:
+    """The filter on an interface of a node that has two addresses, with a count of what gets past it."""
+
+    def __init__(self, record):
+        for name, address in (("a0", "10.2.0.1/24"), ("a0", "10.1.0.1/24"), ("b0", "10.9.0.1/24")):
+            subprocess.run(["ip", "address", "add", address, "dev", name], check=True)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+            sock.bind(("a0", 0))
+            self._mac = sock.getsockname()[4]
+        Filter("node", record, PortRange(LOW, HIGH)).start(SERVED, ["a0"])
+        count = 'type filter hook ingress device "a0" priority {}; ether type ip counter;'
+        chains = "".join(f"chain {name} {{ {count.format(at)} }}\n" for name, at in (("came", -1), ("past", 1)))
+        subprocess.run(["nft", "-f", "-"], input=f"table netdev gate {{ {chains} }}", check=True, text=True)
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.bind(("a1", 0))
+
+    def close(self):
+        self._socket.close()
+
+    def _counts(self):
+        """Return how many IPv4 frames have come, and how many of them got past the filter."""
+        text = subprocess.run(["nft", "-j", "list", "table", "netdev", "gate"], check=True, capture_output=True).stdout
+        found = {"came": 0, "past": 0}
+        for item in json.loads(text)["nftables"]:
+            for expression in item.get("rule", {}).get("expr", ()):
+                found[item["rule"]["chain"]] += expression.get("counter", {}).get("packets", 0)
+        return found["came"], found["past"]
+
+    def __call__(self, frame):
+        """Tell whether the kernel gets a frame."""
+        before = self._counts()
+        self._socket.send(self._mac + frame[6:])
+        for _ in range(100):
+            after = self._counts()
+            if after[0] > before[0]:
+                return after[1] > before[1]
+        raise AssertionError("the frame has not come")
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory):
+    with echo.own_network():
+        echo.veth_pair("a0", "a1")
+        echo.veth_pair("b0", "b1")
+        made = Gate(tmp_path_factory.mktemp("gate") / "node.filter")
+        yield made
+        made.close()
+
+
+def about(frame, kind="too-big"):
+    return packets.icmp_error(frame, kind)
+
+
+DATAGRAM = packets.udp(CLIENT, NODE_PORT, bytes(3000))
+ANSWER = packets.udp(OTHER_ENDPOINT, (OWN, LOW), bytes(3000))
+ELSEWHERE = packets.address("10.9.0.10:40000")
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(packets.syn(), id="vip"),
+        pytest.param(packets.gre(CLIENT, VIP), id="vip-gre"),
+        pytest.param(about(packets.syn_ack(VIP, CLIENT)), id="vip-error"),
+        pytest.param(packets.syn(CLIENT, NODE_PORT), id="node-port-tcp"),
+        pytest.param(packets.udp(CLIENT, NODE_PORT), id="node-port-udp"),
+        pytest.param(packets.udp(CLIENT, NODE_PORT, options=packets.options(8)), id="node-port-options"),
+        pytest.param(packets.fragment_of(DATAGRAM, 0, 1480), id="node-port-first-fragment"),
+        pytest.param(packets.data(CLIENT, PAST_PORT), id="past-node-port"),
+        pytest.param(about(packets.syn_ack(NODE_PORT, CLIENT)), id="node-port-error"),
+        pytest.param(about(packets.udp(NODE_PORT, CLIENT), "port-unreachable"), id="node-port-error-udp"),
+        pytest.param(about(packets.data(PAST_PORT, CLIENT)), id="past-node-port-error"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, LOW)), id="answer"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OTHER_OWN, HIGH)), id="answer-other-address"),
+        pytest.param(packets.udp(OTHER_ENDPOINT, (OWN, HIGH)), id="answer-udp"),
+        pytest.param(packets.fragment_of(ANSWER, 0, 1480), id="answer-first-fragment"),
+        pytest.param(about(packets.syn((OWN, LOW), ENDPOINT)), id="masqueraded-error"),
+        pytest.param(about(packets.udp((OWN, HIGH), OTHER_ENDPOINT), "time-exceeded"), id="masqueraded-error-udp"),
+        pytest.param(packets.syn_ack(ENDPOINT, CLIENT), id="endpoint-to-client"),
+        pytest.param(about(packets.syn(CLIENT, ENDPOINT)), id="endpoint-error"),
+    ],
+)
+def test_what_is_ours_is_dropped(gate, frame):
+    assert not gate(frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(packets.syn(CLIENT, (OWN, 22)), id="ssh"),
+        pytest.param(packets.syn(CLIENT, (OTHER_OWN, NODE_PORT[1])), id="node-port-at-another-address"),
+        pytest.param(packets.udp(CLIENT, (OWN, LOW)), id="range-from-no-endpoint"),
+        pytest.param(packets.syn(CLIENT, NODE_PORT, ttl=1), id="ttl"),
+        pytest.param(packets.syn(CLIENT, PAST_PORT), id="past-node-port-syn"),
+        pytest.param(packets.udp(CLIENT, PAST_PORT), id="past-node-port-udp"),
+        pytest.param(packets.fragment_of(DATAGRAM, 1480, 2960), id="node-port-later-fragment"),
+        pytest.param(packets.first_fragment(CLIENT, PAST_PORT), id="first-fragment"),
+        pytest.param(packets.echo_request((OWN, 0)), id="ping"),
+        pytest.param(packets.gre(CLIENT, (OWN, 0)), id="gre"),
+        pytest.param(about(packets.syn_ack((OWN, 22), CLIENT)), id="ssh-error"),
+        pytest.param(about(packets.data((OTHER_OWN, NODE_PORT[1]), CLIENT)), id="error-another-address"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, LOW - 1)), id="below-the-range"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, HIGH + 1)), id="above-the-range"),
+        pytest.param(packets.syn_ack((ENDPOINT[0], 22), (OWN, LOW)), id="another-port-of-the-endpoint"),
+        pytest.param(packets.udp(ENDPOINT, (OWN, LOW)), id="another-protocol-of-the-endpoint"),
+        pytest.param(packets.fragment_of(ANSWER, 1480, 2960), id="answer-later-fragment"),
+        pytest.param(about(packets.syn((OWN, LOW - 1), ENDPOINT)), id="error-below-the-range"),
+        pytest.param(about(packets.syn((OWN, HIGH + 1), ENDPOINT)), id="error-above-the-range"),
+        pytest.param(about(packets.syn((OWN, LOW), CLIENT)), id="error-to-no-endpoint"),
+        pytest.param(packets.syn_ack(ENDPOINT, ELSEWHERE), id="endpoint-to-elsewhere"),
+        pytest.param(packets.fragment_of(packets.udp(OTHER_ENDPOINT, CLIENT, bytes(99)), 0, 8), id="answer-fragment"),
+        pytest.param(packets.syn(CLIENT, ENDPOINT), id="to-an-endpoint"),
+    ],
+)
+def test_what_is_not_ours_is_the_kernels(gate, frame):
+    assert gate(frame)

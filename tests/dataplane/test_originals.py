@@ -12,7 +12,7 @@ from scapy.layers.l2 import Ether
 from conntrack.table import FlowTable
 from dataplane import packetrings
 from dataplane.context import AWAITED
-from dataplane.originals import judge, new_originals, publish
+from dataplane.originals import Kind, judge, new_originals, publish
 from dataplane.packetrings import VNET_BYTES, VNET_NEEDS_CSUM
 from tests import packets
 from tests.packets import CLIENT, ENDPOINT, OTHER_CLIENT, OTHER_ENDPOINT, STRANGER, VIP, rewritten
@@ -23,8 +23,11 @@ from tests.small_node import (
     HOPS,
     LOST_ENDPOINT,
     NARROW_ENDPOINT,
+    OUTER_VIP,
+    OWN,
     SERVICES,
     SMALL,
+    SNAT_PORTS,
     Pipeline,
     service_ports,
     service_table,
@@ -51,7 +54,8 @@ class Copies:
         self.originals = new_originals(64)
         endpoints = [(*place, Protocol.TCP) for place in (ENDPOINT, OTHER_ENDPOINT, LOST_ENDPOINT)]
         endpoints += [(*place, Protocol.UDP) for place in DNS_ENDPOINTS]
-        publish(self.originals, endpoints, [(*GONE, Protocol.TCP)])
+        self.places = {Kind.ENDPOINT: endpoints, Kind.RETIRED: [(*GONE, Protocol.TCP)], Kind.OWN: [(OWN, 0, 0)]}
+        publish(self.originals, self.places)
         self.vnet = PLAIN
 
     def send(self, frame: bytes, vnet: bytes = PLAIN) -> Outcome:
@@ -140,6 +144,85 @@ def test_datagrams_that_are_to_be_cut_fit_if_their_pieces_do(copies):
     assert copies.send(frame, gso(1472, packetrings.GSO_UDP_L4)).reason is Reason.ADMITTED
 
 
+# What is to the node itself.
+
+
+def served(copies: Copies, *frontends: packets.Address) -> None:
+    """Serve frontends at the node's own address that are in no table: their Services have just gone."""
+    places = [(*place, protocol) for place in frontends for protocol in (Protocol.TCP, Protocol.UDP)]
+    publish(copies.originals, copies.places | {Kind.OWN_FRONTEND: places})
+
+
+NODE_PORT = (OWN, 30_080)
+
+
+def test_what_an_endpoint_sends_to_no_masqueraded_connection_is_not_served(copies):
+    first, last = SNAT_PORTS
+    for port in (first, last):
+        for frame in (
+            packets.syn_ack(ENDPOINT, (OWN, port)),
+            packets.udp(DNS_ENDPOINTS[0], (OWN, port)),
+            packets.first_fragment(DNS_ENDPOINTS[0], (OWN, port)),
+        ):
+            assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
+
+
+def test_what_is_no_answer_of_an_endpoint_to_such_a_port_is_the_kernels(copies):
+    first, last = SNAT_PORTS
+    for frame in (
+        packets.syn_ack(ENDPOINT, (OWN, first - 1)),
+        packets.syn_ack(ENDPOINT, (OWN, last + 1)),
+        packets.syn_ack((ENDPOINT[0], 22), (OWN, first)),
+        packets.udp(ENDPOINT, (OWN, first)),
+        packets.syn_ack(CLIENT, (OWN, first)),
+    ):
+        assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+    for frame in (
+        packets.first_fragment(DNS_ENDPOINTS[0], (OWN, last + 1)),
+        packets.later_fragment(DNS_ENDPOINTS[0], (OWN, first)),
+    ):
+        assert copies.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
+
+
+def test_answers_of_masqueraded_connections_are_translated(copies):
+    layer = Ether(copies.send(packets.syn(CLIENT, OUTER_VIP)).frame)
+    assert (layer[IP].src, layer[IP].dst) == (packets.host(OWN), packets.host(ENDPOINT[0]))
+    answer = packets.syn_ack(ENDPOINT, (OWN, layer.sport))
+    back = rewritten(answer, OUTER_VIP, CLIENT, HOPS[CLIENT[0]].macs)
+    assert copies.send(answer) == (Reason.FORWARDED, back, HOPS[CLIENT[0]].ifindex)
+
+
+def test_a_node_port_that_has_just_gone(copies):
+    served(copies, NODE_PORT)
+    for frame in (packets.syn(CLIENT, NODE_PORT), packets.udp(CLIENT, NODE_PORT)):
+        assert copies.send(frame) == (Reason.VANISHED, frame, 0)
+    frame = packets.first_fragment(CLIENT, NODE_PORT)
+    assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
+    for frame in (packets.later_fragment(CLIENT, NODE_PORT), packets.first_fragment(CLIENT, (OWN, 30_081))):
+        assert copies.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
+
+
+def test_errors_to_the_node_itself(copies):
+    served(copies, NODE_PORT)
+    port = SNAT_PORTS.first
+    for about in (
+        packets.syn_ack(NODE_PORT, CLIENT),
+        packets.udp(NODE_PORT, CLIENT),
+        packets.syn_ack(GONE, CLIENT),
+        packets.syn((OWN, port), ENDPOINT),
+        packets.udp((OWN, port), DNS_ENDPOINTS[1]),
+    ):
+        assert copies.send(packets.icmp_error(about)).reason is Reason.ICMP_UNUSABLE
+    for about in (
+        packets.syn_ack((OWN, 22), CLIENT),
+        packets.syn((OWN, SNAT_PORTS.last + 1), ENDPOINT),
+        packets.syn((OWN, port), (ENDPOINT[0], 22)),
+        packets.syn((OWN, port), CLIENT),
+    ):
+        frame = packets.icmp_error(about)
+        assert copies.send(frame) == (Reason.OTHER_ICMP, frame, 0)
+
+
 # What the pipeline leaves to the kernel.
 
 
@@ -209,9 +292,9 @@ def test_what_other_frames_are_stays_as_the_pipeline_says(copies):
 def test_places_are_replaced_at_once(copies):
     frame = packets.syn_ack(ENDPOINT, CLIENT)
     assert copies.send(frame).reason is Reason.SENT_ON
-    publish(copies.originals, [(*OTHER_ENDPOINT, Protocol.TCP)], [])
+    publish(copies.originals, {Kind.ENDPOINT: [(*OTHER_ENDPOINT, Protocol.TCP)]})
     assert copies.send(frame).reason is Reason.NOT_OURS
-    publish(copies.originals, [(*ENDPOINT, Protocol.TCP)], [])
+    publish(copies.originals, {Kind.ENDPOINT: [(*ENDPOINT, Protocol.TCP)]})
     assert copies.send(frame).reason is Reason.SENT_ON
     assert copies.send(packets.data(CLIENT, GONE)).reason is Reason.NOT_OURS
 
@@ -220,7 +303,7 @@ def test_as_many_places_as_there_is_room_for_are_found():
     room = 500
     originals = new_originals(room)
     places = [(0x0A000000 + n, 1 + n, Protocol.TCP) for n in range(room)]
-    publish(originals, places, [])
+    publish(originals, {Kind.ENDPOINT: places})
     copies = Copies()
     copies.originals = originals
     for address, port, _ in places[::50]:

@@ -44,9 +44,6 @@ def test_S11_also_when_endpoints_come_and_go(node):
         assert {given(node, service) for _ in range(4)} == {"web-1"}
 
 
-@pytest.mark.engines(
-    "memory", "xdp", "xdp-generic", "afxdp", why="with raw, what is addressed to the node is the kernel's, too"
-)
 def test_S11_through_every_frontend_of_the_port(node):
     service = serve(node, "web-1", name="ways")
     assert given(node, service) == "web-1"

@@ -154,7 +154,6 @@ def test_T9_an_error_about_nothing_that_came_from_a_vip_goes_nowhere(node):
     dropped(node.send(icmp_error(packets.syn_ack(WEB.at, node.client()), "too-big", ROUTER)), Reason.NOT_SERVED)
 
 
-@pytest.mark.engines("memory", "xdp", "xdp-generic", "afxdp", why="raw takes nothing that is to the node itself")
 def test_T9_what_is_to_the_node_itself_is_the_kernel_s(node):
     web = Service("web", "10.96.0.1:80", spec={"type": "NodePort", "ports": [
         {"name": "main", "port": 80, "nodePort": 30080}]})  # fmt: skip

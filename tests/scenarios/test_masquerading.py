@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 
 from tests.node import NODE_NAME, ScenarioNode, Service
-from tests.packets import Address, ack, data, icmp_error, ports_of, reset_to, rewritten, syn, syn_ack, udp
-from xdp.schema import Reason
-
-pytestmark = pytest.mark.engines(
-    "memory", "xdp", "xdp-generic", "afxdp", why="with raw, what is addressed to the node is the kernel's, too"
+from tests.packets import (
+    Address,
+    ack,
+    data,
+    icmp_error,
+    ports_of,
+    reset_to,
+    rewritten,
+    syn,
+    syn_ack,
+    udp,
+    unreachable_to,
 )
+from xdp.schema import Reason
 
 FIRST, LAST = 30_000, 60_999  # many: those that are drawn hardly ever meet those that are kept
 NODE_PORT = 30_080
@@ -157,6 +165,26 @@ def test_N1_an_error_about_a_masqueraded_packet_is_about_the_client_s_own(node):
     assert int.from_bytes(arrived[30:34]) == client[0]
     quote = arrived[14 + 20 + 8 :]
     assert (quote[12:20], quote[20:24]) == (frame[26:34], frame[34:38])
+
+
+@outside
+@pytest.mark.engines("raw", why="the others leave it to the kernel, which answers likewise")
+def test_C12_what_an_endpoint_sends_to_a_port_of_no_connection_is_refused(node):
+    node.apply(
+        Service("web", "10.96.0.1:80", (node.endpoint("web-1"),)),
+        Service("dns", "10.96.0.10:53", (node.endpoint("web-1", 5353),), "UDP"),
+    )
+    own = node.own("web-1", LAST)
+    for frame, refused in (
+        (syn_ack(node.at("web-1", 8080), own), reset_to),
+        (data(node.at("web-1", 8080), own), reset_to),
+        (udp(node.at("web-1", 5353), own), unreachable_to),
+    ):
+        sent = node.send(frame, "web-1")
+        expected = refused(node.on_the_wire(frame, "web-1"))
+        assert (sent.only, sent.reason) == (("web-1", expected), Reason.NOT_SERVED)
+    sent = node.send(icmp_error(syn(own, node.at("web-1", 8080)), "too-big"), "web-1")
+    assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.ICMP_UNUSABLE)
 
 
 @outside

@@ -6,12 +6,18 @@ import pytest
 
 from tests.node import NODE_NAME, ScenarioNode, Service, text_of
 from tests.packets import address as address_of
-from tests.packets import first_fragment, rewritten, rst, syn, syn_ack, udp
-from xdp.schema import Reason
-
-pytestmark = pytest.mark.engines(
-    "memory", "xdp", "xdp-generic", "afxdp", why="with raw, what is addressed to the node is the kernel's, too"
+from tests.packets import (
+    first_fragment,
+    icmp_error,
+    later_fragment,
+    rewritten,
+    rst,
+    syn,
+    syn_ack,
+    udp,
+    unreachable_to,
 )
+from xdp.schema import Reason
 
 NODE_PORT = 30080
 WEB = {"type": "NodePort", "ports": [{"name": "main", "port": 80, "nodePort": NODE_PORT}]}
@@ -48,16 +54,65 @@ def test_T6_a_datagram_to_a_node_port(node):
     assert node.send(answer, "web-2").only == ("client", back)
 
 
+def dns(node: ScenarioNode) -> int:
+    """Serve datagrams at a node port that nothing else has had; return its number."""
+    port = NODE_PORT + 1
+    spec = {"type": "NodePort", "ports": [{"name": "main", "port": 53, "nodePort": port, "protocol": "UDP"}]}
+    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-2", 5353),), "UDP", spec=spec))
+    return port
+
+
 def test_T6_all_else_at_the_node_s_own_address_is_the_kernel_s(node):
-    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-2", 5353),), "UDP", spec=DNS))
-    client, own = node.client(), node.own("client")[0]
-    for frame, reason in (  # which the kernel answers to none of
-        (rst(client, (own, 22)), Reason.NOT_OURS),
-        (rst(client, (own, NODE_PORT)), Reason.NOT_OURS),
-        (first_fragment(destination=(own, NODE_PORT)), Reason.OTHER_FRAGMENT),
+    port, client, own = dns(node), node.client(), node.own("client")[0]
+    from_server = rst(node.at("web-2", 5353), (node.own("web-2")[0], 40_000))
+    for frame, host, reason in (  # which the kernel answers to none of
+        (rst(client, (own, 22)), "client", Reason.NOT_OURS),
+        (rst(client, (own, port)), "client", Reason.NOT_OURS),
+        (first_fragment(destination=(own, port + 1)), "client", Reason.OTHER_FRAGMENT),
+        (later_fragment(destination=(own, port)), "client", Reason.OTHER_FRAGMENT),
+        (from_server, "web-2", Reason.NOT_OURS),
     ):
-        sent = node.send(frame)
-        assert (sent.left, sent.passed, sent.reason) == ([], [node.on_the_wire(frame, "client")], reason)
+        sent = node.send(frame, host)
+        assert (sent.left, sent.passed, sent.reason) == ([], [node.on_the_wire(frame, host)], reason)
+
+
+@pytest.mark.engines(
+    "xdp", "xdp-generic", "afxdp", "raw", why="userspace gets errors that XDP has found to be about a flow"
+)
+def test_T6_errors_about_what_the_node_itself_has_sent_are_the_kernel_s(node):
+    port, client, server = dns(node), node.client(), node.at("web-2", 5353)
+    for about, host in (
+        (syn(node.own("client", 22), client), "client"),
+        (udp(node.own("client", port + 1), client), "client"),
+        (udp(node.own("web-2", 40_000), server), "web-2"),
+    ):
+        frame = icmp_error(about, "too-big")
+        sent = node.send(frame, host)
+        assert (sent.left, sent.passed, sent.reason) == ([], [node.on_the_wire(frame, host)], Reason.OTHER_ICMP)
+
+
+def test_N1_an_error_about_an_answer_of_a_node_port_reaches_the_endpoint(node):
+    node.apply(web(node, "web-1"))
+    dialled, client, endpoint = node.own("client", NODE_PORT), node.client(), node.at("web-1", 8080)
+    assert node.send(syn(client, dialled)).reason is Reason.ADMITTED
+    _, answer = node.send(syn_ack(endpoint, client), "web-1").only
+    host, arrived = node.send(icmp_error(answer, "too-big")).only
+    assert (host, int.from_bytes(arrived[30:34])) == ("web-1", endpoint[0])
+
+
+@pytest.mark.engines("memory", "xdp", "xdp-generic", "afxdp", why="the filter of raw knows of no flows")
+def test_T6_the_first_fragment_of_no_flow_at_a_node_port_is_the_kernel_s(node):
+    frame = first_fragment(destination=node.own("client", dns(node)))
+    sent = node.send(frame)
+    passed = [node.on_the_wire(frame, "client")]
+    assert (sent.left, sent.passed, sent.reason) == ([], passed, Reason.OTHER_FRAGMENT)
+
+
+@pytest.mark.engines("raw", why="the others leave it to the kernel, which says the same")
+def test_T6_the_first_fragment_of_no_flow_at_a_node_port_is_refused(node):
+    frame = node.on_the_wire(first_fragment(node.client(), node.own("client", dns(node))), "client")
+    sent = node.send(frame)
+    assert (sent.only, sent.reason) == (("client", unreachable_to(frame, 3)), Reason.NOT_SERVED)
 
 
 def test_S8_the_external_policy_local_leaves_the_endpoints_of_this_node_to_node_ports_only(node):
@@ -75,7 +130,7 @@ def test_T6_get_services_shows_where_it_is_dialled(node):
     assert shown["frontends"] == ["10.96.0.1:80", *ends]
 
 
-@pytest.mark.engines("xdp", why="its kernel can be given another address; what follows is the same with every engine")
+@pytest.mark.engines("xdp", "raw", why="in memory there is no kernel, and with the others what follows is the same")
 def test_T6_an_address_that_the_node_gets_later_has_its_node_ports_too(node):
     node.apply(web(node, "web-1"))
     address, client, inside = "10.99.99.1", node.client(), node.daemon.world.node

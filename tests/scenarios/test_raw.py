@@ -16,7 +16,7 @@ import pytest
 
 from perf import clients
 from perf.world import World
-from tests.node import Daemon, Wire
+from tests.node import Daemon, Service, Wire, split
 from tests.packets import CLIENT, address, udp
 from tests.scenarios.site import DNS_PORT, ECHO_PORT, HOSTS, WEB_PORT, Site, echoed
 
@@ -158,8 +158,139 @@ def test_the_kernel_gets_no_packet_that_is_ours(site):
 
 
 def _forwarded(snmp: str) -> int:
-    names, values = (line.split() for line in snmp.splitlines() if line.startswith("Ip:"))
-    return int(dict(zip(names, values, strict=True))["ForwDatagrams"])
+    return _snmp(snmp, "Ip", "ForwDatagrams")
+
+
+def _snmp(text: str, protocol: str, name: str) -> int:
+    """Return one of the kernel's counters from the text of /proc/net/snmp."""
+    names, values = (line.split() for line in text.splitlines() if line.startswith(f"{protocol}:"))
+    return int(dict(zip(names, values, strict=True))[name])
+
+
+# What is addressed to the node.
+
+
+@pytest.fixture(params=["none", "all"])
+def masquerade(request: pytest.FixtureRequest, site: Site) -> Iterator[str]:
+    """Both Services at node ports, while nobody or everybody is masqueraded."""
+    daemon = site.daemon
+    if request.param != "none":
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+        daemon.start_with = ["--masquerade", request.param]
+        daemon.start()
+    daemon.apply(at_node_port(site.web), at_node_port(site.dns))
+    site.wait_until_ok()
+    yield request.param
+    if request.param != "none":
+        site.check_accounts()
+        daemon.signal(signal.SIGTERM)
+        daemon.wait()
+        daemon.start_with = []
+
+
+NODE_PORT = 30_080
+
+
+def at_node_port(service: Service, port: int = NODE_PORT) -> Service:
+    """Return a Service that has a node port, too."""
+    ports = [{"name": "main", "port": service.at[1], "nodePort": port, "protocol": service.protocol}]
+    return replace(service, spec={"type": "NodePort", "ports": ports})
+
+
+@pytest.fixture
+def silent(site: Site) -> Iterator[None]:
+    """The node's kernel says meanwhile to nobody that a port is closed."""
+
+    def said() -> tuple[int, ...]:
+        text = site.world.node.run(["cat", "/proc/net/snmp"]).stdout
+        return _snmp(text, "Tcp", "OutRsts"), _snmp(text, "Udp", "NoPorts"), _snmp(text, "Icmp", "OutDestUnreachs")
+
+    before = said()
+    yield
+    assert said() == before
+
+
+def test_T6_clients_come_through_node_ports(site, masquerade, silent):
+    for end in site.world.node.interfaces:
+        at = f"{end.ip}:{NODE_PORT}"
+        result = clients.load_http(site.client, at, connections=60, concurrent=20, requests=3)
+        assert (result.flows, result.answered, result.failures, result.moved) == (60, 180, {}, 0)
+        result = clients.load_http(site.client, at, connections=3, bytes=2_000_000)
+        assert (result.answered, result.failures) == (3, {})
+        result = clients.load_udp(site.client, at, flows=60, concurrent=20, requests=3)
+        assert (result.flows, result.answered, result.failures, result.moved) == (60, 180, {}, 0)
+
+
+def test_T2_clients_of_cluster_ips_while_all_are_masqueraded_or_none(site, masquerade, silent):
+    result = clients.load_http(site.client, site.web.frontend, connections=60, concurrent=20, requests=3)
+    assert (result.flows, result.answered, result.failures, result.moved) == (60, 180, {}, 0)
+    result = clients.load_udp(site.client, site.dns.frontend, flows=60, concurrent=20, requests=3)
+    assert (result.flows, result.answered, result.failures, result.moved) == (60, 180, {}, 0)
+    with site.world["web-2"].entered():
+        listening = socket.create_server(("", ECHO_PORT))
+    own = at_node_port(site.web).with_endpoints(*site.places(ECHO_PORT, "web-2"))
+    site.daemon.apply(own, site.dns)
+    for at in (split(own.frontend), (site.world.node.interfaces[0].ip, NODE_PORT)):
+        with site.client.entered():
+            connection = socket.create_connection(at, timeout=5)
+        accepted, (seen, _) = listening.accept()
+        accepted.close()
+        connection.close()
+        nodes = [end.ip for end in site.world.node.interfaces]
+        assert (seen in nodes, seen == site.client.ip) == (masquerade == "all", masquerade == "none")
+    listening.close()
+
+
+def test_T5_an_endpoint_reaches_itself_through_its_service(site, silent):
+    site.daemon.apply(site.web.with_endpoints(*site.places(WEB_PORT, "web-1")), site.dns)
+    result = clients.load_http(site.world["web-1"], site.web.frontend, connections=20, requests=3, bytes=100_000)
+    assert (result.answers, result.failures) == ({"web-1": 60}, {})
+
+
+def test_N4_datagrams_in_fragments_through_node_ports(site, masquerade, silent):
+    """An ICMP error by the kernel, which gets the later fragments, would be the client's ConnectionRefusedError."""
+    for at in (split(site.dns.frontend), (site.world.node.interfaces[0].ip, NODE_PORT)):
+        with site.client.entered():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            sock.settimeout(5)
+            sock.connect(at)
+            for size in (10, 3000, 20_000, 60_000):
+                sent = random.Random(size).randbytes(size)
+                sock.send(sent)
+                assert sock.recv(1 << 16).partition(b" ")[2] == sent
+
+
+def test_connections_of_node_ports_outlast_a_killed_daemon(site, masquerade, silent):
+    """Its filter stays, and with it the kernel keeps silent."""
+    at = f"{site.world.node.interfaces[0].ip}:{NODE_PORT}"
+    asking = {"flows": 20, "concurrent": 20, "requests": 1_000_000, "interval": 0.005, "timeout": 30}
+    with clients.Load(site.client, "http-load", at, **asking) as load:
+        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        site.daemon.signal(signal.SIGKILL)
+        site.daemon.wait()
+        site.daemon.start()
+        answered = reasons(site)["FORWARDED"]
+        site.daemon.wait_for(lambda: reasons(site)["FORWARDED"] > answered + 500)
+    assert (load.result.flows, load.result.failures, load.result.moved) == (20, {}, 0)
+
+
+def test_T6_the_node_s_own_servers_and_clients_are_left_alone(site, masquerade):
+    node = site.world.node
+    server = clients.serve_http(node, "node", "0.0.0.0:2222")
+    try:
+        result = clients.load_http(site.client, f"{node.interfaces[0].ip}:2222", connections=5, bytes=100_000)
+        assert (result.answers, result.failures) == ({"node": 5}, {})
+        result = clients.load_http(site.world["web-1"], f"{node.interfaces[1].ip}:2222", connections=5)
+        assert (result.answers, result.failures) == ({"node": 5}, {})
+    finally:
+        site.world.end(server)
+        server.stdout.close()
+    result = clients.load_http(node, f"{site.world['web-1'].ip}:{WEB_PORT}", connections=20, bytes=100_000)
+    assert (result.answers, result.failures) == ({"web-1": 20}, {})
+    result = clients.load_http(site.client, f"{node.interfaces[0].ip}:2222", connections=1)
+    assert result.failures == {"refused": 1}
 
 
 # The filter.
