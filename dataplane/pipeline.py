@@ -85,10 +85,10 @@ def _begin_ipv6(node, frames, start, length, longest, now):
 
 
 @inlined
-def _is_martian(packet):
+def _is_martian(packet, frames, start):
     """Tell whether a packet comes from an address that no host has: the kernel routes hardly any either."""
-    if packet.protocol & _IPV6:  # a name
-        return False
+    if packet.protocol & _IPV6:
+        return wire6.is_martian(frames, start)
     source = np.uint32(packet.addrs)
     network = source & np.uint32(0xFF)  # the first byte on the wire
     return network == 0 or network == 127 or network >> np.uint32(4) == 14 or source == np.uint32(0xFFFFFFFF)
@@ -241,7 +241,7 @@ def judge(node, frames, start, length, now, segment=0):
         return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, np.uint32(NOWHERE)
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
-    if _is_martian(packet):
+    if _is_martian(packet, frames, start):
         return Reason.MARTIAN_SOURCE, np.uint32(NOWHERE)
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)

@@ -20,6 +20,7 @@ _ECHO, _FIRST_ERROR, _LAST_ERROR = 128, 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _TCP_CHECK, _UDP_CHECK = 16, 6
 _TCP_FLAGS = 0x3F
+_LOOPBACK, _MAPPED = np.uint64(1 << 56), np.uint64(0xFFFF0000)  # lower halves, or the first four bytes of them
 
 
 @inlined
@@ -101,6 +102,15 @@ def source_of(frames, start):
     """Return a packet's source as it lies in the header: two u64."""
     ip = start + ETHERNET_BYTES + SRC
     return load64(frames, ip), load64(frames, ip + 8)
+
+
+@inlined
+def is_martian(frames, start):
+    """Tell whether a packet's source is no host's: none, loopback, IPv4-mapped or multicast (RFC 4291)."""
+    high, low = source_of(frames, start)
+    if high != 0:
+        return high & np.uint64(0xFF) == 0xFF
+    return low == 0 or low == _LOOPBACK or low & np.uint64(0xFFFFFFFF) == _MAPPED
 
 
 @inlined

@@ -986,7 +986,8 @@ def _is_martian(key: Key) -> bool:
     """Tell whether a packet comes from an address that is no host's."""
     address = key.source[0]
     if key.is_ipv6:
-        return False
+        host = address ^ IPV6
+        return host <= 1 or host >> 32 == 0xFFFF or host >> 120 == 0xFF
     return address >> 24 in (0, 127) or address >> 28 == 14 or address == 0xFFFFFFFF
 
 

@@ -27,6 +27,7 @@ from tests.small_node import (
     HAIRPIN,
     LOST_CLIENT,
     MARTIANS,
+    MARTIANS6,
     MASQUERADED_VIPS,
     MID_STREAM_VIPS,
     SCHEDULED_VIPS,
@@ -45,6 +46,7 @@ _FRAMES = 120  # in a batch: no more connections than the tables hold
 _FIRST, _END = map(int, os.environ.get("BATCHES", "0:260").split(":"))
 _CLIENTS = (*CLIENTS * 5, *[HAIRPIN, (CLIENT[0], SNAT_PORTS[1] + 1)] * 5, LOST_CLIENT, *MARTIANS)
 _VIPS = (*TCP_VIPS, *MASQUERADED_VIPS, *STICKY_VIPS, *SCHEDULED_VIPS, *MID_STREAM_VIPS, VIP, VIP, DNS_VIP, STRANGER)
+_CLIENTS6 = (*CLIENTS6 * 5, *MARTIANS6)
 _VIPS6 = (*TCP_VIPS6, DNS_VIP6, STRANGER6)
 _MACS = NAMED["syn"][:12]
 _LONGEST = 3000  # what a page holds beside what XDP needs
@@ -133,7 +135,7 @@ def _fresh(random: Random, _: Twins) -> bytes:
 def _fresh6(random: Random, _: Twins) -> bytes:
     vip = random.choice(_VIPS6)
     protocol = Protocol.UDP if vip == DNS_VIP6 or random.random() < 0.05 else Protocol.TCP
-    key = Key(random.choice(CLIENTS6), vip, protocol | Protocol.IPV6)
+    key = Key(random.choice(_CLIENTS6), vip, protocol | Protocol.IPV6)
     return _ipv6(random, key, _transport(random, key))
 
 

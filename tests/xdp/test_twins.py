@@ -56,6 +56,7 @@ from tests.small_node import (
     LOST_CLIENT,
     LOST_VIP,
     MARTIANS,
+    MARTIANS6,
     MASQUERADED_VIPS,
     MID_STREAM_VIPS,
     NARROW_ENDPOINT,
@@ -705,6 +706,24 @@ def test_ipv6_goes_the_way_of_ipv4_from_syn_to_fin(twins: Twins):
         assert (outcome.reason, outcome.frame) == (Reason.FORWARDED, after)
     assert twins.reference.flows[Key(CLIENT6, VIP6, protocol)][0].state == State.TIME_WAIT
     assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
+
+
+def test_c13_no_ipv6_connection_begins_at_an_address_that_no_host_has(twins: Twins):
+    """Nor is such an address given a name; and one that only looks a little like it is a host's."""
+    for twins.is_stalled in (False, True):
+        for source in MARTIANS6:
+            for frame in (
+                packets.syn(source, VIP6),
+                packets.ack(source, VIP6),
+                packets.syn(source, (VIP6[0], 81)),
+                packets.udp(source, DNS_VIP6),
+            ):
+                assert twins.send(frame) == (Reason.MARTIAN_SOURCE, frame, 0)
+            assert named(twins.tables, source[0]) == 0
+            assert twins.send(packets.syn(source, packets.STRANGER6)).reason == Reason.NOT_OURS
+    twins.is_stalled = False
+    for host in ("::2", "::1:0:1", "1::", "1::1", "fe00::1", "::fffe:10.1.0.10", "::1:ffff:10.1.0.10"):
+        assert twins.send(packets.syn(packets.address(f"[{host}]:5"), VIP6)).reason == Reason.NO_NEXT_HOP
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 46, 1400])

@@ -61,8 +61,8 @@ static inline struct result forward_ipv6(struct xdp_md *ctx, struct flow *flow, 
 }
 
 /* Who is to have the first packet of a connection: userspace, where it is a VIP's. */
-static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet *packet, u32 event, enum reason why,
-					const struct machine *rules, const struct control *words)
+static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet *packet, const u64 *source, u32 event,
+					enum reason why, const struct machine *rules, const struct control *words)
 {
 	u32 destination = packet->tuple.addrs >> 32, row;
 	struct frontend *frontend = 0;
@@ -80,6 +80,8 @@ static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet 
 		return pass(REASON_TTL_EXPIRED);
 	if (why == REASON_UNSUMMED)
 		return drop(REASON_UNSUMMED);
+	if (is_martian_ipv6(source))
+		return drop(REASON_MARTIAN_SOURCE);
 	if (!frontend)
 		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
 	row = frontend->service;
@@ -152,5 +154,5 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 	} else if (flow && flow->state == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL)) {
 		return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
 	}
-	return decide_ipv6(ctx, &packet, event, why, rules, words);
+	return decide_ipv6(ctx, &packet, addresses, event, why, rules, words);
 }

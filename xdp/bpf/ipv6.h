@@ -98,6 +98,17 @@ static inline __u64 *addresses_of(void *data, enum reason found)
 	return ((struct ipv6 *)(data + sizeof(struct ethernet) + quote))->src_addr;
 }
 
+/* Whether a packet comes from an address that no host has: none, loopback, an IPv4-mapped one or multicast (RFC 4291
+ * sections 2.5 and 2.7). No router sends the first two on, and no host may send from the last. */
+static inline bool is_martian_ipv6(const __u64 *source)
+{
+	__u64 low = source[1];
+
+	if (source[0])
+		return (__u8)source[0] == 0xff;
+	return !low || low == __builtin_bswap64(1) || (__u32)low == __builtin_bswap32(0xffff);
+}
+
 /* Rewrite an IPv6 packet that parse_ipv6() accepted, to what the names of its flow record's new addresses stand for;
  * return 0, or -1 if the frame is shorter than it said. */
 static inline int rewrite_ipv6(void *data, void *end, const struct flow *flow, const struct name *source,

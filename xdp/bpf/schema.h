@@ -95,7 +95,7 @@ enum reason {
 	REASON_MID_STREAM_RESET = 87,  /* TCP from the middle of an unknown connection, not to be adopted: refused */
 	REASON_ARP_LIMITED = 88,       /* more questions for VIPs than are answered in a second */
 	REASON_ANSWER_LIMITED = 89,    /* to be refused or answered, and too many have been just now */
-	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122 3.2.1.3) */
+	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122, 4291) */
 	REASON_ENDPOINT_REMOVED = 93,  /* of a connection in STATE_RESET: refused */
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
