@@ -31,6 +31,7 @@ from xdp.unaligned import store16, store64
 _NOWHERE = 0
 _REPLY = int(Direction.REPLY)
 _TCP, _UDP, _ICMPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMPV6)
+_IPV6 = int(Protocol.IPV6)
 _RST = 4
 _UNREACHABLE, _PORT, _TOO_LONG, _ECHO_REPLY = 1, 4, 2, 129
 _HOP_LIMIT = 64
@@ -75,9 +76,9 @@ def _finish(frames, start, length, protocol, check, packet):
 def _reset(frames, start, packet):
     """Change a TCP segment, no RST, into the RST that a closed port answers it with."""
     ip = start + ETHERNET_BYTES
-    tcp = ip + IPV6_BYTES
+    tcp, asked = ip + IPV6_BYTES, start + np.int64(packet.l4)
     client, vip = source_of(frames, start), destination_of(frames, start)
-    write_reset(frames, tcp, tcp, be16(frames, ip + 4), packet)
+    write_reset(frames, tcp, asked, tcp + be16(frames, ip + 4) - asked, packet)
     _write_ip(frames, ip, TCP_BYTES, _TCP, vip, client)
     _finish(frames, start, TCP_BYTES, _TCP, tcp + 16, packet)
 
@@ -120,11 +121,10 @@ def refuse(node, frames, start, reason, now):
     """Tell the sender of a packet that it is dropped, if it is to be told, as `answers.refuse` does."""
     packet = node.packet[0]
     nowhere = np.uint32(_NOWHERE)
-    ip = start + ETHERNET_BYTES
     is_long = reason == Reason.TOO_BIG
     if not is_long and not is_refusal(reason):
         return reason, nowhere
-    protocol = frames[ip + 6]
+    protocol = packet.protocol & ~np.uint8(_IPV6)
     if (protocol != _TCP and protocol != _UDP) or not _has_a_sender(frames, start):
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & _RST and not is_long:

@@ -49,6 +49,10 @@ _OF_FRAGMENTS = (
 _FRAGMENT_S, _LEAD_S = 30, 1
 _ICMP_ERRORS = (3, 4, 11, 12)
 _ICMPV6_ERRORS = (1, 2, 3, 4)
+_ICMPV6 = Protocol.ICMPV6 | Protocol.IPV6
+_EXTENSION_HEADERS = (0, 43, 60)  # the first is of options for every hop
+_EXTENSIONS, _EXTENSION_BYTES = 4, 128
+_ROUTING, _NO_PROTOCOL = 43, 59
 _ECHO6_REQUEST, _ECHO6_REPLY = 128, 129
 _ECHO_REQUEST = 8
 _LEAST: dict[int, int] = {Protocol.TCP: 20, Protocol.UDP: 8}
@@ -141,8 +145,8 @@ class Packet:
 
     @property
     def has_options(self) -> bool:
-        """Return whether the IPv4 header has some."""
-        return self.l4 > _ETHERNET + _IPV4 and not self.key.is_ipv6
+        """Return whether the IPv4 header has some, or extension headers follow the IPv6 header."""
+        return self.l4 > _ETHERNET + (_IPV6 if self.key.is_ipv6 else _IPV4)
 
     @property
     def event(self) -> Event:
@@ -210,22 +214,56 @@ def _parse_ipv6(ip: bytes) -> Packet:
     if ip[0] >> 4 != 6:
         return Packet(Reason.NOT_IPV4)
     payload = int.from_bytes(ip[4:6], "big")
-    l4 = ip[_IPV6 : _IPV6 + payload]
-    least = _LEAST.get(ip[6])
-    if len(l4) < payload or (least and payload < least):
+    behind = ip[_IPV6 : _IPV6 + payload]
+    if len(behind) < payload:
         return Packet(Reason.TOO_SHORT)
-    if ip[6] == Protocol.ICMPV6:
-        addresses = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
-        return _parse_icmpv6(Key(*addresses, ip[6] | Protocol.IPV6), ip[7], l4)
-    if not least:
-        return Packet(Reason.NOT_TCP_UDP)
+    ends = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
+    walked = _extensions(ip[6], behind)
+    if walked is None:
+        return Packet(Reason.TOO_SHORT)
+    protocol, extensions, is_source_routed = walked
+    l4 = behind[extensions:]
+    if len(l4) < _LEAST.get(protocol, 0):
+        return Packet(Reason.TOO_SHORT)
+    if protocol == Protocol.ICMPV6:
+        return Packet(Reason.OTHER_ICMP) if extensions else _parse_icmpv6(Key(*ends, _ICMPV6), ip[7], l4)
+    packet = Packet(
+        Reason.NOT_TCP_UDP,
+        Key(*ends, Protocol.IPV6),
+        _ETHERNET + _IPV6 + extensions,
+        ip[7],
+        is_source_routed=is_source_routed,
+    )
+    if protocol not in _LEAST:
+        return packet
     source_port, destination_port = struct.unpack("!HH", l4[:4])
-    source, destination = (_address6(ip[8:24]), source_port), (_address6(ip[24:40]), destination_port)
-    key = Key(source, destination, ip[6] | Protocol.IPV6)
-    is_unsummed = ip[6] == Protocol.UDP and l4[6:8] == b"\0\0"
+    key = Key((ends[0][0], source_port), (ends[1][0], destination_port), protocol | Protocol.IPV6)
+    is_unsummed = protocol == Protocol.UDP and l4[6:8] == b"\0\0"
     reason = Reason.UNSUMMED if is_unsummed else Reason.FORWARDED
-    flags = l4[13] & 0x3F if ip[6] == Protocol.TCP else 0
-    return Packet(reason, key, _ETHERNET + _IPV6, ip[7], flags)
+    return replace(packet, reason=reason, key=key, flags=l4[13] & 0x3F if protocol == Protocol.TCP else 0)
+
+
+def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool] | None:
+    """Return what follows extension headers, how long they are, and whether they route the packet.
+
+    None: they do not fit. What follows more than are walked over is no protocol.
+    """
+    at, is_source_routed, walked = 0, False, _EXTENSION_HEADERS
+    for _ in range(_EXTENSIONS):
+        if protocol not in walked:
+            break
+        header = behind[at : at + 8]
+        if len(header) < 8:
+            return None
+        if protocol == _ROUTING and (not header[2] or header[3]):
+            is_source_routed = True
+        walked = _EXTENSION_HEADERS[1:]  # options for every hop come first
+        protocol, at = header[0], at + 8 * (header[1] + 1)
+        if at > _EXTENSION_BYTES:
+            return _NO_PROTOCOL, 0, is_source_routed
+    if at > len(behind):
+        return None
+    return _NO_PROTOCOL if protocol in _EXTENSION_HEADERS else protocol, at, is_source_routed
 
 
 def _parse_icmpv6(outer: Key, hop_limit: int, icmp: bytes) -> Packet:
@@ -734,7 +772,7 @@ class Reference:
         return Outcome(reason, _unreachable(frame, 3 if protocol in (17, 132) else 2, destination, 0), self._link)
 
     def _refuse6(self, frame: bytes, packet: Packet, reason: Reason, now: int) -> Outcome:
-        is_long, protocol = reason == Reason.TOO_BIG, frame[20]
+        is_long, protocol = reason == Reason.TOO_BIG, packet.key.transport
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
         if not (is_long or reason in _REFUSED) or protocol not in _LEAST or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
@@ -1028,7 +1066,7 @@ def _error6(frame: bytes, kind: int, code: int, source: int, mtu: int) -> bytes:
 
 
 def _reset6(frame: bytes, packet: Packet) -> bytes:
-    segment = frame[packet.l4 : packet.l4 + int.from_bytes(frame[18:20], "big")]
+    segment = frame[packet.l4 : _ETHERNET + _IPV6 + int.from_bytes(frame[18:20], "big")]
     return _answer6(frame, Protocol.TCP, packet.key.destination[0], _reset_of(segment, packet), 16)
 
 
@@ -1071,18 +1109,18 @@ def _unreachable(frame: bytes, code: int, source: int, mtu: int) -> bytes:
 
 def _rewritten(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
     if after.is_ipv6:
-        return _rewritten6(frame, after, hop)
+        return _rewritten6(frame, packet, after, hop)
     return _routed(_translated(frame, packet, after), hop)
 
 
-def _rewritten6(frame: bytes, after: Key, hop: Hop) -> bytes:
+def _rewritten6(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
     new = bytearray(frame)
-    l4, check_at = _ETHERNET + _IPV6, _ETHERNET + _IPV6 + _CHECK_AT[Protocol(after.transport)]
+    l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.transport)]
     new[:12] = hop.macs
     new[21] -= 1
     new[22:54] = octets_of(after.source[0]) + octets_of(after.destination[0])
     new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
-    _adjust(new, check_at, frame[22:58], new[22:58])
+    _adjust(new, check_at, frame[22:54] + frame[l4 : l4 + 4], new[22:54] + new[l4 : l4 + 4])
     if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
         new[check_at : check_at + 2] = b"\xff\xff"
     return bytes(new)

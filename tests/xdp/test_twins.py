@@ -739,6 +739,103 @@ def test_udp_over_ipv6_goes_there_and_back(size: int, twins: Twins):
     assert answered.frame == packets.rewritten(answer, DNS_VIP6, CLIENT6, HOPS[CLIENT6[0]].macs)
 
 
+_EXTENDED = {
+    "hop-by-hop": lambda frame: packets.behind(packets.hop_options(), frame),
+    "destination": lambda frame: packets.behind(packets.end_options(24), frame),
+    "routing": lambda frame: packets.behind(packets.routing(), frame),
+    "all": lambda frame: packets.behind(packets.hop_options(16), packets.behind(packets.routing(), frame)),
+}
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("kind", _EXTENDED)
+def test_N9_ipv6_packets_with_extension_headers_go_their_way(kind: str, protocol: Protocol, twins: Twins):
+    """There by userspace and back by XDP, when userspace is away; as scapy makes them."""
+    extended = _EXTENDED[kind]
+    make, vip = (packets.tcp_frame, VIP6) if protocol == Protocol.TCP else (packets.udp_frame, DNS_VIP6)
+    first = extended(make(CLIENT6, vip, "S"))
+    admitted = twins.send(first)
+    endpoint = endpoint_of(twins, CLIENT6, vip, protocol | Protocol.IPV6)
+    there, back = HOPS[endpoint[0]].macs, HOPS[CLIENT6[0]].macs
+    assert (admitted.reason, admitted.frame) == (
+        Reason.ADMITTED,
+        packets.rewritten(first, CLIENT6, endpoint, there),
+    )
+    for twins.is_stalled in (False, True):
+        asked, answer = extended(make(CLIENT6, vip, "A")), extended(make(endpoint, CLIENT6, "A"))
+        before = twins.counts()
+        sent = [twins.send(frame) for frame in (asked, answer)]
+        assert [outcome.reason for outcome in sent] == [Reason.FORWARDED] * 2
+        assert sent[0].frame == packets.rewritten(asked, CLIENT6, endpoint, there)
+        assert sent[1].frame == packets.rewritten(answer, vip, CLIENT6, back)
+        assert (twins.counts() - before)[Reason.OPTIONS] == (0 if twins.is_stalled else 2)
+        plain = make(CLIENT6, vip, "A")
+        assert twins.send(plain).frame == packets.rewritten(plain, CLIENT6, endpoint, there)
+
+
+def test_N9_an_ipv6_packet_is_routed_by_its_sender_nowhere(twins: Twins):
+    """A routing header with hops to come, or of the type that is forbidden; of a flow, too. Nobody is told."""
+    assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, VIP6, Protocol.TCP | Protocol.IPV6)
+    for header in (packets.routing(1), packets.routing(0, kind=0), packets.routing(1, kind=0)):
+        for frame in (
+            packets.syn((CLIENT6[0], 5), VIP6),
+            packets.ack(CLIENT6, VIP6),
+            packets.syn_ack(endpoint, CLIENT6),
+            packets.syn(CLIENT6, (VIP6[0], 81)),
+            packets.of_protocol(50),
+        ):
+            routed = packets.behind(header.copy(), frame)
+            assert twins.send(routed) == (Reason.SOURCE_ROUTED, routed, 0)
+        stranger = packets.behind(header.copy(), packets.syn(CLIENT6, packets.STRANGER6))
+        assert twins.send(stranger) == (Reason.NOT_OURS, stranger, 0)
+
+
+def test_N9_ipv6_packets_with_extension_headers_of_neither_a_vip_nor_a_flow_pass(twins: Twins):
+    """Also between a client and an endpoint, both of whom are known."""
+    assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, VIP6, Protocol.TCP | Protocol.IPV6)
+    for twins.is_stalled in (False, True):
+        for extended in _EXTENDED.values():
+            for ends in ((CLIENT6, endpoint), ((endpoint[0], 9), CLIENT6), (endpoint, (CLIENT6[0], 9))):
+                frame = extended(packets.syn(*ends))
+                assert twins.send(frame) == (Reason.NOT_OURS, frame, 0)
+            frame = extended(packets.of_protocol(50, endpoint, CLIENT6))
+            assert twins.send(frame) == (Reason.NOT_TCP_UDP, frame, 0)
+
+
+def test_N9_another_protocol_to_an_ipv6_vip_is_not_served(twins: Twins):
+    for twins.is_stalled in (False, True):
+        for number in (4, 41, 50, 51, 59, 132, 134, 145, 255):
+            for frame in (
+                packets.of_protocol(number),
+                packets.behind(packets.hop_options(), packets.of_protocol(number)),
+            ):
+                assert twins.send(frame).reason == Reason.NOT_SERVED
+            stranger = packets.of_protocol(number, destination=packets.STRANGER6)
+            assert twins.send(stranger) == (Reason.NOT_TCP_UDP, stranger, 0)
+
+
+@pytest.mark.parametrize("payload", [b"", b"odd"])
+def test_N9_who_is_refused_behind_extension_headers_is_told(payload: bytes, twins: Twins):
+    for extended in _EXTENDED.values():
+        asked = extended(packets.data(CLIENT6, (VIP6[0], 81), payload))
+        outcome = twins.send(asked)
+        said = Ether(outcome.frame)
+        assert (outcome.reason, said[IPv6].nh, said[IPv6].plen) == (Reason.NOT_SERVED, Protocol.TCP, 20)
+        assert (said[TCP].sport, said[TCP].dport, said[TCP].seq, said[TCP].flags) == (81, CLIENT6[1], 2000, "R")
+        assert outcome.frame == summed_anew(outcome.frame)
+        asked = extended(bytes(packets.tcp_packet(CLIENT6, (VIP6[0], 81), "S", payload)))
+        said = Ether(twins.send(asked).frame)
+        assert said[TCP].ack == 1000 + 1 + len(payload)
+        asked = extended(packets.udp(CLIENT6, (VIP6[0], 82), payload))
+        outcome = twins.send(asked)
+        said = Ether(outcome.frame)
+        assert (outcome.reason, said[ICMPv6DestUnreach].code) == (Reason.NOT_SERVED, 4)
+        assert bytes(said[ICMPv6DestUnreach].payload) in asked
+        assert outcome.frame == summed_anew(outcome.frame)
+
+
 def test_an_ipv6_endpoint_that_reaches_itself_and_a_client_outside_are_masqueraded(twins: Twins):
     for client, vip in (((ENDPOINT6[0], 40_001), OUTER_VIP6), (CLIENT6, OUTER_VIP6)):
         assert twins.send(packets.syn(client, vip)).reason == Reason.ADMITTED
