@@ -74,12 +74,14 @@ def _begin_ipv6(node, frames, start, length, longest, now):
 
 @inlined
 def _answer_other6(node, frames, start, found, now):
-    """An echo request, another protocol, or UDP without a checksum: ours if it is to a VIP. Return (reason, egress)."""
+    """What is neither TCP nor summed UDP in one piece: ours if it is to a VIP. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
     nowhere = np.uint32(NOWHERE)
     if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
         if found == Reason.VIP_ECHO:
             return Reason.OTHER_ICMP, nowhere
+        if found == Reason.VIP_FRAGMENT:
+            return Reason.OTHER_FRAGMENT, nowhere
         return Reason.NOT_OURS if found == Reason.UNSUMMED else found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
@@ -87,6 +89,8 @@ def _answer_other6(node, frames, start, found, now):
         return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.UNSUMMED:
         return found, nowhere
+    if found == Reason.VIP_FRAGMENT:
+        return Reason.IPV6_FRAGMENT, nowhere
     if found == Reason.VIP_ECHO and tables.control[0].answers_echo:
         return answers6.answer_echo(node, frames, start, now)
     return Reason.NOT_SERVED, nowhere

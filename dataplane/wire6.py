@@ -19,6 +19,7 @@ _ICMPV6 = int(Protocol.ICMPV6)
 _ECHO, _FIRST_ERROR, _LAST_ERROR = 128, 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
+_FRAGMENT = int(Extension.FRAGMENT)
 _EXTENSIONS, _EXTENSION_BYTES = int(Limit.EXTENSIONS), int(Limit.EXTENSION_BYTES)
 _TCP_CHECK, _UDP_CHECK = 16, 6
 _TCP_FLAGS = 0x3F
@@ -119,7 +120,7 @@ def parse(frames, start, length, packet):
             return Reason.OTHER_ICMP
         return _parse_icmp(frames, start, stop - l4, packet)
     else:
-        return Reason.NOT_TCP_UDP
+        return Reason.VIP_FRAGMENT if protocol == _FRAGMENT else Reason.NOT_TCP_UDP
     packet.protocol = _IPV6 | protocol
     packet.ports = load32(frames, start + l4)
     return Reason.FORWARDED

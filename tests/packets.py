@@ -215,6 +215,11 @@ def routing(hops_left: int = 0, kind: int = 4) -> Packet:
     return IPv6ExtHdrRouting(type=kind, segleft=hops_left, addresses=[host(ROUTER6[0])])
 
 
+def fragment6(frame: bytes, offset: int = 0, has_more: bool = True) -> bytes:
+    """Return an IPv6 frame that says that its packet is a fragment; `offset` in blocks."""
+    return behind(IPv6ExtHdrFragment(offset=offset, m=int(has_more), id=7), frame)
+
+
 def of_protocol(number: int, source: Address = CLIENT6, destination: Address = VIP6, body: bytes = bytes(24)) -> bytes:
     """Return an IPv6 frame of any protocol."""
     return bytes(_ether() / IPv6(src=host(source[0]), dst=host(destination[0]), nh=number, hlim=64) / Raw(body))
@@ -441,7 +446,11 @@ def _named() -> dict[str, bytes]:
         "ipv6-udp-of-its-destination": udp(VIP6, (VIP6[0], 82)),
         "ipv6-udp-to-many-machines": b"\xff" * 6 + udp(CLIENT6, (VIP6[0], 82))[6:],
         **_with_extensions(),
-        "ipv6-fragment": behind(IPv6ExtHdrFragment(m=1), udp(CLIENT6, DNS_VIP6, bytes(64))),
+        "ipv6-fragment": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64))),
+        "ipv6-fragment-ttl-1": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64), ttl=1)),
+        "ipv6-fragment-to-a-stranger": fragment6(udp(CLIENT6, STRANGER6, bytes(64))),
+        "ipv6-fragment-behind-an-extension": behind(end_options(), fragment6(udp(CLIENT6, DNS_VIP6, bytes(64)))),
+        "ipv6-fragment-source-routed": behind(routing(1), fragment6(udp(CLIENT6, DNS_VIP6, bytes(64)))),
         **{f"ipv6-protocol-{number}": of_protocol(number) for number in (4, 50, 51, 59, 132, 134, 145, 255)},
         "ipv6-protocol-50-ttl-1": of_protocol(50)[:21] + b"\1" + of_protocol(50)[22:],
         "ipv6-protocol-50-to-a-stranger": of_protocol(50, destination=STRANGER6),

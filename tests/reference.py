@@ -52,7 +52,7 @@ _ICMPV6_ERRORS = (1, 2, 3, 4)
 _ICMPV6 = Protocol.ICMPV6 | Protocol.IPV6
 _EXTENSION_HEADERS = (0, 43, 60)  # the first is of options for every hop
 _EXTENSIONS, _EXTENSION_BYTES = 4, 128
-_ROUTING, _NO_PROTOCOL = 43, 59
+_ROUTING, _FRAGMENT, _NO_PROTOCOL = 43, 44, 59
 _ECHO6_REQUEST, _ECHO6_REPLY = 128, 129
 _ECHO_REQUEST = 8
 _LEAST: dict[int, int] = {Protocol.TCP: 20, Protocol.UDP: 8}
@@ -235,7 +235,7 @@ def _parse_ipv6(ip: bytes) -> Packet:
         is_source_routed=is_source_routed,
     )
     if protocol not in _LEAST:
-        return packet
+        return replace(packet, reason=Reason.VIP_FRAGMENT) if protocol == _FRAGMENT else packet
     source_port, destination_port = struct.unpack("!HH", l4[:4])
     key = Key((ends[0][0], source_port), (ends[1][0], destination_port), protocol | Protocol.IPV6)
     is_unsummed = protocol == Protocol.UDP and l4[6:8] == b"\0\0"
@@ -630,7 +630,7 @@ class Reference:
             return self._translate_error(frame, packet, now)
         if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
             return Outcome(packet.reason, frame)
-        if packet.reason == Reason.VIP_FRAGMENT:
+        if packet.reason == Reason.VIP_FRAGMENT and packet.datagram:
             return self._follow(frame, packet, now)
         if packet.reason == Reason.FLOW_FRAGMENT:
             refusal = self._lead(packet, now)
@@ -746,6 +746,8 @@ class Reference:
             return refusal
         if packet.reason == Reason.UNSUMMED:
             return packet.reason
+        if packet.reason == Reason.VIP_FRAGMENT and packet.key.is_ipv6:
+            return Reason.IPV6_FRAGMENT
         if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.answers_echo):
             return packet.reason
         return Reason.NOT_SERVED

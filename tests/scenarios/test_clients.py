@@ -138,7 +138,7 @@ def test_T7_T9_who_cannot_be_served_is_told_at_once(site):
     site.serve()
 
 
-@pytest.mark.families(4, why="fragments of IPv6 are passed to the kernel yet")
+@pytest.mark.families(4, why="fragments of IPv6 are not followed yet")
 @pytest.mark.parametrize("size", [1472, 1473, 3000, 20_000, 65_000])
 def test_N4_large_datagrams_arrive_whole_both_ways(site, size):
     """The kernels of client and server cut them, and put them together again."""

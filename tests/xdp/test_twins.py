@@ -816,6 +816,15 @@ def test_N9_another_protocol_to_an_ipv6_vip_is_not_served(twins: Twins):
             assert twins.send(stranger) == (Reason.NOT_TCP_UDP, stranger, 0)
 
 
+def test_N9_fragments_to_an_ipv6_vip_are_not_handed_on(twins: Twins):
+    for twins.is_stalled in (False, True):
+        for offset, has_more in ((0, True), (0, False), (9, True), (9, False)):
+            frame = packets.fragment6(packets.udp(CLIENT6, DNS_VIP6, bytes(64)), offset, has_more)
+            assert twins.send(frame) == (Reason.IPV6_FRAGMENT, frame, 0)
+            frame = packets.fragment6(packets.udp(CLIENT6, packets.STRANGER6, bytes(64)), offset, has_more)
+            assert twins.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
+
+
 @pytest.mark.parametrize("payload", [b"", b"odd"])
 def test_N9_who_is_refused_behind_extension_headers_is_told(payload: bytes, twins: Twins):
     for extended in _EXTENDED.values():

@@ -93,14 +93,17 @@ static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet 
 		pass(REASON_STALLED_PASSED) : result;
 }
 
-/* An echo request, or another protocol: ours if it is to a VIP. */
+/* An echo request, a fragment, or another protocol: ours if it is to a VIP. */
 static inline struct result handle_rest_ipv6(struct xdp_md *ctx, const struct packet *packet, enum reason found,
 					     u32 destination, const struct control *words)
 {
 	if (!is_vip_of(destination, PROTOCOL_IPV6, words))
-		return pass(found == REASON_VIP_ECHO ? REASON_OTHER_ICMP : found);
+		return pass(found == REASON_VIP_FRAGMENT ? REASON_OTHER_FRAGMENT :
+			    found == REASON_VIP_ECHO ? REASON_OTHER_ICMP : found);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
+	if (found == REASON_VIP_FRAGMENT)
+		return drop(REASON_IPV6_FRAGMENT);
 	if (found == REASON_NOT_TCP_UDP)
 		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
 	return words->answers_echo ? punt(reader_of(ctx, words), drop(REASON_STALLED_DROPPED), REASON_VIP_ECHO) :
@@ -123,7 +126,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 	if ((void *)(addresses + 4) > end)
 		return pass(REASON_TOO_SHORT);
 	name = find_name(addresses[2], addresses[3], words);
-	if (found == REASON_VIP_ECHO || found == REASON_NOT_TCP_UDP)
+	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR)
 		return handle_rest_ipv6(ctx, &packet, found, name, words);
 	if (!name && found != REASON_ICMP_ERROR)
 		return pass(REASON_NOT_OURS);

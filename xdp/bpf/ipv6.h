@@ -136,7 +136,7 @@ static inline enum reason parse_ipv6(void *data, void *end, struct packet *packe
 	} else if (next == PROTOCOL_ICMPV6) {
 		return has_extensions(packet) ? REASON_OTHER_ICMP : parse_icmpv6(data, end, stop - packet->l4, packet);
 	} else {
-		return REASON_NOT_TCP_UDP;
+		return next == EXTENSION_FRAGMENT ? REASON_VIP_FRAGMENT : REASON_NOT_TCP_UDP;
 	}
 	packet->tuple.protocol |= next;
 	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;

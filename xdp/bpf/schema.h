@@ -102,6 +102,7 @@ enum reason {
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
 	REASON_NAMES_FULL = 91,        /* IPv6: no room for the name of another client */
+	REASON_IPV6_FRAGMENT = 94,     /* to a VIP: those of IPv6 are not followed */
 
 	/* PUNT: to the userspace worker of this queue */
 	REASON_NEW_FLOW = 96,
@@ -125,7 +126,7 @@ enum direction { ORIGINAL, REPLY, DIRECTIONS };
 enum protocol { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_ICMPV6 = 58, PROTOCOL_IPV6 = 0x80 };
 
 /* What may stand between the IPv6 header and the transport header (RFC 8200 section 4). */
-enum extension { EXTENSION_HOP_BY_HOP = 0, EXTENSION_ROUTING = 43, EXTENSION_DESTINATION = 60 };
+enum extension { EXTENSION_HOP_BY_HOP = 0, EXTENSION_ROUTING = 43, EXTENSION_FRAGMENT = 44, EXTENSION_DESTINATION = 60 };
 
 /* State of a connection, kept in both of its records. The transitions are conntrack/states.py. */
 enum state {
