@@ -124,6 +124,8 @@ def refuse(node, frames, start, reason, now):
     is_long = reason == Reason.TOO_BIG
     if not is_long and not is_refusal(reason):
         return reason, nowhere
+    if frames[start + ETHERNET_BYTES + 6] == _ICMPV6:  # `packet` is what an error quotes
+        return reason, nowhere
     protocol = packet.protocol & ~np.uint8(_IPV6)
     if (protocol != _TCP and protocol != _UDP) or not _has_a_sender(frames, start):
         return reason, nowhere

@@ -776,7 +776,8 @@ class Reference:
     def _refuse6(self, frame: bytes, packet: Packet, reason: Reason, now: int) -> Outcome:
         is_long, protocol = reason == Reason.TOO_BIG, packet.key.transport
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
-        if not (is_long or reason in _REFUSED) or protocol not in _LEAST or is_reset or not _has_a_sender6(frame):
+        is_told = (is_long or reason in _REFUSED) and protocol in _LEAST and frame[20] != Protocol.ICMPV6
+        if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
         if not self._refusals.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
