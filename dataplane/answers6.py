@@ -22,7 +22,7 @@ from dataplane.answers import (
     write_reset,
 )
 from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, be16
-from dataplane.wire6 import DST, IPV6_BYTES, SRC, destination_of, source_of
+from dataplane.wire6 import DST, IPV6_BYTES, SRC, destination_of, is_martian, source_of
 from xdp.byteorder import swapped16, swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Protocol, Reason
@@ -43,9 +43,8 @@ def _has_a_sender(frames, start):
     """Tell whether a packet was sent to us alone, by one host: nothing else is ever answered."""
     first, second = source_of(frames, start)
     to_first, to_second = destination_of(frames, start)
-    is_for_many = (frames[start] | frames[start + 6]) & 1 or first & np.uint64(0xFF) == 0xFF
-    is_local = first == 0 and (second == 0 or second == np.uint64(1) << np.uint64(56))  # :: and ::1
-    return not is_for_many and not is_local and (first != to_first or second != to_second)
+    is_for_many = (frames[start] | frames[start + 6]) & 1
+    return not is_for_many and not is_martian(frames, start) and (first != to_first or second != to_second)
 
 
 @inlined

@@ -185,8 +185,8 @@ def later_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> 
     return bytes(_ether() / ip / Raw(bytes(32)))
 
 
-def echo6(destination: Address = VIP6, **fields: Any) -> bytes:
-    ip = IPv6(src=host(CLIENT6[0]), dst=host(destination[0]), **fields)
+def echo6(destination: Address = VIP6, source: Address = CLIENT6, **fields: Any) -> bytes:
+    ip = IPv6(src=host(source[0]), dst=host(destination[0]), **fields)
     return bytes(_ether() / ip / ICMPv6EchoRequest(id=77, seq=5, data=b"ping"))
 
 

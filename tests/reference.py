@@ -1027,9 +1027,13 @@ def _is_martian(key: Key) -> bool:
     """Tell whether a packet comes from an address that is no host's."""
     address = key.source[0]
     if key.is_ipv6:
-        host = address ^ IPV6
-        return host <= 1 or host >> 32 == 0xFFFF or host >> 120 == 0xFF
+        return _is_martian6(octets_of(address))
     return address >> 24 in (0, 127) or address >> 28 == 14 or address == 0xFFFFFFFF
+
+
+def _is_martian6(source: bytes) -> bool:
+    """Tell the same of an IPv6 address: none, loopback, IPv4-mapped or multicast."""
+    return int.from_bytes(source) <= 1 or source[:12] == bytes(10) + b"\xff\xff" or source[0] == 0xFF
 
 
 def _refusal_of_a_first(packet: Packet) -> Reason | None:
@@ -1048,9 +1052,8 @@ def _has_a_sender(frame: bytes) -> bool:
 
 
 def _has_a_sender6(frame: bytes) -> bool:
-    source = frame[22:38]
-    is_local = int.from_bytes(source, "big") <= 1
-    return not (frame[0] | frame[6]) & 1 and source[0] != 0xFF and not is_local and source != frame[38:54]
+    is_for_many = (frame[0] | frame[6]) & 1
+    return not is_for_many and not _is_martian6(frame[22:38]) and frame[22:38] != frame[38:54]
 
 
 def _answer6(frame: bytes, protocol: int, source: int, l4: bytes, check_at: int) -> bytes:

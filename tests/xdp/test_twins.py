@@ -877,6 +877,18 @@ def test_who_sends_an_ipv6_packet_that_is_too_long_is_told_how_long_it_may_be(tw
     assert outcome.frame == summed_anew(outcome.frame)
 
 
+def test_an_icmpv6_error_that_is_too_long_is_answered_by_nobody(twins: Twins):
+    assert twins.send(packets.syn(CLIENT6, NARROW_VIP6)).reason == Reason.ADMITTED
+    error = packets.icmpv6_error(packets.data(NARROW_VIP6, CLIENT6, bytes(200)))
+    assert twins.send(error) == (Reason.TOO_BIG, error, 0)
+
+
+def test_c13_an_ipv6_vip_answers_no_echo_request_of_an_address_that_no_host_has(twins: Twins):
+    for source in MARTIANS6:
+        frame = packets.echo6(source=source)
+        assert twins.send(frame) == (Reason.NOT_SERVED, frame, 0)
+
+
 @pytest.mark.parametrize("flags", ["S", "A", "FA", "SF"])
 def test_an_ipv6_port_that_nobody_serves_is_closed(flags: str, twins: Twins):
     asked = Ether(packets.tcp_with(flags, CLIENT6, (VIP6[0], 81)))
