@@ -33,7 +33,7 @@ _REPLY = int(Direction.REPLY)
 _TCP, _UDP, _ICMPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMPV6)
 _IPV6 = int(Protocol.IPV6)
 _RST = 4
-_UNREACHABLE, _PORT, _TOO_LONG, _ECHO_REPLY = 1, 4, 2, 129
+_UNREACHABLE, _PORT, _TOO_LONG, _PARAMETER, _PROTOCOL, _ECHO_REPLY = 1, 4, 2, 4, 1, 129
 _HOP_LIMIT = 64
 _LEAST_QUOTED, _MOST_QUOTED = IPV6_BYTES + 8, 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
 
@@ -83,8 +83,11 @@ def _reset(frames, start, packet):
 
 
 @compiled
-def _error(frames, start, packet, kind, code, mtu, source):
-    """Change a packet into the ICMPv6 error that says that it does not arrive; it quotes as much as has room there."""
+def _error(frames, start, packet, kind, code, rest, source):
+    """Change a packet into the ICMPv6 error that says that it does not arrive; it quotes as much as has room there.
+
+    `rest` is what its kind says more: how long a packet may be, or what in it is not understood.
+    """
     ip = start + ETHERNET_BYTES
     icmp = ip + IPV6_BYTES
     quote = icmp + ICMP_BYTES
@@ -95,7 +98,7 @@ def _error(frames, start, packet, kind, code, mtu, source):
         frames[quote + offset] = frames[ip + offset]
     frames[icmp] = kind
     frames[icmp + 1] = code
-    store_be32(frames, icmp + 4, mtu)
+    store_be32(frames, icmp + 4, rest)
     _write_ip(frames, ip, ICMP_BYTES + quoted, _ICMPV6, source, destination)
     _finish(frames, start, ICMP_BYTES + quoted, _ICMPV6, icmp + 2, packet)
 
@@ -126,7 +129,7 @@ def refuse(node, frames, start, reason, now):
     if frames[start + ETHERNET_BYTES + 6] == _ICMPV6:  # `packet` is what an error quotes
         return reason, nowhere
     protocol = packet.protocol & ~np.uint8(_IPV6)
-    if (protocol != _TCP and protocol != _UDP) or not _has_a_sender(frames, start):
+    if (protocol != _TCP and protocol != _UDP and not packet.unknown_at) or not _has_a_sender(frames, start):
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
         return reason, nowhere
@@ -138,6 +141,8 @@ def refuse(node, frames, start, reason, now):
         _error(frames, start, packet, _TOO_LONG, 0, mtu, source)
     elif protocol == _TCP:
         _reset(frames, start, packet)
+    elif packet.unknown_at:
+        _error(frames, start, packet, _PARAMETER, _PROTOCOL, np.int64(packet.unknown_at), source)
     else:
         _error(frames, start, packet, _UNREACHABLE, _PORT, 0, source)
     return reason, node.link[0].ifindex

@@ -19,7 +19,7 @@ _ICMPV6 = int(Protocol.ICMPV6)
 _ECHO, _FIRST_ERROR, _LAST_ERROR = 128, 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
-_FRAGMENT = int(Extension.FRAGMENT)
+_FRAGMENT, _NOTHING = int(Extension.FRAGMENT), 59  # "no next header"
 _EXTENSIONS, _EXTENSION_BYTES = int(Limit.EXTENSIONS), int(Limit.EXTENSION_BYTES)
 _TCP_CHECK, _UDP_CHECK = 16, 6
 _TCP_FLAGS = 0x3F
@@ -61,25 +61,37 @@ def _skip_extensions(frames, start, stop, packet):
     """Walk over extension headers, the first of which lies at `packet.l4`, in a packet that ends at offset `stop`.
 
     Change `packet`: `l4` is the offset of what follows them, `source_routed` whether a routing header has hops to come
-    or is of type 0, which nobody follows any more (RFC 5095). Return (FORWARDED, protocol of what follows), or why they
-    are not walked to the end.
+    or is of type 0, which nobody follows any more (RFC 5095). Return (FORWARDED, protocol of what follows, where it is
+    named), or why they are not walked to the end.
     """
     at, kind = np.int64(packet.l4), np.int64(frames[start + ETHERNET_BYTES + _NEXT])
+    named_at = at
     for _ in range(_EXTENSIONS):
         if at + 8 > stop:
-            return Reason.TOO_SHORT, kind
+            return Reason.TOO_SHORT, kind, named_at
         if kind == _ROUTING and (frames[start + at + 2] == 0 or frames[start + at + 3] != 0):
             packet.source_routed = 1
+        named_at = at
         kind = np.int64(frames[start + at])
         at += (1 + np.int64(frames[start + at + 1])) * 8
         if at > ETHERNET_BYTES + IPV6_BYTES + _EXTENSION_BYTES:
-            return Reason.NOT_TCP_UDP, kind
+            return Reason.NOT_TCP_UDP, kind, named_at
         if kind != _ROUTING and kind != _DESTINATION:  # options for every hop come first, or are none
             break
     if at > stop:
-        return Reason.TOO_SHORT, kind
+        return Reason.TOO_SHORT, kind, named_at
     packet.l4 = at
-    return Reason.FORWARDED, kind
+    return Reason.FORWARDED, kind, named_at
+
+
+@inlined
+def _what_else(protocol, named_at, packet):
+    """Return what a packet is whose protocol, named at an offset, is none that goes on; note in `packet` if unknown."""
+    if protocol == _FRAGMENT:
+        return Reason.VIP_FRAGMENT
+    if protocol != _NOTHING and protocol != _ROUTING and protocol != _DESTINATION:  # those were too many
+        packet.unknown_at = named_at - ETHERNET_BYTES
+    return Reason.NOT_TCP_UDP
 
 
 @compiled
@@ -101,8 +113,9 @@ def parse(frames, start, length, packet):
     packet.ttl = frames[start + ip + _HOPS]
     packet.l4 = ip + IPV6_BYTES
     protocol = np.int64(frames[start + ip + _NEXT])
+    named_at = np.int64(ip + _NEXT)
     if protocol == _HOP_BY_HOP or protocol == _ROUTING or protocol == _DESTINATION:
-        refusal, protocol = _skip_extensions(frames, start, stop, packet)
+        refusal, protocol, named_at = _skip_extensions(frames, start, stop, packet)
         if refusal != Reason.FORWARDED:
             return refusal
     l4 = np.int64(packet.l4)
@@ -120,7 +133,7 @@ def parse(frames, start, length, packet):
             return Reason.OTHER_ICMP
         return _parse_icmp(frames, start, stop - l4, packet)
     else:
-        return Reason.VIP_FRAGMENT if protocol == _FRAGMENT else Reason.NOT_TCP_UDP
+        return _what_else(protocol, named_at, packet)
     packet.protocol = _IPV6 | protocol
     packet.ports = load32(frames, start + l4)
     return Reason.FORWARDED

@@ -142,6 +142,7 @@ class Packet:
     offset: int = 0
     has_more: bool = False
     size: int = 0  # of what follows the IPv4 header
+    unknown_at: int = 0  # where an IPv6 packet names a protocol that nobody knows
 
     @property
     def has_options(self) -> bool:
@@ -221,7 +222,7 @@ def _parse_ipv6(ip: bytes) -> Packet:
     walked = _extensions(ip[6], behind)
     if walked is None:
         return Packet(Reason.TOO_SHORT)
-    protocol, extensions, is_source_routed = walked
+    protocol, extensions, is_source_routed, named_at = walked
     l4 = behind[extensions:]
     if len(l4) < _LEAST.get(protocol, 0):
         return Packet(Reason.TOO_SHORT)
@@ -235,7 +236,9 @@ def _parse_ipv6(ip: bytes) -> Packet:
         is_source_routed=is_source_routed,
     )
     if protocol not in _LEAST:
-        return replace(packet, reason=Reason.VIP_FRAGMENT) if protocol == _FRAGMENT else packet
+        if protocol == _FRAGMENT:
+            return replace(packet, reason=Reason.VIP_FRAGMENT)
+        return replace(packet, unknown_at=0 if protocol == _NO_PROTOCOL else named_at)
     source_port, destination_port = struct.unpack("!HH", l4[:4])
     key = Key((ends[0][0], source_port), (ends[1][0], destination_port), protocol | Protocol.IPV6)
     is_unsummed = protocol == Protocol.UDP and l4[6:8] == b"\0\0"
@@ -243,12 +246,12 @@ def _parse_ipv6(ip: bytes) -> Packet:
     return replace(packet, reason=reason, key=key, flags=l4[13] & 0x3F if protocol == Protocol.TCP else 0)
 
 
-def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool] | None:
-    """Return what follows extension headers, how long they are, and whether they route the packet.
+def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool, int] | None:
+    """Return what follows extension headers, how long they are, whether they route the packet, and where it was named.
 
     None: they do not fit. What follows more than are walked over is no protocol.
     """
-    at, is_source_routed, walked = 0, False, _EXTENSION_HEADERS
+    at, is_source_routed, walked, named_at = 0, False, _EXTENSION_HEADERS, 6
     for _ in range(_EXTENSIONS):
         if protocol not in walked:
             break
@@ -258,12 +261,14 @@ def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool] | None:
         if protocol == _ROUTING and (not header[2] or header[3]):
             is_source_routed = True
         walked = _EXTENSION_HEADERS[1:]  # options for every hop come first
-        protocol, at = header[0], at + 8 * (header[1] + 1)
+        protocol, named_at, at = header[0], _IPV6 + at, at + 8 * (header[1] + 1)
         if at > _EXTENSION_BYTES:
-            return _NO_PROTOCOL, 0, is_source_routed
+            return _NO_PROTOCOL, 0, is_source_routed, 0
     if at > len(behind):
         return None
-    return _NO_PROTOCOL if protocol in _EXTENSION_HEADERS else protocol, at, is_source_routed
+    if protocol in _EXTENSION_HEADERS[1:]:
+        protocol = _NO_PROTOCOL
+    return protocol, at, is_source_routed, named_at
 
 
 def _parse_icmpv6(outer: Key, hop_limit: int, icmp: bytes) -> Packet:
@@ -776,7 +781,8 @@ class Reference:
     def _refuse6(self, frame: bytes, packet: Packet, reason: Reason, now: int) -> Outcome:
         is_long, protocol = reason == Reason.TOO_BIG, packet.key.transport
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
-        is_told = (is_long or reason in _REFUSED) and protocol in _LEAST and frame[20] != Protocol.ICMPV6
+        is_told = (is_long or reason in _REFUSED) and (protocol in _LEAST or packet.unknown_at)
+        is_told = is_told and frame[20] != Protocol.ICMPV6
         if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
         if not self._refusals.take(now):
@@ -785,6 +791,8 @@ class Reference:
             return Outcome(reason, _error6(frame, 2, 0, self._complainant(packet), self._narrow.mtu), self._link)
         if protocol == Protocol.TCP:
             return Outcome(reason, _reset6(frame, packet), self._link)
+        if packet.unknown_at:
+            return Outcome(reason, _error6(frame, 4, 1, packet.key.destination[0], packet.unknown_at), self._link)
         return Outcome(reason, _error6(frame, 1, 4, packet.key.destination[0], 0), self._link)
 
     def _answer_echo6(self, frame: bytes, now: int) -> Outcome:

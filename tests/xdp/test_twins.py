@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketTooBig, ICMPv6ParamProblem, IPv6
 from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
@@ -804,16 +804,45 @@ def test_N9_ipv6_packets_with_extension_headers_of_neither_a_vip_nor_a_flow_pass
             assert twins.send(frame) == (Reason.NOT_TCP_UDP, frame, 0)
 
 
+_PROTOCOLS = (4, 41, 50, 51, 132, 134, 145, 255)
+
+
 def test_N9_another_protocol_to_an_ipv6_vip_is_not_served(twins: Twins):
     for twins.is_stalled in (False, True):
-        for number in (4, 41, 50, 51, 59, 132, 134, 145, 255):
-            for frame in (
-                packets.of_protocol(number),
-                packets.behind(packets.hop_options(), packets.of_protocol(number)),
-            ):
-                assert twins.send(frame).reason == Reason.NOT_SERVED
+        for number in (*_PROTOCOLS, 59):
+            frame = packets.of_protocol(number)
+            for asked in (frame, packets.behind(packets.hop_options(), frame)):
+                assert twins.send(asked).reason == Reason.NOT_SERVED
             stranger = packets.of_protocol(number, destination=packets.STRANGER6)
             assert twins.send(stranger) == (Reason.NOT_TCP_UDP, stranger, 0)
+
+
+@pytest.mark.parametrize("number", _PROTOCOLS)
+def test_T9_who_speaks_a_protocol_that_no_ipv6_vip_knows_is_told_where_it_is_named(number: int, twins: Twins):
+    frame = packets.of_protocol(number)
+    extended = packets.behind(packets.hop_options(16), packets.behind(packets.end_options(), frame))
+    for asked, place in ((frame, 6), (extended, 56)):
+        said = Ether(twins.send(asked).frame)
+        assert (said[IPv6].src, said[IPv6].dst) == (Ether(asked)[IPv6].dst, Ether(asked)[IPv6].src)
+        assert (said[ICMPv6ParamProblem].code, said[ICMPv6ParamProblem].ptr) == (1, place)
+        assert asked[14 + place] == number
+        assert bytes(said[ICMPv6ParamProblem].payload) in asked
+        assert bytes(said) == summed_anew(bytes(said))
+
+
+def test_T9_nobody_is_told_that_nothing_or_too_much_came(twins: Twins):
+    """No next header, more extension headers than are walked over, or one who is nobody."""
+    many = packets.syn(CLIENT6, VIP6)
+    for _ in range(5):
+        many = packets.behind(packets.end_options(), many)
+    for frame in (
+        packets.of_protocol(59),
+        packets.behind(packets.end_options(), packets.of_protocol(59)),
+        many,
+        NAMED["ipv6-extensions-of-136-bytes"],
+        *(packets.of_protocol(132, source) for source in MARTIANS6),
+    ):
+        assert twins.send(frame) == (Reason.NOT_SERVED, frame, 0)
 
 
 def test_N9_fragments_to_an_ipv6_vip_are_not_handed_on(twins: Twins):
