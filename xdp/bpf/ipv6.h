@@ -23,7 +23,7 @@ static inline bool is_ipv6(void *data, void *end)
 	return (void *)(ethernet + 1) <= end && ethernet->type == __builtin_bswap16(ETHERTYPE_IPV6);
 }
 
-/* What all extension headers that we walk over begin with; they are as many times eight bytes longer as `length` says. */
+/* What the extension headers that we walk over begin with; they are so many times eight bytes longer. */
 struct extension_header {
 	__u8 next_header;
 	__u8 length;
@@ -64,7 +64,8 @@ static inline bool has_extensions(const struct packet *packet)
 }
 
 /* Walk over extension headers, the first of which lies at `packet->l4`, in a packet that ends at offset `stop`: that
- * and `following` are offset and protocol of what follows them then. Return FORWARDED, or why they are not walked to the end. */
+ * and `following` are offset and protocol of what follows them then. Return FORWARDED, or why they are not walked to
+ * the end. */
 static inline enum reason skip_extensions(void *data, void *end, __u32 stop, __u8 *following, struct packet *packet)
 {
 	__u32 at = packet->l4, n;
@@ -84,7 +85,8 @@ static inline enum reason skip_extensions(void *data, void *end, __u32 stop, __u
 	}
 	if (at > stop)
 		return REASON_TOO_SHORT;
-	/* What it was: but the verifier cannot tell any more how many headers there were, and goes on once and not four times. */
+	/* It is what it was, but the verifier cannot tell any more how many headers there were: it goes on once, not four
+	 * times. */
 	at ^= stop;
 	asm volatile("" : "+r"(at));
 	packet->l4 = (at ^ stop) & 0xff;
@@ -92,9 +94,9 @@ static inline enum reason skip_extensions(void *data, void *end, __u32 stop, __u
 	return REASON_FORWARDED;
 }
 
-/* Fill `packet`, but for its addresses, from an IPv6 frame; return FORWARDED if it is TCP or UDP in one piece, else what it
- * is. Of an ICMP error, what it quotes; behind extension headers there is no ICMP for us. The caller has seen the Ethernet
- * type. */
+/* Fill `packet`, but for its addresses, from an IPv6 frame; return FORWARDED if it is TCP or UDP in one piece, else
+ * what it is. Of an ICMP error, what it quotes; behind extension headers there is no ICMP for us. The caller has seen
+ * the Ethernet type. */
 static inline enum reason parse_ipv6(void *data, void *end, struct packet *packet)
 {
 	struct ipv6 *ip = data + sizeof(struct ethernet);

@@ -89,7 +89,7 @@ enum reason {
 	REASON_NO_SNAT_PORT = 80,      /* to be masqueraded, and every port tried is taken towards this endpoint */
 	REASON_NO_SNAT_ADDRESS = 81,   /* to be masqueraded, and the node has no address towards the endpoint */
 	REASON_NOT_SERVED = 82,        /* to a VIP, and neither of a flow nor for a frontend: refused */
-	REASON_SOURCE_ROUTED = 83,     /* the IPv4 options LSRR and SSRR; an IPv6 routing header with hops to come, or of type 0 */
+	REASON_SOURCE_ROUTED = 83,     /* IPv4 options LSRR and SSRR; an IPv6 routing header with hops to come or of type 0 */
 	REASON_FRAGMENT_OVERLAP = 84,  /* a fragment that overlaps another: the datagram is given up */
 	REASON_FRAGMENT_AGAIN = 85,    /* a fragment that has come before */
 	REASON_FRAGMENT_BROKEN = 86,   /* too short for a transport header, too far behind, or one of too many */
@@ -126,7 +126,12 @@ enum direction { ORIGINAL, REPLY, DIRECTIONS };
 enum protocol { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_ICMPV6 = 58, PROTOCOL_IPV6 = 0x80 };
 
 /* What may stand between the IPv6 header and the transport header (RFC 8200 section 4). */
-enum extension { EXTENSION_HOP_BY_HOP = 0, EXTENSION_ROUTING = 43, EXTENSION_FRAGMENT = 44, EXTENSION_DESTINATION = 60 };
+enum extension {
+	EXTENSION_HOP_BY_HOP = 0,
+	EXTENSION_ROUTING = 43,
+	EXTENSION_FRAGMENT = 44,
+	EXTENSION_DESTINATION = 60,
+};
 
 /* State of a connection, kept in both of its records. The transitions are conntrack/states.py. */
 enum state {
