@@ -22,7 +22,7 @@ from dataplane.answers import (
     write_reset,
 )
 from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, be16
-from dataplane.wire6 import DST, IPV6_BYTES, SRC, destination_of, source_of
+from dataplane.wire6 import DST, IPV6_BYTES, SRC, destination_of, is_martian, source_of
 from xdp.byteorder import swapped16, swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Protocol, Reason
@@ -31,8 +31,9 @@ from xdp.unaligned import store16, store64
 _NOWHERE = 0
 _REPLY = int(Direction.REPLY)
 _TCP, _UDP, _ICMPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMPV6)
+_IPV6 = int(Protocol.IPV6)
 _RST = 4
-_UNREACHABLE, _PORT, _TOO_LONG, _ECHO_REPLY = 1, 4, 2, 129
+_UNREACHABLE, _PORT, _TOO_LONG, _PARAMETER, _PROTOCOL, _ECHO_REPLY = 1, 4, 2, 4, 1, 129
 _HOP_LIMIT = 64
 _LEAST_QUOTED, _MOST_QUOTED = IPV6_BYTES + 8, 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
 
@@ -42,9 +43,8 @@ def _has_a_sender(frames, start):
     """Tell whether a packet was sent to us alone, by one host: nothing else is ever answered."""
     first, second = source_of(frames, start)
     to_first, to_second = destination_of(frames, start)
-    is_for_many = (frames[start] | frames[start + 6]) & 1 or first & np.uint64(0xFF) == 0xFF
-    is_local = first == 0 and (second == 0 or second == np.uint64(1) << np.uint64(56))  # :: and ::1
-    return not is_for_many and not is_local and (first != to_first or second != to_second)
+    is_for_many = (frames[start] | frames[start + 6]) & 1
+    return not is_for_many and not is_martian(frames, start) and (first != to_first or second != to_second)
 
 
 @inlined
@@ -75,16 +75,19 @@ def _finish(frames, start, length, protocol, check, packet):
 def _reset(frames, start, packet):
     """Change a TCP segment, no RST, into the RST that a closed port answers it with."""
     ip = start + ETHERNET_BYTES
-    tcp = ip + IPV6_BYTES
+    tcp, asked = ip + IPV6_BYTES, start + np.int64(packet.l4)
     client, vip = source_of(frames, start), destination_of(frames, start)
-    write_reset(frames, tcp, tcp, be16(frames, ip + 4), packet)
+    write_reset(frames, tcp, asked, tcp + be16(frames, ip + 4) - asked, packet)
     _write_ip(frames, ip, TCP_BYTES, _TCP, vip, client)
     _finish(frames, start, TCP_BYTES, _TCP, tcp + 16, packet)
 
 
 @compiled
-def _error(frames, start, packet, kind, code, mtu, source):
-    """Change a packet into the ICMPv6 error that says that it does not arrive; it quotes as much as has room there."""
+def _error(frames, start, packet, kind, code, rest, source):
+    """Change a packet into the ICMPv6 error that says that it does not arrive; it quotes as much as has room there.
+
+    `rest` is what its kind says more: how long a packet may be, or what in it is not understood.
+    """
     ip = start + ETHERNET_BYTES
     icmp = ip + IPV6_BYTES
     quote = icmp + ICMP_BYTES
@@ -95,7 +98,7 @@ def _error(frames, start, packet, kind, code, mtu, source):
         frames[quote + offset] = frames[ip + offset]
     frames[icmp] = kind
     frames[icmp + 1] = code
-    store_be32(frames, icmp + 4, mtu)
+    store_be32(frames, icmp + 4, rest)
     _write_ip(frames, ip, ICMP_BYTES + quoted, _ICMPV6, source, destination)
     _finish(frames, start, ICMP_BYTES + quoted, _ICMPV6, icmp + 2, packet)
 
@@ -120,12 +123,13 @@ def refuse(node, frames, start, reason, now):
     """Tell the sender of a packet that it is dropped, if it is to be told, as `answers.refuse` does."""
     packet = node.packet[0]
     nowhere = np.uint32(_NOWHERE)
-    ip = start + ETHERNET_BYTES
     is_long = reason == Reason.TOO_BIG
     if not is_long and not is_refusal(reason):
         return reason, nowhere
-    protocol = frames[ip + 6]
-    if (protocol != _TCP and protocol != _UDP) or not _has_a_sender(frames, start):
+    if frames[start + ETHERNET_BYTES + 6] == _ICMPV6:  # `packet` is what an error quotes
+        return reason, nowhere
+    protocol = packet.protocol & ~np.uint8(_IPV6)
+    if (protocol != _TCP and protocol != _UDP and not packet.unknown_at) or not _has_a_sender(frames, start):
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
         return reason, nowhere
@@ -137,6 +141,8 @@ def refuse(node, frames, start, reason, now):
         _error(frames, start, packet, _TOO_LONG, 0, mtu, source)
     elif protocol == _TCP:
         _reset(frames, start, packet)
+    elif packet.unknown_at:
+        _error(frames, start, packet, _PARAMETER, _PROTOCOL, np.int64(packet.unknown_at), source)
     else:
         _error(frames, start, packet, _UNREACHABLE, _PORT, 0, source)
     return reason, node.link[0].ifindex

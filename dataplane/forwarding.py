@@ -53,7 +53,7 @@ def forward(node, frames, start, length, longest, slot, event, now):
             fragments.begin(node, frames, start, packet.ports, np.uint8(0), now)
         flows.touch(tables, slot, event, length, now)
         if packet.protocol & _IPV6:
-            wire6.rewrite(frames, start, flow, tables, row)
+            wire6.rewrite(frames, start, packet.l4, flow, tables, row)
         else:
             wire.rewrite(frames, start, packet.l4, flow, tables.next_hops, row)
     return reason, egress

@@ -62,33 +62,45 @@ def _begin_ipv6(node, frames, start, length, longest, now):
     """Parse an IPv6 packet. Return (reason, egress); FORWARDED and NOWHERE: to go on with names for addresses."""
     tables, packet = node.tables, node.packet[0]
     found = wire6.parse(frames, start, length, packet)
-    if (
-        found == Reason.TOO_SHORT
-        or found == Reason.NOT_IPV4
-        or found == Reason.NOT_TCP_UDP
-        or found == Reason.OTHER_ICMP
-    ):
+    if found == Reason.TOO_SHORT or found == Reason.NOT_IPV4 or found == Reason.OTHER_ICMP:
         return found, np.uint32(NOWHERE)
     wire6.name_ends(tables, frames, start, packet, found == Reason.ICMP_ERROR)
+    if found == Reason.FORWARDED:
+        return found, np.uint32(NOWHERE)
     if found == Reason.ICMP_ERROR:
         return translate_error(node, frames, start, longest, now)
-    if found == Reason.UNSUMMED or found == Reason.VIP_ECHO:
-        if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
-            found = Reason.OTHER_ICMP if found == Reason.VIP_ECHO else Reason.NOT_OURS
-        elif packet.ttl <= 1:
-            found = Reason.TTL_EXPIRED
-        elif found == Reason.VIP_ECHO:
-            if tables.control[0].answers_echo:
-                return answers6.answer_echo(node, frames, start, now)
-            found = Reason.NOT_SERVED
-    return found, np.uint32(NOWHERE)
+    return _answer_other6(node, frames, start, found, now)
 
 
 @inlined
-def _is_martian(packet):
+def _answer_other6(node, frames, start, found, now):
+    """What is neither TCP nor summed UDP in one piece: ours if it is to a VIP. Return (reason, egress ifindex)."""
+    tables, packet = node.tables, node.packet[0]
+    nowhere = np.uint32(NOWHERE)
+    if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
+        if found == Reason.VIP_ECHO:
+            return Reason.OTHER_ICMP, nowhere
+        if found == Reason.VIP_FRAGMENT:
+            return Reason.OTHER_FRAGMENT, nowhere
+        return Reason.NOT_OURS if found == Reason.UNSUMMED else found, nowhere
+    if packet.ttl <= 1:
+        return Reason.TTL_EXPIRED, nowhere
+    if packet.source_routed:
+        return Reason.SOURCE_ROUTED, nowhere
+    if found == Reason.UNSUMMED:
+        return found, nowhere
+    if found == Reason.VIP_FRAGMENT:
+        return Reason.IPV6_FRAGMENT, nowhere
+    if found == Reason.VIP_ECHO and tables.control[0].answers_echo:
+        return answers6.answer_echo(node, frames, start, now)
+    return Reason.NOT_SERVED, nowhere
+
+
+@inlined
+def _is_martian(packet, frames, start):
     """Tell whether a packet comes from an address that no host has: the kernel routes hardly any either."""
-    if packet.protocol & _IPV6:  # a name
-        return False
+    if packet.protocol & _IPV6:
+        return wire6.is_martian(frames, start)
     source = np.uint32(packet.addrs)
     network = source & np.uint32(0xFF)  # the first byte on the wire
     return network == 0 or network == 127 or network >> np.uint32(4) == 14 or source == np.uint32(0xFFFFFFFF)
@@ -241,7 +253,7 @@ def judge(node, frames, start, length, now, segment=0):
         return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, np.uint32(NOWHERE)
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
-    if _is_martian(packet):
+    if _is_martian(packet, frames, start):
         return Reason.MARTIAN_SOURCE, np.uint32(NOWHERE)
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)

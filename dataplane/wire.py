@@ -22,7 +22,8 @@ ARP_BYTES = 28
 
 # What `parse` finds, beside the twin of struct packet. `l4` is the offset of the transport header from the frame's
 # start, `length` the frame's own, `next_hop` the row that it was to leave by. Of a fragment, `fragment` is the offset
-# and whether more follow, as on the wire, and `datagram` its protocol and identification; else they are 0.
+# and whether more follow, as on the wire, and `datagram` its protocol and identification; else they are 0. `unknown_at`
+# is where an IPv6 packet names a protocol that nobody here knows (wire6.py), from its header's start; else 0.
 PACKET = np.dtype(
     [
         ("addrs", "u8"),
@@ -36,6 +37,7 @@ PACKET = np.dtype(
         ("ttl", "u1"),
         ("tcp_flags", "u1"),
         ("source_routed", "u1"),
+        ("unknown_at", "u1"),
     ],
     align=True,
 )
@@ -163,6 +165,7 @@ def parse(frames, start, length, packet):
     packet.fragment = 0
     packet.length = length
     packet.source_routed = 0
+    packet.unknown_at = 0
     ip = ETHERNET_BYTES
     if ip + IPV4_BYTES > length:
         if ip <= length and load16(frames, start + 12) != _TYPE_IPV4:

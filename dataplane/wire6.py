@@ -8,7 +8,7 @@ from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, UDP_BYTES, be1
 from xdp import naming
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
-from xdp.schema import Protocol, Reason
+from xdp.schema import Extension, Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store64
 
 IPV6_BYTES = 40
@@ -18,8 +18,12 @@ _NEXT, _HOPS = 6, 7
 _ICMPV6 = int(Protocol.ICMPV6)
 _ECHO, _FIRST_ERROR, _LAST_ERROR = 128, 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
+_HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
+_FRAGMENT, _NOTHING = int(Extension.FRAGMENT), 59  # "no next header"
+_EXTENSIONS, _EXTENSION_BYTES = int(Limit.EXTENSIONS), int(Limit.EXTENSION_BYTES)
 _TCP_CHECK, _UDP_CHECK = 16, 6
 _TCP_FLAGS = 0x3F
+_LOOPBACK, _MAPPED = np.uint64(1 << 56), np.uint64(0xFFFF0000)  # lower halves, or the first four bytes of them
 
 
 @inlined
@@ -53,47 +57,86 @@ def _parse_icmp(frames, start, payload, packet):
 
 
 @compiled
+def _skip_extensions(frames, start, stop, packet):
+    """Walk over extension headers, the first of which lies at `packet.l4`, in a packet that ends at offset `stop`.
+
+    Change `packet`: `l4` is the offset of what follows them, `source_routed` whether a routing header has hops to come
+    or is of type 0, which nobody follows any more (RFC 5095). Return (FORWARDED, protocol of what follows, where it is
+    named), or why they are not walked to the end.
+    """
+    at, kind = np.int64(packet.l4), np.int64(frames[start + ETHERNET_BYTES + _NEXT])
+    named_at = at
+    for _ in range(_EXTENSIONS):
+        if at + 8 > stop:
+            return Reason.TOO_SHORT, kind, named_at
+        if kind == _ROUTING and (frames[start + at + 2] == 0 or frames[start + at + 3] != 0):
+            packet.source_routed = 1
+        named_at = at
+        kind = np.int64(frames[start + at])
+        at += (1 + np.int64(frames[start + at + 1])) * 8
+        if at > ETHERNET_BYTES + IPV6_BYTES + _EXTENSION_BYTES:
+            return Reason.NOT_TCP_UDP, kind, named_at
+        if kind != _ROUTING and kind != _DESTINATION:  # options for every hop come first, or are none
+            break
+    if at > stop:
+        return Reason.TOO_SHORT, kind, named_at
+    packet.l4 = at
+    return Reason.FORWARDED, kind, named_at
+
+
+@inlined
+def _what_else(protocol, named_at, packet):
+    """Return what a packet is whose protocol, named at an offset, is none that goes on; note in `packet` if unknown."""
+    if protocol == _FRAGMENT:
+        return Reason.VIP_FRAGMENT
+    if protocol != _NOTHING and protocol != _ROUTING and protocol != _DESTINATION:  # those were too many
+        packet.unknown_at = named_at - ETHERNET_BYTES
+    return Reason.NOT_TCP_UDP
+
+
+@compiled
 def parse(frames, start, length, packet):
     """Fill `packet`, in which `wire.parse` has set everything to zero; return FORWARDED if it is TCP or UDP, or what.
 
-    Of an ICMP error, what it quotes, turned round. Addresses are left to `name_ends`. Every length is checked before
-    the bytes behind it are read.
+    Of an ICMP error, what it quotes, turned round; behind extension headers there is no ICMP for us. Addresses are left
+    to `name_ends`. Every length is checked before the bytes behind it are read.
     """
     ip = ETHERNET_BYTES
     if ip + IPV6_BYTES > length:
         return Reason.TOO_SHORT
     if frames[start + ip] >> 4 != 6:
         return Reason.NOT_IPV4
-    payload = be16(frames, start + ip + 4)
-    if ip + IPV6_BYTES + payload > length:
+    stop = ip + IPV6_BYTES + be16(frames, start + ip + 4)
+    if stop > length:
         return Reason.TOO_SHORT
-    protocol = frames[start + ip + _NEXT]
-    l4 = ip + IPV6_BYTES
-    packet.protocol = protocol | _IPV6
+    packet.protocol = _IPV6
     packet.ttl = frames[start + ip + _HOPS]
-    packet.l4 = l4
+    packet.l4 = ip + IPV6_BYTES
+    protocol = np.int64(frames[start + ip + _NEXT])
+    named_at = np.int64(ip + _NEXT)
+    if protocol == _HOP_BY_HOP or protocol == _ROUTING or protocol == _DESTINATION:
+        refusal, protocol, named_at = _skip_extensions(frames, start, stop, packet)
+        if refusal != Reason.FORWARDED:
+            return refusal
+    l4 = np.int64(packet.l4)
     if protocol == _TCP:
-        if payload < TCP_BYTES:
+        if l4 + TCP_BYTES > stop:
             return Reason.TOO_SHORT
         packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
     elif protocol == _UDP:
-        if payload < UDP_BYTES:
+        if l4 + UDP_BYTES > stop:
             return Reason.TOO_SHORT
         if load16(frames, start + l4 + _UDP_CHECK) == 0:
             return Reason.UNSUMMED
     elif protocol == _ICMPV6:
-        return _parse_icmp(frames, start, payload, packet)
+        if l4 > ip + IPV6_BYTES:
+            return Reason.OTHER_ICMP
+        return _parse_icmp(frames, start, stop - l4, packet)
     else:
-        return Reason.NOT_TCP_UDP
+        return _what_else(protocol, named_at, packet)
+    packet.protocol = _IPV6 | protocol
     packet.ports = load32(frames, start + l4)
     return Reason.FORWARDED
-
-
-@inlined
-def is_nobodys(found):
-    """Tell whether `parse` has found what is the kernel's, to whomever it is."""
-    is_broken = found == Reason.TOO_SHORT or found == Reason.NOT_IPV4
-    return is_broken or found == Reason.NOT_TCP_UDP or found == Reason.OTHER_ICMP
 
 
 @inlined
@@ -101,6 +144,15 @@ def source_of(frames, start):
     """Return a packet's source as it lies in the header: two u64."""
     ip = start + ETHERNET_BYTES + SRC
     return load64(frames, ip), load64(frames, ip + 8)
+
+
+@inlined
+def is_martian(frames, start):
+    """Tell whether a packet's source is no host's: none, loopback, IPv4-mapped or multicast (RFC 4291)."""
+    high, low = source_of(frames, start)
+    if high != 0:
+        return high & np.uint64(0xFF) == 0xFF
+    return low == 0 or low == _LOOPBACK or low & np.uint64(0xFFFFFFFF) == _MAPPED
 
 
 @inlined
@@ -149,10 +201,10 @@ def _store_address(frames, offset, tables, word):
 
 
 @compiled
-def rewrite(frames, start, flow, tables, row):
+def rewrite(frames, start, l4, flow, tables, row):
     """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
     ip = start + ETHERNET_BYTES
-    l4 = ip + IPV6_BYTES
+    l4 = start + np.int64(l4)
     write_macs(frames, start, tables.next_hops, row)
     frames[ip + _HOPS] -= np.uint8(1)
     _store_address(frames, ip + SRC, tables, flow.new_src_addr)

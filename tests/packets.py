@@ -17,6 +17,8 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
 )
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
@@ -183,18 +185,44 @@ def later_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> 
     return bytes(_ether() / ip / Raw(bytes(32)))
 
 
-def echo6(destination: Address = VIP6, **fields: Any) -> bytes:
-    ip = IPv6(src=host(CLIENT6[0]), dst=host(destination[0]), **fields)
+def echo6(destination: Address = VIP6, source: Address = CLIENT6, **fields: Any) -> bytes:
+    ip = IPv6(src=host(source[0]), dst=host(destination[0]), **fields)
     return bytes(_ether() / ip / ICMPv6EchoRequest(id=77, seq=5, data=b"ping"))
 
 
 def behind(header: Packet, frame: bytes) -> bytes:
-    """Return an IPv6 frame with an extension header."""
-    packet = Ether(frame)
-    header.nh, packet[IPv6].nh = packet[IPv6].nh, header.overload_fields[IPv6]["nh"]
-    return frame[:ETHERNET_BYTES] + bytes(
-        IPv6(src=packet[IPv6].src, dst=packet[IPv6].dst) / header / packet[IPv6].payload
-    )
+    """Return an IPv6 frame with an extension header, directly behind the IPv6 header."""
+    whole = Ether(frame)[IPv6]
+    header.nh, kind = whole.nh, header.overload_fields[IPv6]["nh"]
+    ip = whole.copy()
+    ip.remove_payload()
+    ip.nh, ip.plen = kind, whole.plen + len(header)
+    return frame[:ETHERNET_BYTES] + bytes(ip) + bytes(header) + frame[ETHERNET_BYTES + 40 :]
+
+
+def hop_options(size: int = 8) -> Packet:
+    """Return a header of options for every hop that is so long; those are padding."""
+    return IPv6ExtHdrHopByHop(autopad=0, options=[PadN(optdata=bytes(size - 4))])
+
+
+def end_options(size: int = 8) -> Packet:
+    """Return a header of options for the destination."""
+    return IPv6ExtHdrDestOpt(autopad=0, options=[PadN(optdata=bytes(size - 4))])
+
+
+def routing(hops_left: int = 0, kind: int = 4) -> Packet:
+    """Return a routing header with one address."""
+    return IPv6ExtHdrRouting(type=kind, segleft=hops_left, addresses=[host(ROUTER6[0])])
+
+
+def fragment6(frame: bytes, offset: int = 0, has_more: bool = True) -> bytes:
+    """Return an IPv6 frame that says that its packet is a fragment; `offset` in blocks."""
+    return behind(IPv6ExtHdrFragment(offset=offset, m=int(has_more), id=7), frame)
+
+
+def of_protocol(number: int, source: Address = CLIENT6, destination: Address = VIP6, body: bytes = bytes(24)) -> bytes:
+    """Return an IPv6 frame of any protocol."""
+    return bytes(_ether() / IPv6(src=host(source[0]), dst=host(destination[0]), nh=number, hlim=64) / Raw(body))
 
 
 def arp() -> bytes:
@@ -417,9 +445,15 @@ def _named() -> dict[str, bytes]:
         "ipv6-udp-of-this-host": udp((IPV6 + 1, 9), (VIP6[0], 82)),
         "ipv6-udp-of-its-destination": udp(VIP6, (VIP6[0], 82)),
         "ipv6-udp-to-many-machines": b"\xff" * 6 + udp(CLIENT6, (VIP6[0], 82))[6:],
-        "ipv6-hop-by-hop": behind(IPv6ExtHdrHopByHop(), syn(CLIENT6, VIP6)),
-        "ipv6-destination-options": behind(IPv6ExtHdrDestOpt(), syn(CLIENT6, VIP6)),
-        "ipv6-fragment": behind(IPv6ExtHdrFragment(m=1), udp(CLIENT6, DNS_VIP6, bytes(64))),
+        **_with_extensions(),
+        "ipv6-fragment": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64))),
+        "ipv6-fragment-ttl-1": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64), ttl=1)),
+        "ipv6-fragment-to-a-stranger": fragment6(udp(CLIENT6, STRANGER6, bytes(64))),
+        "ipv6-fragment-behind-an-extension": behind(end_options(), fragment6(udp(CLIENT6, DNS_VIP6, bytes(64)))),
+        "ipv6-fragment-source-routed": behind(routing(1), fragment6(udp(CLIENT6, DNS_VIP6, bytes(64)))),
+        **{f"ipv6-protocol-{number}": of_protocol(number) for number in (4, 50, 51, 59, 132, 134, 145, 255)},
+        "ipv6-protocol-50-ttl-1": of_protocol(50)[:21] + b"\1" + of_protocol(50)[22:],
+        "ipv6-protocol-50-to-a-stranger": of_protocol(50, destination=STRANGER6),
         "vlan": vlan(),
         "sctp": sctp(),
         "sctp-init": sctp_init(),
@@ -474,6 +508,51 @@ def _named() -> dict[str, bytes]:
         "error-about-an-error": icmp_error(echo_request()),
         "error-ttl-1": icmp_error(syn_ack(VIP), ttl=1),
         **{f"error-{kind}": icmp_error(data(VIP, CLIENT), kind) for kind in ICMP_ERRORS},
+    }
+
+
+def _with_extensions() -> dict[str, bytes]:
+    first, query = syn(CLIENT6, VIP6), udp(CLIENT6, DNS_VIP6)
+    of_all = behind(hop_options(), behind(end_options(), behind(routing(), behind(end_options(), first))))
+    return {
+        "ipv6-hop-by-hop": behind(hop_options(), first),
+        "ipv6-destination-options": behind(end_options(), first),
+        "ipv6-destination-options-ack": behind(end_options(24), ack(CLIENT6, VIP6)),
+        "ipv6-destination-options-udp": behind(end_options(16), query),
+        "ipv6-destination-options-wrong-checksum": behind(end_options(), with_wrong_checksum(query)),
+        "ipv6-destination-options-udp-unsummed": behind(end_options(), unsummed(query)),
+        "ipv6-destination-options-padded": behind(end_options(), first) + bytes(6),
+        "ipv6-destination-options-ttl-1": behind(end_options(), syn(CLIENT6, VIP6, ttl=1)),
+        "ipv6-destination-options-of-nobody": behind(end_options(), syn((IPV6, 9), VIP6)),
+        "ipv6-destination-options-to-a-stranger": behind(end_options(), syn(CLIENT6, STRANGER6)),
+        "ipv6-destination-options-to-an-unknown-port": behind(end_options(), syn(CLIENT6, (VIP6[0], 81))),
+        "ipv6-destination-options-udp-to-an-unknown-port": behind(end_options(), udp(CLIENT6, (VIP6[0], 82))),
+        "ipv6-routing-at-its-end": behind(routing(), first),
+        "ipv6-source-routed": behind(routing(1), first),
+        "ipv6-source-routed-of-type-0": behind(routing(0, 0), first),
+        "ipv6-source-routed-ack": behind(routing(1), ack(CLIENT6, VIP6)),
+        "ipv6-source-routed-udp": behind(hop_options(), behind(routing(1), query)),
+        "ipv6-source-routed-udp-unsummed": behind(routing(1), unsummed(query)),
+        "ipv6-source-routed-ttl-1": behind(routing(1), syn(CLIENT6, VIP6, ttl=1)),
+        "ipv6-source-routed-to-a-stranger": behind(routing(1), syn(CLIENT6, STRANGER6)),
+        "ipv6-source-routed-to-an-unknown-port": behind(routing(1), syn(CLIENT6, (VIP6[0], 81))),
+        "ipv6-source-routed-protocol-50": behind(routing(1), of_protocol(50)),
+        "ipv6-four-extensions": of_all,
+        "ipv6-five-extensions": behind(
+            end_options(), behind(end_options(), behind(routing(), behind(end_options(), behind(end_options(), first))))
+        ),
+        "ipv6-hop-by-hop-behind-another": behind(end_options(), behind(hop_options(), first)),
+        "ipv6-extensions-of-128-bytes": behind(end_options(40), behind(end_options(88), first)),
+        "ipv6-extensions-of-136-bytes": behind(end_options(48), behind(end_options(88), first)),
+        "ipv6-extension-beyond-its-packet": behind(end_options(), first)[:55]
+        + b"\7"
+        + behind(end_options(), first)[56:],
+        "ipv6-extension-before-nothing": behind(end_options(), of_protocol(59, body=b"")),
+        "ipv6-extension-before-half-a-header": behind(end_options(), of_protocol(6, body=bytes(19))),
+        "ipv6-extension-before-a-protocol": behind(hop_options(), of_protocol(132)),
+        "ipv6-echo-behind-an-extension": behind(hop_options(), echo6()),
+        "ipv6-error-behind-an-extension": behind(end_options(), icmpv6_error(syn_ack(VIP6, CLIENT6))),
+        "ipv6-error-about-an-extension": icmpv6_error(behind(end_options(), syn_ack(VIP6, CLIENT6))),
     }
 
 

@@ -49,6 +49,10 @@ _OF_FRAGMENTS = (
 _FRAGMENT_S, _LEAD_S = 30, 1
 _ICMP_ERRORS = (3, 4, 11, 12)
 _ICMPV6_ERRORS = (1, 2, 3, 4)
+_ICMPV6 = Protocol.ICMPV6 | Protocol.IPV6
+_EXTENSION_HEADERS = (0, 43, 60)  # the first is of options for every hop
+_EXTENSIONS, _EXTENSION_BYTES = 4, 128
+_ROUTING, _FRAGMENT, _NO_PROTOCOL = 43, 44, 59
 _ECHO6_REQUEST, _ECHO6_REPLY = 128, 129
 _ECHO_REQUEST = 8
 _LEAST: dict[int, int] = {Protocol.TCP: 20, Protocol.UDP: 8}
@@ -138,11 +142,12 @@ class Packet:
     offset: int = 0
     has_more: bool = False
     size: int = 0  # of what follows the IPv4 header
+    unknown_at: int = 0  # where an IPv6 packet names a protocol that nobody knows
 
     @property
     def has_options(self) -> bool:
-        """Return whether the IPv4 header has some."""
-        return self.l4 > _ETHERNET + _IPV4 and not self.key.is_ipv6
+        """Return whether the IPv4 header has some, or extension headers follow the IPv6 header."""
+        return self.l4 > _ETHERNET + (_IPV6 if self.key.is_ipv6 else _IPV4)
 
     @property
     def event(self) -> Event:
@@ -210,22 +215,60 @@ def _parse_ipv6(ip: bytes) -> Packet:
     if ip[0] >> 4 != 6:
         return Packet(Reason.NOT_IPV4)
     payload = int.from_bytes(ip[4:6], "big")
-    l4 = ip[_IPV6 : _IPV6 + payload]
-    least = _LEAST.get(ip[6])
-    if len(l4) < payload or (least and payload < least):
+    behind = ip[_IPV6 : _IPV6 + payload]
+    if len(behind) < payload:
         return Packet(Reason.TOO_SHORT)
-    if ip[6] == Protocol.ICMPV6:
-        addresses = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
-        return _parse_icmpv6(Key(*addresses, ip[6] | Protocol.IPV6), ip[7], l4)
-    if not least:
-        return Packet(Reason.NOT_TCP_UDP)
+    ends = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
+    walked = _extensions(ip[6], behind)
+    if walked is None:
+        return Packet(Reason.TOO_SHORT)
+    protocol, extensions, is_source_routed, named_at = walked
+    l4 = behind[extensions:]
+    if len(l4) < _LEAST.get(protocol, 0):
+        return Packet(Reason.TOO_SHORT)
+    if protocol == Protocol.ICMPV6:
+        return Packet(Reason.OTHER_ICMP) if extensions else _parse_icmpv6(Key(*ends, _ICMPV6), ip[7], l4)
+    packet = Packet(
+        Reason.NOT_TCP_UDP,
+        Key(*ends, Protocol.IPV6),
+        _ETHERNET + _IPV6 + extensions,
+        ip[7],
+        is_source_routed=is_source_routed,
+    )
+    if protocol not in _LEAST:
+        if protocol == _FRAGMENT:
+            return replace(packet, reason=Reason.VIP_FRAGMENT)
+        return replace(packet, unknown_at=0 if protocol == _NO_PROTOCOL else named_at)
     source_port, destination_port = struct.unpack("!HH", l4[:4])
-    source, destination = (_address6(ip[8:24]), source_port), (_address6(ip[24:40]), destination_port)
-    key = Key(source, destination, ip[6] | Protocol.IPV6)
-    is_unsummed = ip[6] == Protocol.UDP and l4[6:8] == b"\0\0"
+    key = Key((ends[0][0], source_port), (ends[1][0], destination_port), protocol | Protocol.IPV6)
+    is_unsummed = protocol == Protocol.UDP and l4[6:8] == b"\0\0"
     reason = Reason.UNSUMMED if is_unsummed else Reason.FORWARDED
-    flags = l4[13] & 0x3F if ip[6] == Protocol.TCP else 0
-    return Packet(reason, key, _ETHERNET + _IPV6, ip[7], flags)
+    return replace(packet, reason=reason, key=key, flags=l4[13] & 0x3F if protocol == Protocol.TCP else 0)
+
+
+def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool, int] | None:
+    """Return what follows extension headers, how long they are, whether they route the packet, and where it was named.
+
+    None: they do not fit. What follows more than are walked over is no protocol.
+    """
+    at, is_source_routed, walked, named_at = 0, False, _EXTENSION_HEADERS, 6
+    for _ in range(_EXTENSIONS):
+        if protocol not in walked:
+            break
+        header = behind[at : at + 8]
+        if len(header) < 8:
+            return None
+        if protocol == _ROUTING and (not header[2] or header[3]):
+            is_source_routed = True
+        walked = _EXTENSION_HEADERS[1:]  # options for every hop come first
+        protocol, named_at, at = header[0], _IPV6 + at, at + 8 * (header[1] + 1)
+        if at > _EXTENSION_BYTES:
+            return _NO_PROTOCOL, 0, is_source_routed, 0
+    if at > len(behind):
+        return None
+    if protocol in _EXTENSION_HEADERS[1:]:
+        protocol = _NO_PROTOCOL
+    return protocol, at, is_source_routed, named_at
 
 
 def _parse_icmpv6(outer: Key, hop_limit: int, icmp: bytes) -> Packet:
@@ -593,7 +636,7 @@ class Reference:
             return self._translate_error(frame, packet, now)
         if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
             return Outcome(packet.reason, frame)
-        if packet.reason == Reason.VIP_FRAGMENT:
+        if packet.reason == Reason.VIP_FRAGMENT and packet.datagram:
             return self._follow(frame, packet, now)
         if packet.reason == Reason.FLOW_FRAGMENT:
             refusal = self._lead(packet, now)
@@ -709,6 +752,8 @@ class Reference:
             return refusal
         if packet.reason == Reason.UNSUMMED:
             return packet.reason
+        if packet.reason == Reason.VIP_FRAGMENT and packet.key.is_ipv6:
+            return Reason.IPV6_FRAGMENT
         if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.answers_echo):
             return packet.reason
         return Reason.NOT_SERVED
@@ -735,9 +780,11 @@ class Reference:
         return Outcome(reason, _unreachable(frame, 3 if protocol in (17, 132) else 2, destination, 0), self._link)
 
     def _refuse6(self, frame: bytes, packet: Packet, reason: Reason, now: int) -> Outcome:
-        is_long, protocol = reason == Reason.TOO_BIG, frame[20]
+        is_long, protocol = reason == Reason.TOO_BIG, packet.key.transport
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
-        if not (is_long or reason in _REFUSED) or protocol not in _LEAST or is_reset or not _has_a_sender6(frame):
+        is_told = (is_long or reason in _REFUSED) and (protocol in _LEAST or packet.unknown_at)
+        is_told = is_told and frame[20] != Protocol.ICMPV6
+        if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
         if not self._refusals.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
@@ -745,6 +792,8 @@ class Reference:
             return Outcome(reason, _error6(frame, 2, 0, self._complainant(packet), self._narrow.mtu), self._link)
         if protocol == Protocol.TCP:
             return Outcome(reason, _reset6(frame, packet), self._link)
+        if packet.unknown_at:
+            return Outcome(reason, _error6(frame, 4, 1, packet.key.destination[0], packet.unknown_at), self._link)
         return Outcome(reason, _error6(frame, 1, 4, packet.key.destination[0], 0), self._link)
 
     def _answer_echo6(self, frame: bytes, now: int) -> Outcome:
@@ -991,8 +1040,13 @@ def _is_martian(key: Key) -> bool:
     """Tell whether a packet comes from an address that is no host's."""
     address = key.source[0]
     if key.is_ipv6:
-        return False
+        return _is_martian6(octets_of(address))
     return address >> 24 in (0, 127) or address >> 28 == 14 or address == 0xFFFFFFFF
+
+
+def _is_martian6(source: bytes) -> bool:
+    """Tell the same of an IPv6 address: none, loopback, IPv4-mapped or multicast."""
+    return int.from_bytes(source) <= 1 or source[:12] == bytes(10) + b"\xff\xff" or source[0] == 0xFF
 
 
 def _refusal_of_a_first(packet: Packet) -> Reason | None:
@@ -1011,9 +1065,8 @@ def _has_a_sender(frame: bytes) -> bool:
 
 
 def _has_a_sender6(frame: bytes) -> bool:
-    source = frame[22:38]
-    is_local = int.from_bytes(source, "big") <= 1
-    return not (frame[0] | frame[6]) & 1 and source[0] != 0xFF and not is_local and source != frame[38:54]
+    is_for_many = (frame[0] | frame[6]) & 1
+    return not is_for_many and not _is_martian6(frame[22:38]) and frame[22:38] != frame[38:54]
 
 
 def _answer6(frame: bytes, protocol: int, source: int, l4: bytes, check_at: int) -> bytes:
@@ -1032,7 +1085,7 @@ def _error6(frame: bytes, kind: int, code: int, source: int, mtu: int) -> bytes:
 
 
 def _reset6(frame: bytes, packet: Packet) -> bytes:
-    segment = frame[packet.l4 : packet.l4 + int.from_bytes(frame[18:20], "big")]
+    segment = frame[packet.l4 : _ETHERNET + _IPV6 + int.from_bytes(frame[18:20], "big")]
     return _answer6(frame, Protocol.TCP, packet.key.destination[0], _reset_of(segment, packet), 16)
 
 
@@ -1075,18 +1128,18 @@ def _unreachable(frame: bytes, code: int, source: int, mtu: int) -> bytes:
 
 def _rewritten(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
     if after.is_ipv6:
-        return _rewritten6(frame, after, hop)
+        return _rewritten6(frame, packet, after, hop)
     return _routed(_translated(frame, packet, after), hop)
 
 
-def _rewritten6(frame: bytes, after: Key, hop: Hop) -> bytes:
+def _rewritten6(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
     new = bytearray(frame)
-    l4, check_at = _ETHERNET + _IPV6, _ETHERNET + _IPV6 + _CHECK_AT[Protocol(after.transport)]
+    l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.transport)]
     new[:12] = hop.macs
     new[21] -= 1
     new[22:54] = octets_of(after.source[0]) + octets_of(after.destination[0])
     new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
-    _adjust(new, check_at, frame[22:58], new[22:58])
+    _adjust(new, check_at, frame[22:54] + frame[l4 : l4 + 4], new[22:54] + new[l4 : l4 + 4])
     if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
         new[check_at : check_at + 2] = b"\xff\xff"
     return bytes(new)

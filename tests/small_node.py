@@ -103,6 +103,7 @@ MID_STREAM_VIPS = (PASSING_VIP, RESETTING_VIP)
 MASQUERADED_VIPS = (EXTERNAL_VIP, OUTER_VIP, NARROWED_VIP, NAMELESS_VIP)
 CLIENTS = (CLIENT, OTHER_CLIENT, address("10.1.0.10:40001"))
 MARTIANS = [address(f"{each}:40000") for each in ("0.0.0.9", "127.0.0.1", "224.0.0.1", "255.255.255.255")]
+MARTIANS6 = [address(f"[{each}]:40000") for each in ("::", "::1", "ff02::1", "::ffff:10.1.0.10")]
 HAIRPIN = (ENDPOINT[0], 40_001)  # an endpoint that is a client
 INSIDE = ((OTHER_CLIENT[0], OTHER_CLIENT[0]),)
 SNAT_PORTS = PortRange(40_001, 40_003)  # one of them is the port of two clients

@@ -124,6 +124,11 @@ class Protocol(_FromHeader):
     """IP protocol numbers."""
 
 
+@_members("extension", "EXTENSION_")
+class Extension(_FromHeader):
+    """IPv6 extension headers, by the number in the header before; a fragment's is not walked over."""
+
+
 @_members("state", "STATE_")
 class State(_FromHeader):
     """State of a connection."""

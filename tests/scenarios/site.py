@@ -171,6 +171,10 @@ class Asking:
         """The client's port."""
         return int(self._socket.getsockname()[1])
 
+    def extend(self, kind: int) -> None:
+        """Have an extension header in every datagram from now on: see `extend`."""
+        extend(self._socket, kind)
+
     def __call__(self, timeout_s: float = 1.0) -> str | None:
         """Send a datagram; return the name of the server that answers, None if none does."""
         self._number += 1
@@ -201,9 +205,19 @@ def _tcp_counters(host: Host) -> dict[str, int]:
     }
 
 
-def _echo_once(host: Host, family: int, listening: threading.Event) -> None:
+def extend(sock: socket.socket, kind: int) -> None:
+    """Have an IPv6 extension header with nothing but padding in all that a socket sends.
+
+    `kind`: IPV6_HOPOPTS or IPV6_DSTOPTS of `socket`.
+    """
+    sock.setsockopt(socket.IPPROTO_IPV6, kind, bytes((0, 0, 1, 4, 0, 0, 0, 0)))
+
+
+def _echo_once(host: Host, family: int, listening: threading.Event, extension: int | None) -> None:
     """Take one connection on `host`, and send back all that comes."""
     with host.entered(), socket.create_server(("", ECHO_PORT), family=family) as server:
+        if extension:
+            extend(server, extension)
         listening.set()
         connection, _ = server.accept()
         with connection:
@@ -211,16 +225,22 @@ def _echo_once(host: Host, family: int, listening: threading.Event) -> None:
                 connection.sendall(piece)
 
 
-def echoed(site: Site, echo: Service, sent: bytes) -> bytes:
-    """Send bytes through a Service whose endpoint is web-2, which sends them back; return the digest of what comes."""
+def echoed(site: Site, echo: Service, sent: bytes, extension: int | None = None) -> bytes:
+    """Send bytes through a Service whose endpoint is web-2, which sends them back; return the digest of what comes.
+
+    Both may have an extension header in each packet: see `extend`.
+    """
     listening = threading.Event()
-    server = threading.Thread(target=_echo_once, args=(site.world["web-2"], site.socket_family, listening), daemon=True)
+    of_server = site.world["web-2"], site.socket_family, listening, extension
+    server = threading.Thread(target=_echo_once, args=of_server, daemon=True)
     server.start()
     listening.wait(5)
     with site.client.entered():
         connection = socket.socket(site.socket_family)
     received = hashlib.sha256()
     with connection:
+        if extension:
+            extend(connection, extension)
         connection.settimeout(30)
         connection.connect(split(echo.frontend))
 

@@ -18,6 +18,7 @@ from perf import clients
 from perf.world import wait_until
 from tests.node import NODE_NAME, Service, split, write_manifests
 from tests.scenarios.site import DNS_PORT, ECHO_PORT, ENGINES_4, ENGINES_6, SERVERS, WEB_PORT, Site, echoed
+from xdp.schema import Reason
 
 pytestmark = [
     pytest.mark.root,
@@ -159,7 +160,7 @@ def test_L_least_connections_brings_a_new_endpoint_up(site):
     assert second.result.flows_by_server["web-2"] > 60, "75 on the average; Maglev would give 50"
 
 
-@pytest.mark.families(4, why="fragments of IPv6 are passed to the kernel yet")
+@pytest.mark.families(4, why="fragments of IPv6 are not followed yet")
 @pytest.mark.parametrize("size", [1472, 1473, 3000, 20_000, 65_000])
 def test_N4_large_datagrams_arrive_whole_both_ways(site, size):
     """The kernels of client and server cut them, and put them together again."""
@@ -167,6 +168,26 @@ def test_N4_large_datagrams_arrive_whole_both_ways(site, size):
         sent = random.Random(size).randbytes(size)
         for _ in range(3):
             assert ask.large(sent) == sent
+
+
+@pytest.mark.families(6, why="IPv4 has options")
+@pytest.mark.parametrize("kind", [socket.IPV6_HOPOPTS, socket.IPV6_DSTOPTS], ids=["hop-by-hop", "destination"])
+def test_N9_clients_and_servers_that_send_extension_headers(site: Site, kind: int):
+    """Of new connections, and of known ones; the kernels at both ends look at checksums."""
+    is_xdp = site.daemon.engine.startswith("xdp")
+    with site.asking() as plain, site.asking() as extended:
+        extended.extend(kind)
+        before = site.counted(Reason.OPTIONS)
+        for ask in (plain, extended):
+            assert len({ask() for _ in range(5)} - {None}) == 1
+        assert site.counted(Reason.OPTIONS) - before == (4 if is_xdp else 0)
+        plain.extend(kind)
+        assert plain()
+    echo = site.web.with_endpoints(*site.places(ECHO_PORT, "web-2"))
+    site.daemon.apply(echo, site.dns)
+    sent = random.Random(2).randbytes(500_000)
+    assert echoed(site, echo, sent, kind) == hashlib.sha256(sent).digest()
+    assert (site.counted(Reason.OPTIONS) - before > 300) == is_xdp
 
 
 @pytest.mark.families(4, why="its packets are made by hand; test_tools.py has ping over both")

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketTooBig, ICMPv6ParamProblem, IPv6
 from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
@@ -56,6 +56,7 @@ from tests.small_node import (
     LOST_CLIENT,
     LOST_VIP,
     MARTIANS,
+    MARTIANS6,
     MASQUERADED_VIPS,
     MID_STREAM_VIPS,
     NARROW_ENDPOINT,
@@ -711,6 +712,24 @@ def test_ipv6_goes_the_way_of_ipv4_from_syn_to_fin(twins: Twins):
     assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
 
 
+def test_c13_no_ipv6_connection_begins_at_an_address_that_no_host_has(twins: Twins):
+    """Nor is such an address given a name; and one that only looks a little like it is a host's."""
+    for twins.is_stalled in (False, True):
+        for source in MARTIANS6:
+            for frame in (
+                packets.syn(source, VIP6),
+                packets.ack(source, VIP6),
+                packets.syn(source, (VIP6[0], 81)),
+                packets.udp(source, DNS_VIP6),
+            ):
+                assert twins.send(frame) == (Reason.MARTIAN_SOURCE, frame, 0)
+            assert named(twins.tables, source[0]) == 0
+            assert twins.send(packets.syn(source, packets.STRANGER6)).reason == Reason.NOT_OURS
+    twins.is_stalled = False
+    for host in ("::2", "::1:0:1", "1::", "1::1", "fe00::1", "::fffe:10.1.0.10", "::1:ffff:10.1.0.10"):
+        assert twins.send(packets.syn(packets.address(f"[{host}]:5"), VIP6)).reason == Reason.NO_NEXT_HOP
+
+
 @pytest.mark.parametrize("size", [0, 1, 5, 46, 1400])
 def test_udp_over_ipv6_goes_there_and_back(size: int, twins: Twins):
     protocol = Protocol.UDP | Protocol.IPV6
@@ -722,6 +741,141 @@ def test_udp_over_ipv6_goes_there_and_back(size: int, twins: Twins):
     answered = twins.send(answer)
     assert answered.reason == Reason.FORWARDED
     assert answered.frame == packets.rewritten(answer, DNS_VIP6, CLIENT6, HOPS[CLIENT6[0]].macs)
+
+
+_EXTENDED = {
+    "hop-by-hop": lambda frame: packets.behind(packets.hop_options(), frame),
+    "destination": lambda frame: packets.behind(packets.end_options(24), frame),
+    "routing": lambda frame: packets.behind(packets.routing(), frame),
+    "all": lambda frame: packets.behind(packets.hop_options(16), packets.behind(packets.routing(), frame)),
+}
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
+@pytest.mark.parametrize("kind", _EXTENDED)
+def test_N9_ipv6_packets_with_extension_headers_go_their_way(kind: str, protocol: Protocol, twins: Twins):
+    """There by userspace and back by XDP, when userspace is away; as scapy makes them."""
+    extended = _EXTENDED[kind]
+    make, vip = (packets.tcp_frame, VIP6) if protocol == Protocol.TCP else (packets.udp_frame, DNS_VIP6)
+    first = extended(make(CLIENT6, vip, "S"))
+    admitted = twins.send(first)
+    endpoint = endpoint_of(twins, CLIENT6, vip, protocol | Protocol.IPV6)
+    there, back = HOPS[endpoint[0]].macs, HOPS[CLIENT6[0]].macs
+    assert (admitted.reason, admitted.frame) == (
+        Reason.ADMITTED,
+        packets.rewritten(first, CLIENT6, endpoint, there),
+    )
+    for twins.is_stalled in (False, True):
+        asked, answer = extended(make(CLIENT6, vip, "A")), extended(make(endpoint, CLIENT6, "A"))
+        before = twins.counts()
+        sent = [twins.send(frame) for frame in (asked, answer)]
+        assert [outcome.reason for outcome in sent] == [Reason.FORWARDED] * 2
+        assert sent[0].frame == packets.rewritten(asked, CLIENT6, endpoint, there)
+        assert sent[1].frame == packets.rewritten(answer, vip, CLIENT6, back)
+        assert (twins.counts() - before)[Reason.OPTIONS] == (0 if twins.is_stalled else 2)
+        plain = make(CLIENT6, vip, "A")
+        assert twins.send(plain).frame == packets.rewritten(plain, CLIENT6, endpoint, there)
+
+
+def test_N9_an_ipv6_packet_is_routed_by_its_sender_nowhere(twins: Twins):
+    """A routing header with hops to come, or of the type that is forbidden; of a flow, too. Nobody is told."""
+    assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, VIP6, Protocol.TCP | Protocol.IPV6)
+    for header in (packets.routing(1), packets.routing(0, kind=0), packets.routing(1, kind=0)):
+        for frame in (
+            packets.syn((CLIENT6[0], 5), VIP6),
+            packets.ack(CLIENT6, VIP6),
+            packets.syn_ack(endpoint, CLIENT6),
+            packets.syn(CLIENT6, (VIP6[0], 81)),
+            packets.of_protocol(50),
+        ):
+            routed = packets.behind(header.copy(), frame)
+            assert twins.send(routed) == (Reason.SOURCE_ROUTED, routed, 0)
+        stranger = packets.behind(header.copy(), packets.syn(CLIENT6, packets.STRANGER6))
+        assert twins.send(stranger) == (Reason.NOT_OURS, stranger, 0)
+
+
+def test_N9_ipv6_packets_with_extension_headers_of_neither_a_vip_nor_a_flow_pass(twins: Twins):
+    """Also between a client and an endpoint, both of whom are known."""
+    assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, VIP6, Protocol.TCP | Protocol.IPV6)
+    for twins.is_stalled in (False, True):
+        for extended in _EXTENDED.values():
+            for ends in ((CLIENT6, endpoint), ((endpoint[0], 9), CLIENT6), (endpoint, (CLIENT6[0], 9))):
+                frame = extended(packets.syn(*ends))
+                assert twins.send(frame) == (Reason.NOT_OURS, frame, 0)
+            frame = extended(packets.of_protocol(50, endpoint, CLIENT6))
+            assert twins.send(frame) == (Reason.NOT_TCP_UDP, frame, 0)
+
+
+_PROTOCOLS = (4, 41, 50, 51, 132, 134, 145, 255)
+
+
+def test_N9_another_protocol_to_an_ipv6_vip_is_not_served(twins: Twins):
+    for twins.is_stalled in (False, True):
+        for number in (*_PROTOCOLS, 59):
+            frame = packets.of_protocol(number)
+            for asked in (frame, packets.behind(packets.hop_options(), frame)):
+                assert twins.send(asked).reason == Reason.NOT_SERVED
+            stranger = packets.of_protocol(number, destination=packets.STRANGER6)
+            assert twins.send(stranger) == (Reason.NOT_TCP_UDP, stranger, 0)
+
+
+@pytest.mark.parametrize("number", _PROTOCOLS)
+def test_T9_who_speaks_a_protocol_that_no_ipv6_vip_knows_is_told_where_it_is_named(number: int, twins: Twins):
+    frame = packets.of_protocol(number)
+    extended = packets.behind(packets.hop_options(16), packets.behind(packets.end_options(), frame))
+    for asked, place in ((frame, 6), (extended, 56)):
+        said = Ether(twins.send(asked).frame)
+        assert (said[IPv6].src, said[IPv6].dst) == (Ether(asked)[IPv6].dst, Ether(asked)[IPv6].src)
+        assert (said[ICMPv6ParamProblem].code, said[ICMPv6ParamProblem].ptr) == (1, place)
+        assert asked[14 + place] == number
+        assert bytes(said[ICMPv6ParamProblem].payload) in asked
+        assert bytes(said) == summed_anew(bytes(said))
+
+
+def test_T9_nobody_is_told_that_nothing_or_too_much_came(twins: Twins):
+    """No next header, more extension headers than are walked over, or one who is nobody."""
+    many = packets.syn(CLIENT6, VIP6)
+    for _ in range(5):
+        many = packets.behind(packets.end_options(), many)
+    for frame in (
+        packets.of_protocol(59),
+        packets.behind(packets.end_options(), packets.of_protocol(59)),
+        many,
+        NAMED["ipv6-extensions-of-136-bytes"],
+        *(packets.of_protocol(132, source) for source in MARTIANS6),
+    ):
+        assert twins.send(frame) == (Reason.NOT_SERVED, frame, 0)
+
+
+def test_N9_fragments_to_an_ipv6_vip_are_not_handed_on(twins: Twins):
+    for twins.is_stalled in (False, True):
+        for offset, has_more in ((0, True), (0, False), (9, True), (9, False)):
+            frame = packets.fragment6(packets.udp(CLIENT6, DNS_VIP6, bytes(64)), offset, has_more)
+            assert twins.send(frame) == (Reason.IPV6_FRAGMENT, frame, 0)
+            frame = packets.fragment6(packets.udp(CLIENT6, packets.STRANGER6, bytes(64)), offset, has_more)
+            assert twins.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
+
+
+@pytest.mark.parametrize("payload", [b"", b"odd"])
+def test_N9_who_is_refused_behind_extension_headers_is_told(payload: bytes, twins: Twins):
+    for extended in _EXTENDED.values():
+        asked = extended(packets.data(CLIENT6, (VIP6[0], 81), payload))
+        outcome = twins.send(asked)
+        said = Ether(outcome.frame)
+        assert (outcome.reason, said[IPv6].nh, said[IPv6].plen) == (Reason.NOT_SERVED, Protocol.TCP, 20)
+        assert (said[TCP].sport, said[TCP].dport, said[TCP].seq, said[TCP].flags) == (81, CLIENT6[1], 2000, "R")
+        assert outcome.frame == summed_anew(outcome.frame)
+        asked = extended(bytes(packets.tcp_packet(CLIENT6, (VIP6[0], 81), "S", payload)))
+        said = Ether(twins.send(asked).frame)
+        assert said[TCP].ack == 1000 + 1 + len(payload)
+        asked = extended(packets.udp(CLIENT6, (VIP6[0], 82), payload))
+        outcome = twins.send(asked)
+        said = Ether(outcome.frame)
+        assert (outcome.reason, said[ICMPv6DestUnreach].code) == (Reason.NOT_SERVED, 4)
+        assert bytes(said[ICMPv6DestUnreach].payload) in asked
+        assert outcome.frame == summed_anew(outcome.frame)
 
 
 def test_an_ipv6_endpoint_that_reaches_itself_and_a_client_outside_are_masqueraded(twins: Twins):
@@ -754,6 +908,18 @@ def test_who_sends_an_ipv6_packet_that_is_too_long_is_told_how_long_it_may_be(tw
     assert (said[IPv6].src, said[IPv6].dst) == (Ether(frame)[IPv6].dst, Ether(frame)[IPv6].src)
     assert said[ICMPv6PacketTooBig].mtu == HOPS[NARROW_ENDPOINT6[0]].mtu
     assert outcome.frame == summed_anew(outcome.frame)
+
+
+def test_an_icmpv6_error_that_is_too_long_is_answered_by_nobody(twins: Twins):
+    assert twins.send(packets.syn(CLIENT6, NARROW_VIP6)).reason == Reason.ADMITTED
+    error = packets.icmpv6_error(packets.data(NARROW_VIP6, CLIENT6, bytes(200)))
+    assert twins.send(error) == (Reason.TOO_BIG, error, 0)
+
+
+def test_c13_an_ipv6_vip_answers_no_echo_request_of_an_address_that_no_host_has(twins: Twins):
+    for source in MARTIANS6:
+        frame = packets.echo6(source=source)
+        assert twins.send(frame) == (Reason.NOT_SERVED, frame, 0)
 
 
 @pytest.mark.parametrize("flags", ["S", "A", "FA", "SF"])

@@ -38,8 +38,8 @@ static inline struct name *name_of(__be32 number)
 }
 
 /* A packet goes along its flow. */
-static inline struct result forward_ipv6(struct xdp_md *ctx, struct flow *flow, u8 event, const struct machine *rules,
-					 u32 now, const struct control *words)
+static inline struct result forward_ipv6(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, u8 event,
+					 const struct machine *rules, u32 now, const struct control *words)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct name *source = name_of(flow->new_src_addr), *destination = name_of(flow->new_dst_addr);
@@ -54,15 +54,15 @@ static inline struct result forward_ipv6(struct xdp_md *ctx, struct flow *flow, 
 	if (!source || !destination)
 		return pass(REASON_NOT_OURS);
 	advance(flow, event, rules);
-	if (rewrite_ipv6(data, end, flow, source, destination, hop))
+	if (rewrite_ipv6(data, end, packet->l4, flow, source, destination, hop))
 		return pass(REASON_TOO_SHORT);
 	touch(flow, now, 1, length);
 	return (struct result){ bpf_redirect(hop->ifindex, 0), REASON_FORWARDED };
 }
 
 /* Who is to have the first packet of a connection: userspace, where it is a VIP's. */
-static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet *packet, u32 event, enum reason why,
-					const struct machine *rules, const struct control *words)
+static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet *packet, const u64 *source, u32 event,
+					enum reason why, const struct machine *rules, const struct control *words)
 {
 	u32 destination = packet->tuple.addrs >> 32, row;
 	struct frontend *frontend = 0;
@@ -80,6 +80,8 @@ static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet 
 		return pass(REASON_TTL_EXPIRED);
 	if (why == REASON_UNSUMMED)
 		return drop(REASON_UNSUMMED);
+	if (is_martian_ipv6(source))
+		return drop(REASON_MARTIAN_SOURCE);
 	if (!frontend)
 		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
 	row = frontend->service;
@@ -91,14 +93,19 @@ static inline struct result decide_ipv6(struct xdp_md *ctx, const struct packet 
 		pass(REASON_STALLED_PASSED) : result;
 }
 
-/* An echo request: ours if it is to a VIP. */
-static inline struct result handle_echo_ipv6(struct xdp_md *ctx, const struct packet *packet, u32 destination,
-					     const struct control *words)
+/* An echo request, a fragment, or another protocol: ours if it is to a VIP. */
+static inline struct result handle_rest_ipv6(struct xdp_md *ctx, const struct packet *packet, enum reason found,
+					     u32 destination, const struct control *words)
 {
 	if (!is_vip_of(destination, PROTOCOL_IPV6, words))
-		return pass(REASON_OTHER_ICMP);
+		return pass(found == REASON_VIP_FRAGMENT ? REASON_OTHER_FRAGMENT :
+			    found == REASON_VIP_ECHO ? REASON_OTHER_ICMP : found);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
+	if (found == REASON_VIP_FRAGMENT)
+		return drop(REASON_IPV6_FRAGMENT);
+	if (found == REASON_NOT_TCP_UDP)
+		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
 	return words->answers_echo ? punt(reader_of(ctx, words), drop(REASON_STALLED_DROPPED), REASON_VIP_ECHO) :
 				     drop(REASON_NOT_SERVED);
 }
@@ -113,14 +120,14 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 	u64 *addresses;
 
 	found = parse_ipv6(data, end, &packet);
-	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR && found != REASON_VIP_ECHO)
+	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
 		return pass(found);
 	addresses = addresses_of(data, found);
 	if ((void *)(addresses + 4) > end)
 		return pass(REASON_TOO_SHORT);
 	name = find_name(addresses[2], addresses[3], words);
-	if (found == REASON_VIP_ECHO)
-		return handle_echo_ipv6(ctx, &packet, name, words);
+	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR)
+		return handle_rest_ipv6(ctx, &packet, found, name, words);
 	if (!name && found != REASON_ICMP_ERROR)
 		return pass(REASON_NOT_OURS);
 	other = find_name(addresses[0], addresses[1], words);
@@ -141,16 +148,16 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 
 			if (packet.ttl <= 1)
 				return pass(REASON_TTL_EXPIRED);
-			if (!OFFLOAD) {
-				result = punt(reader_of(ctx, words), drop(0), REASON_NOT_OFFLOADED);
+			if (!OFFLOAD || has_extensions(&packet)) {
+				result = punt(reader_of(ctx, words), drop(0), OFFLOAD ? REASON_OPTIONS : REASON_NOT_OFFLOADED);
 				if (result.action == XDP_REDIRECT)
 					return result;
 			}
-			return forward_ipv6(ctx, flow, event, rules, now, words);
+			return forward_ipv6(ctx, &packet, flow, event, rules, now, words);
 		}
 		why = REASON_REOPENED;
 	} else if (flow && flow->state == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL)) {
 		return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
 	}
-	return decide_ipv6(ctx, &packet, event, why, rules, words);
+	return decide_ipv6(ctx, &packet, addresses, event, why, rules, words);
 }

@@ -23,6 +23,13 @@ static inline bool is_ipv6(void *data, void *end)
 	return (void *)(ethernet + 1) <= end && ethernet->type == __builtin_bswap16(ETHERTYPE_IPV6);
 }
 
+/* What the extension headers that we walk over begin with; they are so many times eight bytes longer. */
+struct extension_header {
+	__u8 next_header;
+	__u8 length;
+	__u8 rest[6];
+};
+
 enum icmpv6_type { ICMPV6_FIRST_ERROR = 1, ICMPV6_LAST_ERROR = 4, ICMPV6_ECHO = 128 };  /* errors: those of RFC 4443 */
 
 /* Take the ports of an ICMPv6 error's quote, turned round, or see that the packet is an echo request; what follows
@@ -50,42 +57,90 @@ static inline enum reason parse_icmpv6(void *data, void *end, __u32 payload, str
 	return REASON_ICMP_ERROR;
 }
 
-/* Fill `packet`, but for its addresses, from an IPv6 frame; return FORWARDED if it is TCP or UDP in one piece directly
- * behind the IPv6 header, else what it is. Of an ICMP error, what it quotes. The caller has seen the Ethernet type. */
+/* Whether an IPv6 packet has extension headers. */
+static inline bool has_extensions(const struct packet *packet)
+{
+	return packet->l4 > sizeof(struct ethernet) + sizeof(struct ipv6);
+}
+
+/* Walk over extension headers, the first of which lies at `packet->l4`, in a packet that ends at offset `stop`: that
+ * and `following` are offset and protocol of what follows them then. Return FORWARDED, or why they are not walked to
+ * the end. */
+static inline enum reason skip_extensions(void *data, void *end, __u32 stop, __u8 *following, struct packet *packet)
+{
+	__u32 at = packet->l4, n;
+	__u8 next;
+
+	for (n = 0; n < EXTENSIONS; n++) {
+		struct extension_header *extension = data + at;
+
+		if (at + sizeof(*extension) > stop || (void *)(extension + 1) > end)
+			return REASON_TOO_SHORT;
+		next = extension->next_header;
+		at += (1 + extension->length) * sizeof(*extension);
+		if (at > sizeof(struct ethernet) + sizeof(struct ipv6) + EXTENSION_BYTES)
+			return REASON_NOT_TCP_UDP;
+		if (next != EXTENSION_ROUTING && next != EXTENSION_DESTINATION)
+			break;
+	}
+	if (at > stop)
+		return REASON_TOO_SHORT;
+	/* It is what it was, but the verifier cannot tell any more how many headers there were: it goes on once, not four
+	 * times. */
+	at ^= stop;
+	asm volatile("" : "+r"(at));
+	packet->l4 = (at ^ stop) & 0xff;
+	*following = next;
+	return REASON_FORWARDED;
+}
+
+/* Fill `packet`, but for its addresses, from an IPv6 frame; return FORWARDED if it is TCP or UDP in one piece, else
+ * what it is. Of an ICMP error, what it quotes; behind extension headers there is no ICMP for us. The caller has seen
+ * the Ethernet type. */
 static inline enum reason parse_ipv6(void *data, void *end, struct packet *packet)
 {
 	struct ipv6 *ip = data + sizeof(struct ethernet);
-	struct ports *ports = (void *)(ip + 1);
-	__u32 payload;
+	struct ports *ports;
+	__u32 stop;
+	__u8 next;
 
 	if ((void *)(ip + 1) > end)
 		return REASON_TOO_SHORT;
 	if ((*(__u8 *)ip) >> 4 != 6)
 		return REASON_NOT_IPV4;
-	payload = be16(ip->payload_length);
-	if (sizeof(struct ethernet) + sizeof(*ip) + payload > (__u64)(end - data))
+	stop = sizeof(struct ethernet) + sizeof(*ip) + be16(ip->payload_length);
+	if (stop > (__u64)(end - data))
 		return REASON_TOO_SHORT;
-	packet->tuple.protocol = PROTOCOL_IPV6 | ip->next_header;
+	packet->tuple.protocol = PROTOCOL_IPV6;
 	packet->ttl = ip->hop_limit;
 	packet->l4 = sizeof(struct ethernet) + sizeof(*ip);
-	if (ip->next_header == PROTOCOL_TCP) {
+	next = ip->next_header;
+	if (next == EXTENSION_HOP_BY_HOP || next == EXTENSION_ROUTING || next == EXTENSION_DESTINATION) {
+		enum reason refusal = skip_extensions(data, end, stop, &next, packet);
+
+		if (refusal != REASON_FORWARDED)
+			return refusal;
+	}
+	ports = data + packet->l4;
+	if (next == PROTOCOL_TCP) {
 		struct tcp *tcp = (void *)ports;
 
-		if (payload < sizeof(*tcp) || (void *)(tcp + 1) > end)
+		if (packet->l4 + sizeof(*tcp) > stop || (void *)(tcp + 1) > end)
 			return REASON_TOO_SHORT;
 		packet->tcp_flags = tcp->flags & TCP_FLAGS;
-	} else if (ip->next_header == PROTOCOL_UDP) {
+	} else if (next == PROTOCOL_UDP) {
 		struct udp *udp = (void *)ports;
 
-		if (payload < sizeof(*udp) || (void *)(udp + 1) > end)
+		if (packet->l4 + sizeof(*udp) > stop || (void *)(udp + 1) > end)
 			return REASON_TOO_SHORT;
 		if (!udp->check)
 			return REASON_UNSUMMED;
-	} else if (ip->next_header == PROTOCOL_ICMPV6) {
-		return parse_icmpv6(data, end, payload, packet);
+	} else if (next == PROTOCOL_ICMPV6) {
+		return has_extensions(packet) ? REASON_OTHER_ICMP : parse_icmpv6(data, end, stop - packet->l4, packet);
 	} else {
-		return REASON_NOT_TCP_UDP;
+		return next == EXTENSION_FRAGMENT ? REASON_VIP_FRAGMENT : REASON_NOT_TCP_UDP;
 	}
+	packet->tuple.protocol |= next;
 	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
 	return REASON_FORWARDED;
 }
@@ -98,16 +153,27 @@ static inline __u64 *addresses_of(void *data, enum reason found)
 	return ((struct ipv6 *)(data + sizeof(struct ethernet) + quote))->src_addr;
 }
 
+/* Whether a packet comes from an address that no host has: none, loopback, an IPv4-mapped one or multicast (RFC 4291
+ * sections 2.5 and 2.7). No router sends the first two on, and no host may send from the last. */
+static inline bool is_martian_ipv6(const __u64 *source)
+{
+	__u64 low = source[1];
+
+	if (source[0])
+		return (__u8)source[0] == 0xff;
+	return !low || low == __builtin_bswap64(1) || (__u32)low == __builtin_bswap32(0xffff);
+}
+
 /* Rewrite an IPv6 packet that parse_ipv6() accepted, to what the names of its flow record's new addresses stand for;
  * return 0, or -1 if the frame is shorter than it said. */
-static inline int rewrite_ipv6(void *data, void *end, const struct flow *flow, const struct name *source,
+static inline int rewrite_ipv6(void *data, void *end, __u32 l4, const struct flow *flow, const struct name *source,
 			       const struct name *destination, const struct next_hop *hop)
 {
 	struct ethernet *ethernet = data;
 	struct ipv6 *ip = (void *)(ethernet + 1);
-	struct ports *ports = (void *)(ip + 1);
+	struct ports *ports = data + (l4 & 0xff);  /* at most 14 + 40 + EXTENSION_BYTES: the mask tells the verifier */
 
-	if ((void *)(ports + 2) > end)
+	if ((void *)(ip + 1) > end || (void *)(ports + 2) > end)
 		return -1;
 	*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
 	*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);

@@ -246,8 +246,6 @@ static inline bool is_martian(const struct packet *packet)
 	u32 source = packet->tuple.addrs;
 	u8 network = source;
 
-	if (packet->tuple.protocol & PROTOCOL_IPV6)  /* a name */
-		return false;
 	return network == 0 || network == 127 || (network & 0xf0) == 0xe0 || source == 0xffffffff;
 }
 

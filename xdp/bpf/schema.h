@@ -27,6 +27,8 @@ enum limits {
 	DATAGRAMS = 4096,    /* that XDP may know to be in fragments */
 	FRAGMENT_S = 30,     /* so long fragments wait for one another */
 	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests */
+	EXTENSIONS = 4,      /* headers between IPv6 and its transport that are walked over ... */
+	EXTENSION_BYTES = 128, /* ... and how long they may be together */
 	STALL_MS = 50,       /* a worker that lets a punted frame wait for longer is away */
 	LAYOUT_BYTES = 16384,
 	TO_KERNEL_MARK = 0x7475726e, /* of a frame that userspace sends for the kernel to take as received */
@@ -56,7 +58,7 @@ enum reason {
 	/* PASS: to the kernel, byte for byte */
 	REASON_NOT_IPV4 = 32,          /* nor IPv6 */
 	REASON_TOO_SHORT = 33,         /* a header does not fit into the frame: the kernel is the judge */
-	REASON_NOT_TCP_UDP = 34,       /* of IPv6: directly behind its header */
+	REASON_NOT_TCP_UDP = 34,       /* another protocol, not to a VIP */
 	REASON_NOT_OURS = 35,          /* no flow, and not to a VIP */
 	REASON_OTHER_FRAGMENT = 36,    /* a fragment that is neither to a VIP nor of a flow */
 	REASON_OTHER_ICMP = 37,        /* not an error about a tracked flow */
@@ -87,7 +89,7 @@ enum reason {
 	REASON_NO_SNAT_PORT = 80,      /* to be masqueraded, and every port tried is taken towards this endpoint */
 	REASON_NO_SNAT_ADDRESS = 81,   /* to be masqueraded, and the node has no address towards the endpoint */
 	REASON_NOT_SERVED = 82,        /* to a VIP, and neither of a flow nor for a frontend: refused */
-	REASON_SOURCE_ROUTED = 83,     /* the IPv4 options LSRR and SSRR */
+	REASON_SOURCE_ROUTED = 83,     /* IPv4 options LSRR and SSRR; an IPv6 routing header with hops to come or of type 0 */
 	REASON_FRAGMENT_OVERLAP = 84,  /* a fragment that overlaps another: the datagram is given up */
 	REASON_FRAGMENT_AGAIN = 85,    /* a fragment that has come before */
 	REASON_FRAGMENT_BROKEN = 86,   /* too short for a transport header, too far behind, or one of too many */
@@ -95,11 +97,12 @@ enum reason {
 	REASON_MID_STREAM_RESET = 87,  /* TCP from the middle of an unknown connection, not to be adopted: refused */
 	REASON_ARP_LIMITED = 88,       /* more questions for VIPs than are answered in a second */
 	REASON_ANSWER_LIMITED = 89,    /* to be refused or answered, and too many have been just now */
-	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122 3.2.1.3) */
+	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122, 4291) */
 	REASON_ENDPOINT_REMOVED = 93,  /* of a connection in STATE_RESET: refused */
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
 	REASON_NAMES_FULL = 91,        /* IPv6: no room for the name of another client */
+	REASON_IPV6_FRAGMENT = 94,     /* to a VIP: those of IPv6 are not followed */
 
 	/* PUNT: to the userspace worker of this queue */
 	REASON_NEW_FLOW = 96,
@@ -112,7 +115,7 @@ enum reason {
 	REASON_VIP_ECHO = 103,         /* an echo request to a VIP */
 	REASON_VIP_ARP = 104,          /* who has a VIP? */
 	REASON_OVERSIZED = 105,        /* longer than the MTU of its next hop */
-	REASON_OPTIONS = 106,          /* of a flow, with IPv4 options: is one a source route? */
+	REASON_OPTIONS = 106,          /* of a flow, with IPv4 options or IPv6 extension headers: is one a source route? */
 	REASON_FLOW_FRAGMENT = 107,    /* a fragment of a flow */
 	REASON_TO_BE_RESET = 108,      /* of a connection in STATE_RESET */
 };
@@ -121,6 +124,14 @@ enum direction { ORIGINAL, REPLY, DIRECTIONS };
 
 /* With PROTOCOL_IPV6 added, the addresses of a five-tuple are names: rows of `names`. */
 enum protocol { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17, PROTOCOL_ICMPV6 = 58, PROTOCOL_IPV6 = 0x80 };
+
+/* What may stand between the IPv6 header and the transport header (RFC 8200 section 4). */
+enum extension {
+	EXTENSION_HOP_BY_HOP = 0,
+	EXTENSION_ROUTING = 43,
+	EXTENSION_FRAGMENT = 44,
+	EXTENSION_DESTINATION = 60,
+};
 
 /* State of a connection, kept in both of its records. The transitions are conntrack/states.py. */
 enum state {
