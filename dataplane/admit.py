@@ -233,12 +233,12 @@ def admit(node, frames, start, length, longest, row, event, now):
             return reason, egress
         slot = _begin(node, service, endpoint, state, np.uint32(hop_back), now)
         if slot >= 0:
-            services.has_begun(tables, service, chosen)
+            services.count_begun(tables, service, chosen)
             if is_affine:
                 affinity.remember(tables, whose, chosen, now)
             reason, egress = forward(node, frames, start, length, longest, slot, event, now)
-            has_begun = reason == Reason.FORWARDED or reason == Reason.TO_KERNEL
-            return Reason.ADMITTED if has_begun else reason, egress
+            is_sent = reason == Reason.FORWARDED or reason == Reason.TO_KERNEL
+            return Reason.ADMITTED if is_sent else reason, egress
         if slot != flows.TAKEN:
             return _refusal(slot), nowhere
         # The endpoint talks to this client and port already, through another frontend: the reply could not be told

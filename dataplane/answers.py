@@ -19,7 +19,8 @@ from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store32
 
-LONGEST_GROWN = ETHERNET_BYTES + 2 * IPV4_BYTES + 40 + 2 * ICMP_BYTES  # room that a frame must have for an answer
+# Room that a frame must have for an answer: of IPv6, one that quotes a packet from its header to its ports.
+LONGEST_GROWN = ETHERNET_BYTES + 2 * 40 + ICMP_BYTES + int(Limit.EXTENSION_BYTES) + 8
 
 # How many answers may still be given (in parts of one: as many as there are jiffies in a second), and when it was told.
 BUDGET = np.dtype([("left", "u4"), ("since", "u4")])

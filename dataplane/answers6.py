@@ -35,7 +35,7 @@ _IPV6 = int(Protocol.IPV6)
 _RST = 4
 _UNREACHABLE, _PORT, _TOO_LONG, _PARAMETER, _PROTOCOL, _ECHO_REPLY = 1, 4, 2, 4, 1, 129
 _HOP_LIMIT = 64
-_LEAST_QUOTED, _MOST_QUOTED = IPV6_BYTES + 8, 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
+_MOST_QUOTED = 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
 
 
 @inlined
@@ -86,12 +86,14 @@ def _reset(frames, start, packet):
 def _error(frames, start, packet, kind, code, rest, source):
     """Change a packet into the ICMPv6 error that says that it does not arrive; it quotes as much as has room there.
 
-    `rest` is what its kind says more: how long a packet may be, or what in it is not understood.
+    At least to the ports, by which the sender knows its socket, or to what is not understood. `rest` is what its kind
+    says more: how long a packet may be, or where that is.
     """
     ip = start + ETHERNET_BYTES
     icmp = ip + IPV6_BYTES
     quote = icmp + ICMP_BYTES
-    room = max(np.int64(_LEAST_QUOTED), np.int64(packet.length) - (quote - start))
+    least = max(np.int64(packet.l4) - ETHERNET_BYTES + 8, np.int64(packet.unknown_at) + 1)
+    room = max(least, np.int64(packet.length) - (quote - start))
     quoted = min(IPV6_BYTES + be16(frames, ip + 4), room, _MOST_QUOTED)
     destination = source_of(frames, start)
     for offset in range(quoted - 1, -1, -1):

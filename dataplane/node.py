@@ -17,6 +17,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from ipaddress import IPv4Address
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import views
 from dataplane.announce import Announcer
@@ -524,25 +527,24 @@ class Node:
         return time.thread_time() - began
 
     async def _count_connections(self) -> None:
-        """Keep the loads that least connections goes by: admission adds to them, and nobody takes anything off."""
+        """Keep the loads that least connections goes by: admission adds to them, and nobody takes anything off.
+
+        What begins while they are counted is counted, and may be counted twice until the next time.
+        """
         while True:
             self._loads_changed.clear()
-            rows = self.services.loaded()
+            rows, endpoints = self.services.loaded()
             if not rows:
                 await self._loads_changed.wait()
                 continue
-            cpu_s = await asyncio.to_thread(self.count_connections, rows)
-            await tick(self._loads_changed, next_tick(max(_COUNT_LOADS_S, cpu_s / _COUNTING_SHARE)))
+            counts, cpu_s = await asyncio.to_thread(self._count_open, endpoints)
+            self.services.correct_loads(rows, endpoints, counts)
+            await asyncio.sleep(max(_COUNT_LOADS_S, cpu_s / _COUNTING_SHARE))
 
-    def count_connections(self, rows: list[int]) -> float:
-        """Make the loads of these rows of endpoints what they are; return the seconds of CPU that it took.
-
-        What begins meanwhile is counted, and may be counted twice until the next time.
-        """
+    def _count_open(self, endpoints: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.uint32], float]:
+        """Return how many connections to these endpoints are open, and the seconds of CPU that it took to count."""
         began = time.thread_time()
-        endpoints = self.shared.tables.endpoints[rows]
-        self.services.add_loads(rows, self.flows.count_open(endpoints) - endpoints["load"])
-        return time.thread_time() - began
+        return self.flows.count_open(endpoints), time.thread_time() - began
 
     def clear_up(self, parted: Parted) -> None:
         """Make reusable what a change has parted with; nobody looks at it any more."""

@@ -84,7 +84,7 @@ class RawEngine(Crew):
         self._closing = threading.Lock()  # losses are read while sockets are being closed
         self._lost_before = 0  # by sockets that have been closed
         self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports)
-        self._originals = new_originals(_OWN_ADDRESSES + capacity.frontends + capacity.endpoints)
+        self._originals = new_originals(_OWN_ADDRESSES + 2 * (capacity.frontends + capacity.endpoints))
         self._places_lock = threading.Lock()
         self._present = Places()
         self._held = Places()  # what was present, or has connections

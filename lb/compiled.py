@@ -150,7 +150,7 @@ def schedule(tables, row, addrs, ports, protocol, seed, attempt, now):
 
 
 @inlined
-def has_begun(tables, service, endpoint):
+def count_begun(tables, service, endpoint):
     """Note that a connection to row `endpoint` has begun, if the Service port wants to know."""
     if service.scheduler == _LEAST_CONNECTIONS:
         fetch_add(tables.loads, endpoint, np.uint32(1))

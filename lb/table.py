@@ -550,14 +550,23 @@ class ServiceTable:
         parted, self._parted = self._parted, Parted([], [])
         return parted
 
-    def loaded(self) -> list[int]:
-        """Return the rows of endpoints that least connections chooses among, ascending."""
+    def loaded(self) -> tuple[list[int], npt.NDArray[np.void]]:
+        """Return the rows of the endpoints that least connections chooses among, ascending, and what they say now."""
         content = self._content
-        return sorted({self._endpoint_row[endpoint] for row in self._least for endpoint in content[row].endpoints})
+        rows = sorted({self._endpoint_row[endpoint] for row in self._least for endpoint in content[row].endpoints})
+        return rows, self._tables.endpoints[rows]
 
-    def add_loads(self, rows: Collection[int], differences: npt.NDArray[np.uint32]) -> None:
-        """Add to the loads of these rows of endpoints, modulo 2^32."""
-        compiled.add_loads(self._tables.loads, np.array(rows, np.int64), differences)
+    def correct_loads(
+        self, rows: Collection[int], before: npt.NDArray[np.void], counts: npt.NDArray[np.uint32]
+    ) -> None:
+        """Make loads what was counted, and what has begun since `before`: what `loaded` gave when counting began.
+
+        A row that has become another endpoint's meanwhile has its load from then on.
+        """
+        numbers = np.array(list(rows), np.int64)
+        now = self._tables.endpoints[numbers]
+        same = (now["addr"] == before["addr"]) & (now["port"] == before["port"])
+        compiled.add_loads(self._tables.loads, numbers[same], (counts - before["load"])[same])
 
     def forget(self, now: int, endpoints: Collection[int] = ()) -> int:
         """Forget which clients had the endpoints in these rows, and what no affinity lasts for; return how many went.

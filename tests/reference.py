@@ -789,12 +789,16 @@ class Reference:
         if not self._refusals.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if is_long:
-            return Outcome(reason, _error6(frame, 2, 0, self._complainant(packet), self._narrow.mtu), self._link)
+            return Outcome(
+                reason, _error6(frame, packet, 2, 0, self._complainant(packet), self._narrow.mtu), self._link
+            )
         if protocol == Protocol.TCP:
             return Outcome(reason, _reset6(frame, packet), self._link)
         if packet.unknown_at:
-            return Outcome(reason, _error6(frame, 4, 1, packet.key.destination[0], packet.unknown_at), self._link)
-        return Outcome(reason, _error6(frame, 1, 4, packet.key.destination[0], 0), self._link)
+            return Outcome(
+                reason, _error6(frame, packet, 4, 1, packet.key.destination[0], packet.unknown_at), self._link
+            )
+        return Outcome(reason, _error6(frame, packet, 1, 4, packet.key.destination[0], 0), self._link)
 
     def _answer_echo6(self, frame: bytes, now: int) -> Outcome:
         if not _has_a_sender6(frame):
@@ -1077,10 +1081,11 @@ def _answer6(frame: bytes, protocol: int, source: int, l4: bytes, check_at: int)
     return frame[6:12] + frame[:6] + frame[12:14] + header + octets_of(source) + frame[22:38] + l4
 
 
-def _error6(frame: bytes, kind: int, code: int, source: int, mtu: int) -> bytes:
-    """Return the ICMPv6 error that quotes what has room in the frame, at least 48 bytes."""
-    quoted = min(_IPV6 + int.from_bytes(frame[18:20], "big"), max(48, len(frame) - 62), 1232)
-    icmp = struct.pack("!BBHI", kind, code, 0, mtu) + frame[14 : 14 + quoted]
+def _error6(frame: bytes, packet: Packet, kind: int, code: int, source: int, rest: int) -> bytes:
+    """Return the ICMPv6 error that quotes what has room in the frame, at least to the ports or to what is unknown."""
+    least = max(packet.l4 - _ETHERNET + 8, packet.unknown_at + 1)
+    quoted = min(_IPV6 + int.from_bytes(frame[18:20], "big"), max(least, len(frame) - 62), 1232)
+    icmp = struct.pack("!BBHI", kind, code, 0, rest) + frame[14 : 14 + quoted]
     return _answer6(frame, Protocol.ICMPV6, source, icmp, 2)
 
 

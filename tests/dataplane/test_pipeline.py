@@ -555,15 +555,14 @@ LEAST = Scheduler.LEAST_CONNECTIONS
 
 def loads(node: NodeUnderTest) -> dict[Address, int]:
     """Return the load of each endpoint that least connections chooses among."""
-    rows = node.tables.endpoints[node.services.loaded()]
-    return {(swap32(row["addr"]), swap16(row["port"])): int(row["load"]) for row in rows}
+    _, endpoints = node.services.loaded()
+    return {(swap32(row["addr"]), swap16(row["port"])): int(row["load"]) for row in endpoints}
 
 
 def recount(node: NodeUnderTest) -> None:
     """Do what the control plane does every second."""
-    rows = node.services.loaded()
-    endpoints = node.tables.endpoints[rows]
-    node.services.add_loads(rows, node.flows.count_open(endpoints) - endpoints["load"])
+    rows, endpoints = node.services.loaded()
+    node.services.correct_loads(rows, endpoints, node.flows.count_open(endpoints))
 
 
 def ports_of_a_client(first: int, count: int) -> list[Address]:
@@ -610,3 +609,29 @@ def test_L_connections_through_another_service_count_too():
     assert set(loads(node).values()) == {0}
     recount(node)
     assert loads(node) == {ENDPOINT: 20, OTHER_ENDPOINT: 0}
+
+
+def test_L_what_begins_while_connections_are_counted_counts():
+    node = NodeUnderTest(only(ENDPOINT, scheduler=LEAST))
+    for client in ports_of_a_client(1000, 3):
+        node.connect(client)
+    rows, endpoints = node.services.loaded()
+    counts = node.flows.count_open(endpoints)
+    for client in ports_of_a_client(2000, 2):
+        node.connect(client)
+    node.services.correct_loads(rows, endpoints, counts)
+    assert loads(node) == {ENDPOINT: 5}
+
+
+def test_L_a_row_that_another_endpoint_has_by_now_keeps_its_load():
+    node = NodeUnderTest(only(ENDPOINT, scheduler=LEAST))
+    for client in ports_of_a_client(1000, 3):
+        node.connect(client)
+    rows, endpoints = node.services.loaded()
+    node.apply(only(OTHER_ENDPOINT, scheduler=LEAST))
+    parted = node.services.take_parted()
+    node.services.release(parted)
+    node.apply(only(OTHER_ENDPOINT, NARROW_ENDPOINT, scheduler=LEAST))
+    assert rows[0] in node.services.loaded()[0], "it was given to another one"
+    node.services.correct_loads(rows, endpoints, np.zeros(1, np.uint32))
+    assert set(loads(node).values()) == {0}

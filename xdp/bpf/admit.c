@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* admit.c - a new connection decided inside the kernel, where userspace is away or the Service says so. Part of lb.c.
  *
- * What conntrack/compiled.py and dataplane/pipeline.py do, by the same protocol over the same table, with two differences. There is no waiting for a grace period in here: a record that
- * XDP retires may be reused by XDP a second later, which no run and no worker's turn takes; the sweep may free it in its
- * own way before. And a client whose way is not known is answered on the way that it came. */
+ * What conntrack/compiled.py and dataplane/admit.py do, by the same protocol over the same table; what a Service asks of
+ * admission beyond Maglev is left to userspace. There is no waiting for a grace period in here: a record that XDP retires
+ * may be reused by XDP a second later, which no run and no worker's turn takes; the sweep may free it in its own way
+ * before. And a client on the link that nobody knew is answered on the way that it came. */
 
 enum {
 	NO_SLOT = 0xffffffff,

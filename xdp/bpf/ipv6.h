@@ -121,7 +121,7 @@ static inline enum reason parse_ipv6(void *data, void *end, struct packet *packe
 		if (refusal != REASON_FORWARDED)
 			return refusal;
 	}
-	ports = data + packet->l4;
+	ports = data + (packet->l4 & 0xff);  /* the mask tells the verifier */
 	if (next == PROTOCOL_TCP) {
 		struct tcp *tcp = (void *)ports;
 
