@@ -26,7 +26,7 @@ def configure(log_format: str, stream: TextIO | None = None, *, debug: bool = Fa
     for package in ("dataplane", "lb", "conntrack", "xdp"):
         logging.getLogger(package).setLevel(logging.DEBUG if debug else logging.INFO)
     # Others' libraries speak of their own affairs; only what is wrong matters here.
-    for package in ("watchfiles", "asyncio", "numba", "pyroute2"):
+    for package in ("asyncio", "numba", "pyroute2"):
         logging.getLogger(package).setLevel(logging.WARNING)
 
 

@@ -17,13 +17,17 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lb.manifests import is_manifest
 
+if TYPE_CHECKING:
+    from asyncinotify import Inotify, Mask
+
 DEBOUNCE_MS = 80  # a writer that truncates and then writes is given this long to be done
-_LOOK_ANYWAY_MS = 4000  # at disks of other machines, of which the kernel tells nothing
+_LOOK_ANYWAY_S = 4.0  # at disks of other machines, of which the kernel tells nothing
 _LOOK_AGAIN_S = 1.0  # where folders are missing, or the kernel does not watch them
-_STEP_MS = 250  # how often the watching thread looks: each look wakes it and costs 0.2 ms
+_GATHER_S = 0.02  # what happens at about the same time is looked at together
 _LOOK_SHARE = 100  # looking without a cause takes at most a hundredth of the time
 _UNREST_S = 2.0  # a file that never rests is reported nevertheless
 
@@ -148,41 +152,55 @@ async def _at_rest(look: Callable[[], Signature], seen: Signature, debounce_ms: 
 async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Collection[str] | None]:
     """Yield the paths that something happened to in the folders, none now and then, None for any path.
 
-    This ends when the folders are others.
+    This begins with any, as what had happened before is not told, and ends when the folders are others.
 
     Where the kernel refuses to watch them this ends after a second, to be called again. Why it refuses is logged if it
     is not in `told`, and then it is.
     """
-    from watchfiles import awatch  # 52 ms
-    from watchfiles._rust_notify import WatchfilesRustInternalError
+    from asyncinotify import Inotify, Mask
 
     watched = folders(paths)
-    stop = asyncio.Event()
     try:
         if watched:
-            events = awatch(
-                *watched,
-                watch_filter=None,
-                debounce=DEBOUNCE_MS,
-                step=_STEP_MS,
-                stop_event=stop,
-                rust_timeout=_LOOK_ANYWAY_MS,
-                yield_on_timeout=True,
-                recursive=False,
-                ignore_permission_denied=True,
-            )
-            async for happened in events:
-                yield {path for _, path in happened}
-                if folders(paths) != watched:
-                    yield None
-                    return
+            with Inotify(sync_timeout=0) as inotify:
+                for folder in watched:
+                    with contextlib.suppress(PermissionError):
+                        inotify.add_watch(folder, Mask.ONLYDIR | _happenings(Mask))
+                yield None
+                while folders(paths) == watched:
+                    yield await _next(inotify, Mask.Q_OVERFLOW)
+                yield None
+                return
     except FileNotFoundError:  # a folder went away before it could be watched
         pass
-    except (OSError, WatchfilesRustInternalError) as error:  # no more inotify instances, watches or descriptors
+    except OSError as error:  # no more inotify instances, watches or descriptors
         if str(error) not in told:
             told.add(str(error))
-            _log.warning("manifests are looked at once a second, because the kernel does not watch them: %s", error)
-    finally:
-        stop.set()
+            _log.warning(
+                "manifests are looked at once a second, because the kernel does not watch them: %s; "
+                "fs.inotify.max_user_instances and fs.inotify.max_user_watches limit that, too",
+                error.strerror,
+            )
     await asyncio.sleep(_LOOK_AGAIN_S)
     yield None
+
+
+def _happenings(mask: type[Mask]) -> Mask:
+    """Return all that may change what stat(2) says of a folder or of what lies in it."""
+    written = mask.CREATE | mask.MODIFY | mask.CLOSE_WRITE | mask.ATTRIB
+    return written | mask.MOVE | mask.DELETE | mask.DELETE_SELF | mask.MOVE_SELF
+
+
+async def _next(inotify: Inotify, overflow: Mask) -> Collection[str] | None:
+    """Return what something happened to within a moment, nothing if nothing did for long, None if it is not told."""
+    try:
+        async with asyncio.timeout(_LOOK_ANYWAY_S):
+            events = [await inotify.get()]
+    except TimeoutError:
+        return ()
+    await asyncio.sleep(_GATHER_S)
+    while (event := inotify.sync_get()) is not None:
+        events.append(event)
+    if any(overflow in event.mask for event in events):
+        return None
+    return {str(event.path) for event in events if event.path is not None}

@@ -40,7 +40,7 @@ DOORS = {
     "matplotlib": ["perf"],
     "yaml": ["lb/documents.py"],
     "click": ["dataplane/cli.py", "dataplane/arguments.py"],
-    "watchfiles": ["dataplane/watch.py"],
+    "asyncinotify": ["dataplane/watch.py"],
     "prometheus_client": ["dataplane/metrics.py"],
     "llvmlite": INTRINSICS,
     "numba": ["xdp/jit.py", *INTRINSICS],  # jit.py has `compiled`

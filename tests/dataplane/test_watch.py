@@ -215,4 +215,4 @@ def test_without_an_inotify_instance_changes_are_noticed_nevertheless(web, caplo
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         "manifests are looked at once a second, because the kernel does not watch them"
     ]
-    assert "os error 24" in caplog.text
+    assert "Too many open files" in caplog.text
