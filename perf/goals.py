@@ -190,7 +190,7 @@ def _rest() -> list[Goal]:
         Goal(
             "G9", "a change of one of 100,000 Services, in memory: ms, p99", "<= 1",
             _value("update-cost", variant="p99", services=100_000, subject="turnout"),
-            "every Service is looked at", _UPDATE,
+            "one row and its slots are written", _UPDATE,
         ),
         Goal(
             "G9", "one file of 10,000 changes, to the first packet: ms", "measured",
@@ -215,7 +215,7 @@ def _rest() -> list[Goal]:
         ),
         Goal("G11", "memory of the daemon without its tables: MB", "<= 200", _value("memory", variant="daemon"),
              "Python and numba", memory),
-        Goal("G11", "idle daemon: % of a CPU", "<= 0.5", _value("memory", variant="idle"), "the sweep", memory),
+        Goal("G11", "idle daemon: % of a CPU", "<= 0.5", _value("memory", variant="idle"), "ticks of the control plane", memory),
         Goal(
             "G12", "engine afxdp, 1,000 flows: of bare AF_XDP", ">= 0.8",
             _bare("afxdp", flows=1000, subject="turnout-afxdp"), "sockets", afxdp,
