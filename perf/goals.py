@@ -215,7 +215,8 @@ def _rest() -> list[Goal]:
         ),
         Goal("G11", "memory of the daemon without its tables: MB", "<= 200", _value("memory", variant="daemon"),
              "Python and numba", memory),
-        Goal("G11", "idle daemon: % of a CPU", "<= 0.5", _value("memory", variant="idle"), "ticks of the control plane", memory),
+        Goal("G11", "idle daemon: % of a CPU", "<= 0.5", _value("memory", variant="idle"),
+             "ticks of the control plane", memory),
         Goal(
             "G12", "engine afxdp, 1,000 flows: of bare AF_XDP", ">= 0.8",
             _bare("afxdp", flows=1000, subject="turnout-afxdp"), "sockets", afxdp,
