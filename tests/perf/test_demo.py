@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,13 @@ def test_a_summary_of_what_went_well():
     assert "iptables takes 5.0 times as long (quartiles 4.8 to 5.2)" in text
     assert "the first packet wakes userspace" in text, "the slower one is named"
     assert max(map(len, text.splitlines())) <= 140
+
+
+def test_what_was_lost_is_told_with_the_reasons():
+    traffic = replace(seen(), lost={"dropped by XDP": 12, "dropped by userspace": 0}, drops={"NO_NEXT_HOP": 12})
+    rows = [line.split() for line in summary.text(scene.ports(), traffic, COSTS, []).splitlines()]
+    assert ["dropped", "by", "XDP", "12", "NO_NEXT_HOP", "12"] in rows
+    assert not [row for row in rows if row[:3] == ["dropped", "by", "userspace"]]
 
 
 @pytest.mark.parametrize(

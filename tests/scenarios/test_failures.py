@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from perf import clients
-from perf.world import wait_until
-from tests.node import Service, write_manifests
+from perf.world import Host, wait_until
+from tests.node import Service, split, write_manifests
 from tests.scenarios.site import DNS_PORT, WEB_PORT, Site, count_active, undisturbed
 from xdp.schema import Reason, WhenStalled
 
@@ -201,6 +202,37 @@ def mac_of(site: Site, destination: str) -> str:
     """Return the MAC address of a next hop."""
     hops = {hop["destination"]: hop for hop in site.daemon.ask("nexthops")}
     return str(hops[destination]["mac"])
+
+
+@contextlib.contextmanager
+def silent_address(host: Host) -> Iterator[str]:
+    """Give a host another address of its network, and answer no question for its MAC address."""
+    address = str(host.interfaces[0].address.ip + 100)
+    host.sysctl("net/ipv4/conf/all/arp_ignore", 1)  # what is on another interface is not answered for ...
+    host.sysctl("net/ipv4/conf/all/arp_announce", 2)  # ... nor told of in questions
+    host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+    try:
+        yield address
+    finally:
+        host.run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
+        for name in ("arp_ignore", "arp_announce"):
+            host.sysctl(f"net/ipv4/conf/all/{name}", 0)
+
+
+def test_the_first_packet_of_a_client_waits_until_its_answer_can_go_back(site):
+    node = site.world.node
+    with silent_address(site.client) as address:
+        with site.client.entered():
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            sock.bind((address, 0))
+            sock.settimeout(1.0)
+            sock.sendto(b"asked once", split(site.dns.frontend))
+            site.daemon.wait_for(lambda: address in {hop["destination"] for hop in site.daemon.ask("nexthops")})
+            assert not site.daemon.ask("flows", client=address), "nothing is begun"
+            node.run(["ip", "neigh", "replace", address, "lladdr", site.client.mac, "dev", node.interfaces[0].name])
+            assert sock.recv(100).endswith(b" asked once")
+        node.run(["ip", "neigh", "delete", address, "dev", node.interfaces[0].name])
 
 
 def test_the_new_mac_of_an_endpoint_is_followed(site):
