@@ -59,8 +59,8 @@ _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; 
 _LOOK_AT_REDIRECTS_S = 0.5
 _LISTEN_AGAIN_S = 10.0
 _TIDY_S = 5.0
-_COUNT_LOADS_S = 1.0
-_COUNTING_SHARE = 0.01  # of a CPU, at most
+_COUNT_LOADS_S, _COUNT_LOADS_ANYWAY_S = 1.0, 8.0
+_COUNTING_SHARE = 0.01  # of a CPU, at most; what was compiled the first time counts, too
 
 log = logging.getLogger(__name__)
 
@@ -539,7 +539,7 @@ class Node:
                 continue
             counts, cpu_s = await asyncio.to_thread(self._count_open, endpoints)
             self.services.correct_loads(rows, endpoints, counts)
-            await asyncio.sleep(max(_COUNT_LOADS_S, cpu_s / _COUNTING_SHARE))
+            await asyncio.sleep(min(max(_COUNT_LOADS_S, cpu_s / _COUNTING_SHARE), _COUNT_LOADS_ANYWAY_S))
 
     def _count_open(self, endpoints: npt.NDArray[np.void]) -> tuple[npt.NDArray[np.uint32], float]:
         """Return how many connections to these endpoints are open, and the seconds of CPU that it took to count."""

@@ -161,6 +161,12 @@ def test_L_least_connections_brings_a_new_endpoint_up(site):
     assert (sum(second.result.flows_by_server.values()), second.result.failures) == (100, {})
     assert second.result.flows_by_server["web-2"] > 60, "75 on the average; Maglev would give 50"
 
+    def load() -> int:
+        with site.tables() as shared:
+            return int(shared.tables.endpoints["load"].sum())
+
+    assert wait_until(lambda: load() == 0, 20), "what is closed is counted no more"
+
 
 @pytest.mark.families(4, why="fragments of IPv6 are not followed yet")
 @pytest.mark.parametrize("size", [1472, 1473, 3000, 20_000, 65_000])
