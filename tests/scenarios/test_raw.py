@@ -18,7 +18,7 @@ from perf import clients
 from perf.world import World
 from tests.node import Daemon, Service, Wire, split
 from tests.packets import CLIENT, address, udp
-from tests.scenarios.site import DNS_PORT, ECHO_PORT, HOSTS, WEB_PORT, Site, echoed
+from tests.scenarios.site import DNS_PORT, ECHO_PORT, HOSTS, WEB_PORT, Site, count_active, echoed
 
 pytestmark = pytest.mark.root
 
@@ -267,7 +267,7 @@ def test_connections_of_node_ports_outlast_a_killed_daemon(site, masquerade, sil
     at = f"{site.world.node.interfaces[0].ip}:{NODE_PORT}"
     asking = {"flows": 20, "concurrent": 20, "requests": 1_000_000, "interval": 0.005, "timeout": 30}
     with clients.Load(site.client, "http-load", at, **asking) as load:
-        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        site.daemon.wait_for(lambda: count_active(site) >= 20)
         site.daemon.signal(signal.SIGKILL)
         site.daemon.wait()
         site.daemon.start()
@@ -320,7 +320,7 @@ def test_what_a_service_wants_of_ipv6_is_named_and_left_out(site):
 
 def test_connections_of_a_service_that_is_gone_stay_ours_and_new_ones_are_the_kernels(site):
     with site.load("http-load", site.web) as load:
-        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        site.daemon.wait_for(lambda: count_active(site) >= 20)  # not those that other tests have left
         site.daemon.apply(site.dns)
         listed = f"list set netdev turnout_{site.daemon.settings.name} retired".split()
         site.daemon.wait_for(lambda: "10.96.0.1" in site.world.node.run(["nft", *listed]).stdout)
@@ -355,7 +355,7 @@ def test_what_is_left_after_sigterm(site, flags):
 
 def test_a_killed_daemon_loses_no_connection_and_its_filter_is_cleaned_up(site):
     with site.load("http-load", site.web, timeout=30) as load:
-        site.daemon.wait_for(lambda: len(site.daemon.ask("flows", service="shop/web")) >= 20)
+        site.daemon.wait_for(lambda: count_active(site) >= 20)
         before = site.endpoints_of_flows()
         site.daemon.signal(signal.SIGKILL)
         site.daemon.wait()
