@@ -154,6 +154,7 @@ class NextHops:
         self.when_links_change: Callable[[], None] = lambda: None
         self.when_addresses_change: Callable[[], None] = lambda: None
         self._load_put_off = asyncio.Event()
+        self._take_requests()  # there are none: compiled now, as the first client is not to wait for that
         self._adopt()
         # First of all: packets use a predecessor's rows, which must not look unresolved even for a moment.
         self._mirror.set_neighbours(netdev.neighbours())
@@ -595,16 +596,21 @@ class NextHops:
             return Need.KEPT
         return Need.CLIENT if any(self._rows[prefix].is_client for prefix in dependents) else Need.ROW
 
+    def _take_requests(self) -> list[int]:
+        """Take what compiled code has asked for, addresses or names' numbers, from the board; at most _REQUESTS."""
+        count, self._next_place = compiled_hops.take_requests(self.hops, self._next_place, self._requests)
+        return self._requests[:count].tolist()  # type: ignore[no-any-return]
+
     def _serve_requests(self, now: float) -> None:
         """Resolve what compiled code has asked for, if the bell has rung."""
         try:
             os.eventfd_read(self.hops.doorbell)
         except BlockingIOError:
             return
-        count, self._next_place = compiled_hops.take_requests(self.hops, self._next_place, self._requests)
-        if count == _REQUESTS:
+        numbers = self._take_requests()
+        if len(numbers) == _REQUESTS:
             os.eventfd_write(self.hops.doorbell, 1)  # there may be more: after what else the node has to do
-        for number in self._requests[:count].tolist():
+        for number in numbers:
             address = self._address(number)
             route = self._mirror.match(address)
             if route is None or route.kind is not RouteKind.UNICAST:

@@ -567,6 +567,13 @@ def test_an_unknown_client_is_pending_then_resolved() -> None:
     assert int(node.hops.lost_requests[0]) == 0
 
 
+def test_what_serves_requests_is_compiled_before_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], compiled_hops.take_requests
+    monkeypatch.setattr(compiled_hops, "take_requests", lambda *given: calls.append(given) or real(*given))
+    World([LAN]).node()
+    assert len(calls) == 1, "compiling takes longer than a packet waits"
+
+
 def test_packets_for_an_unresolved_client_ask_once_a_second() -> None:
     world = World([LAN])
     node = world.node()
