@@ -670,8 +670,8 @@ def place_key(addr, port):
 
 
 @inlined
-def _has_pair(firsts, seconds, first, second):
-    """Tell whether (first, second) is among pairs that ascend by both."""
+def _place_of_pair(firsts, seconds, first, second):
+    """Return where (first, second) is among pairs that ascend by both, or would be."""
     low, high = 0, len(firsts)
     while low < high:
         middle = (low + high) >> 1
@@ -679,7 +679,14 @@ def _has_pair(firsts, seconds, first, second):
             low = middle + 1
         else:
             high = middle
-    return low < len(firsts) and firsts[low] == first and seconds[low] == second
+    return low
+
+
+@inlined
+def _has_pair(firsts, seconds, first, second):
+    """Tell whether (first, second) is among pairs that ascend by both."""
+    place = _place_of_pair(firsts, seconds, first, second)
+    return place < len(firsts) and firsts[place] == first and seconds[place] == second
 
 
 @compiled
@@ -738,12 +745,6 @@ def count_open(tables, endpoints, counts):
         if tag_at(tags, slot) < _FIRST or record.direction != _ORIGINAL or rules.early_drop[record.state & 15] == _OVER:
             continue
         wanted = place_key(record.new_dst_addr, record.new_dst_port)
-        low, high = 0, len(endpoints)
-        while low < high:
-            middle = (low + high) >> 1
-            if endpoints[middle] < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        if low < len(endpoints) and endpoints[low] == wanted:
-            counts[low] += np.uint32(1)
+        place = _place_of_pair(endpoints, endpoints, wanted, wanted)
+        if place < len(endpoints) and endpoints[place] == wanted:
+            counts[place] += np.uint32(1)
