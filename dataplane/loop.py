@@ -18,6 +18,7 @@ import numpy.typing as npt
 from conntrack import grace
 from dataplane import holding, rings
 from dataplane.context import AWAITED, KERNEL, NOWHERE
+from dataplane.holding import Held
 from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, sendto
 from dataplane.pipeline import handle
 from dataplane.rings import DESCRIPTOR, POLL, Queue
@@ -58,14 +59,11 @@ def shut_port(ports: npt.NDArray[np.void], number: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Scratch(Bundle):
-    """What one loop works in. `burst` and `held` are descriptors, `outgoing` and `reasons` have a row per port."""
+    """What one loop works in. `burst` and `waiting` are descriptors, `outgoing` and `reasons` have a row per port."""
 
     burst: npt.NDArray[np.void]
-    held: npt.NDArray[np.void]
-    held_since: npt.NDArray[np.uint32]
-    held_reason: npt.NDArray[np.int64]
-    held_count: npt.NDArray[np.int64]
-    held_epoch: npt.NDArray[np.uint32]
+    waiting: npt.NDArray[np.void]  # in the places of `held`
+    held: Held
     outgoing: npt.NDArray[np.void]
     reasons: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
@@ -77,11 +75,8 @@ def new_scratch(fd: int, bell: int, ports: int) -> Scratch:
     room = BURST + holding.ROOM
     scratch = Scratch(
         burst=np.zeros(BURST, DESCRIPTOR),
-        held=np.zeros(holding.ROOM, DESCRIPTOR),
-        held_since=np.zeros(holding.ROOM, np.uint32),
-        held_reason=np.zeros(holding.ROOM, np.int64),
-        held_count=np.zeros(1, np.int64),
-        held_epoch=np.zeros(1, np.uint32),
+        waiting=np.zeros(holding.ROOM, DESCRIPTOR),
+        held=holding.new_held(),
         outgoing=np.zeros((ports, room), DESCRIPTOR),
         reasons=np.zeros((ports, room), np.int64),
         counts=np.zeros(ports, np.int64),
@@ -157,41 +152,36 @@ def _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex
 
 @inlined
 def _hold(pool, scratch, descriptor, reason, now, counters):
-    """Keep a frame until what it waits for has come, if there is room."""
-    place = scratch.held_count[0]
-    if not holding.has_room(scratch.held_reason, place, reason):
-        rings.put_chunk(pool, descriptor.addr)
+    """Keep a frame until what it waits for has come. One that has waited for longer may have to make room."""
+    held = scratch.held
+    place = holding.place_for(held, reason)
+    if place < held.count[0]:
+        rings.put_chunk(pool, scratch.waiting[place].addr)
         _count(counters, holding.refusal(reason))
-        return
-    scratch.held[place].addr = descriptor.addr
-    scratch.held[place].len = descriptor.len
-    scratch.held_since[place] = now
-    scratch.held_reason[place] = reason
-    scratch.held_count[0] = place + 1
+    scratch.waiting[place].addr = descriptor.addr
+    scratch.waiting[place].len = descriptor.len
+    holding.put(held, place, reason, now)
 
 
 @inlined
 def _retry_held(node, frames, ports, own, pool, scratch, now, counters):
     """Try the held frames again if something has come since, and drop those that have waited for too long."""
-    epoch = holding.epoch(node)
-    changed = epoch != scratch.held_epoch[0]
-    scratch.held_epoch[0] = epoch
-    kept = 0
-    for place in range(scratch.held_count[0]):
-        descriptor = scratch.held[place]
-        waited = np.int32(now - scratch.held_since[place])
-        reason, ifindex = scratch.held_reason[place], np.uint32(AWAITED)
-        if changed:
+    held = scratch.held
+    has_news = holding.has_news(node, held)
+    count = held.count[0]
+    held.count[0] = 0
+    for place in range(count):
+        descriptor, since = scratch.waiting[place], held.since[place]
+        reason, ifindex = held.reason[place], np.uint32(AWAITED)
+        if has_news:
             reason, ifindex = _handle(node, frames, descriptor, now)
-        if ifindex == AWAITED and waited < holding.patience(node, reason):
-            scratch.held[kept].addr = descriptor.addr
-            scratch.held[kept].len = descriptor.len
-            scratch.held_since[kept] = scratch.held_since[place]
-            scratch.held_reason[kept] = reason
-            kept += 1
+        if ifindex == AWAITED and holding.is_patient(node, reason, since, now):
+            kept = held.count[0]
+            scratch.waiting[kept].addr = descriptor.addr
+            scratch.waiting[kept].len = descriptor.len
+            holding.put(held, kept, reason, since)
         else:
             _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex, counters)
-    scratch.held_count[0] = kept
 
 
 @inlined
@@ -244,7 +234,7 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
                 _hold(pool, scratch, descriptor, reason, now, counters)
             else:
                 _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex, counters)
-        if scratch.held_count[0]:
+        if scratch.held.count[0]:
             _retry_held(node, frames, ports, own, pool, scratch, now, counters)
         _transmit(ports, queue, pool, scratch, counters)
         rings.refill(queue, pool)
@@ -254,16 +244,16 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
         if empty >= _IDLE_TURNS:
             rings.reap(queue, pool)
             is_waiting = rings.kick(queue, pool) > 0 or rings.is_short(queue)
-            nap_ms = holding.nap_ms(scratch.held_reason, scratch.held_count[0], NAP_MS)
+            nap_ms = holding.nap_ms(scratch.held, NAP_MS)
             grace.leave(tables, number)
             rings.wait(scratch.polls, 1 if is_waiting else nap_ms)
             grace.enter(tables, number)
             empty = _IDLE_TURNS - 1
     grace.leave(tables, number)
-    for place in range(scratch.held_count[0]):
-        rings.put_chunk(pool, scratch.held[place].addr)
-        _count(counters, scratch.held_reason[place])
-    scratch.held_count[0] = 0
+    for place in range(scratch.held.count[0]):
+        rings.put_chunk(pool, scratch.waiting[place].addr)
+        _count(counters, scratch.held.reason[place])
+    scratch.held.count[0] = 0
     rings.return_all(pool)
     store_release(tables.heartbeats, number, 0)
     return turns

@@ -199,7 +199,7 @@ def handle(node, frames, start, length, now):
     With KERNEL the kernel is to have it, rewritten, too; but for a reply, which is translated as it leaves.
     A verdict of DROP means that the packet is dropped, and that what is to be transmitted is our answer to it.
     Otherwise it is as it was, and what is to happen is the reason's verdict. With AWAITED (NO_NEXT_HOP, FRAGMENT_ALONE)
-    nothing was begun, and the frame may be tried again when `holding.epoch` has grown.
+    nothing was begun, and the frame may be tried again when `holding.has_news` says so.
     """
     reason, egress = judge(node, frames, start, length, now)
     if np.int64(reason) >= _FIRST_DROP and egress == NOWHERE:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from conntrack import grace
 from dataplane import answers, holding, packetrings
 from dataplane.context import AWAITED, NOWHERE
-from dataplane.holding import ROOM
+from dataplane.holding import ROOM, Held
 from dataplane.libc import POLLIN, memcpy
 from dataplane.loop import BURST, NAP_MS, beat, jiffies
 from dataplane.originals import judge
@@ -34,14 +34,11 @@ _NOT_OURS = int(Reason.NOT_IPV4)
 
 @dataclass(frozen=True, eq=False)
 class Scratch(Bundle):
-    """What one loop works in: a burst; length, age and reason of held frames, their number; and a POLL row."""
+    """What one loop works in: a burst; what waits, and how long those frames are; and a POLL row."""
 
     burst: npt.NDArray[np.void]
-    held_len: npt.NDArray[np.int64]
-    held_since: npt.NDArray[np.uint32]
-    held_reason: npt.NDArray[np.int64]
-    held_count: npt.NDArray[np.int64]
-    held_epoch: npt.NDArray[np.uint32]
+    held: Held
+    lengths: npt.NDArray[np.int64]  # of the frames in the places of `held`
     polls: npt.NDArray[np.void]
 
 
@@ -49,11 +46,8 @@ def new_scratch(fd: int, bell: int) -> Scratch:
     """Return the scratch space of the loop that sleeps on `fd`, and on `bell`."""
     scratch = Scratch(
         burst=np.zeros(BURST, FRAME),
-        held_len=np.zeros(ROOM, np.int64),
-        held_since=np.zeros(ROOM, np.uint32),
-        held_reason=np.zeros(ROOM, np.int64),
-        held_count=np.zeros(1, np.int64),
-        held_epoch=np.zeros(1, np.uint32),
+        held=holding.new_held(),
+        lengths=np.zeros(ROOM, np.int64),
         polls=np.zeros(2, POLL),
     )
     scratch.polls["fd"], scratch.polls["events"] = (fd, bell), POLLIN
@@ -61,25 +55,26 @@ def new_scratch(fd: int, bell: int) -> Scratch:
 
 
 @inlined
-def _hold(queue, scratch, frames, start, length, place, reason, now):
-    """Copy a frame and its VNET header aside, to held place `place`."""
+def _hold(queue, scratch, frames, start, length, place, reason, since):
+    """Copy a frame and its VNET header aside, to a place of those that wait; unless it lies there."""
     to = queue.held.ctypes.data + place * np.int64(queue.slot_bytes)
-    memcpy(to, frames.ctypes.data + start - VNET_BYTES, length + VNET_BYTES)
-    scratch.held_len[place] = length
-    scratch.held_since[place] = now
-    scratch.held_reason[place] = reason
+    source = frames.ctypes.data + start - VNET_BYTES
+    if to != source:
+        memcpy(to, source, length + VNET_BYTES)
+    scratch.lengths[place] = length
+    holding.put(scratch.held, place, reason, since)
 
 
 @inlined
 def _keep(queue, scratch, frames, start, length, reason, now, counters):
-    """Keep a frame until what it waits for has come, if there is room."""
-    place = scratch.held_count[0]
-    has_room = holding.has_room(scratch.held_reason, place, reason)
-    if not has_room or length + VNET_BYTES > np.int64(queue.slot_bytes):
+    """Keep a frame until what it waits for has come. One that has waited for longer may have to make room."""
+    if length + VNET_BYTES > np.int64(queue.slot_bytes):
         counters.packets[holding.refusal(reason)] += np.uint64(1)
         return
+    place = holding.place_for(scratch.held, reason)
+    if place < scratch.held.count[0]:
+        counters.packets[holding.refusal(reason)] += np.uint64(1)
     _hold(queue, scratch, frames, start, length, place, reason, now)
-    scratch.held_count[0] = place + 1
 
 
 @inlined
@@ -101,26 +96,22 @@ def _end(node, queue, frames, start, length, reason, now, counters):
 @inlined
 def _retry_held(node, originals, queue, scratch, now, counters):
     """Try the held frames again if something has come since, and drop those that have waited for too long."""
-    epoch = holding.epoch(node)
-    changed = epoch != scratch.held_epoch[0]
-    scratch.held_epoch[0] = epoch
-    kept = 0
-    for place in range(scratch.held_count[0]):
+    held = scratch.held
+    has_news = holding.has_news(node, held)
+    count = held.count[0]
+    held.count[0] = 0
+    for place in range(count):
         start = place * np.int64(queue.slot_bytes) + VNET_BYTES
-        length, since = scratch.held_len[place], scratch.held_since[place]
-        reason, egress = scratch.held_reason[place], np.uint32(AWAITED)
-        if changed:
+        length, since = scratch.lengths[place], held.since[place]
+        reason, egress = held.reason[place], np.uint32(AWAITED)
+        if has_news:
             reason, egress = judge(node, originals, queue.held, start, length, now)
-        if egress == AWAITED and np.int32(now - since) < holding.patience(node, reason):
-            scratch.held_reason[place] = reason
-            if kept != place:
-                _hold(queue, scratch, queue.held, start, length, kept, reason, since)
-            kept += 1
+        if egress == AWAITED and holding.is_patient(node, reason, since, now):
+            _hold(queue, scratch, queue.held, start, length, held.count[0], reason, since)
         elif reason < _SENT:
             packetrings.send(queue, queue.held, start, length, egress, reason, counters)
         else:
             _end(node, queue, queue.held, start, length, reason, now, counters)
-    scratch.held_count[0] = kept
 
 
 @compiled
@@ -147,21 +138,21 @@ def run(node, originals, number, queue, scratch, clock, stop):
                 _keep(queue, scratch, queue.frames, start, length, reason, now, counters)
             else:
                 _end(node, queue, queue.frames, start, length, reason, now, counters)
-        if scratch.held_count[0]:
+        if scratch.held.count[0]:
             _retry_held(node, originals, queue, scratch, now, counters)
         packetrings.flush(queue, counters)
         turns += np.uint64(1)
         grace.turn(tables, number)
         empty = 0 if received else empty + 1
         if empty >= _IDLE_TURNS:
-            nap_ms = holding.nap_ms(scratch.held_reason, scratch.held_count[0], NAP_MS)
+            nap_ms = holding.nap_ms(scratch.held, NAP_MS)
             grace.leave(tables, number)
             packetrings.wait(queue, scratch.polls, nap_ms)
             grace.enter(tables, number)
             empty = _IDLE_TURNS - 1
     grace.leave(tables, number)
-    for place in range(scratch.held_count[0]):
-        counters.packets[scratch.held_reason[place]] += np.uint64(1)
-    scratch.held_count[0] = 0
+    for place in range(scratch.held.count[0]):
+        counters.packets[scratch.held.reason[place]] += np.uint64(1)
+    scratch.held.count[0] = 0
     store_release(tables.heartbeats, number, 0)
     return turns

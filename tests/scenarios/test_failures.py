@@ -205,9 +205,9 @@ def mac_of(site: Site, destination: str) -> str:
 
 
 @contextlib.contextmanager
-def silent_address(host: Host) -> Iterator[str]:
+def silent_address(host: Host, number: int = 100) -> Iterator[str]:
     """Give a host another address of its network, and answer no question for its MAC address."""
-    address = str(host.interfaces[0].address.ip + 100)
+    address = str(host.interfaces[0].address.ip + number)
     host.sysctl("net/ipv4/conf/all/arp_ignore", 1)  # what is on another interface is not answered for ...
     host.sysctl("net/ipv4/conf/all/arp_announce", 2)  # ... nor told of in questions
     host.run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
@@ -230,6 +230,24 @@ def test_the_first_packet_of_a_client_waits_until_its_answer_can_go_back(site):
             sock.sendto(b"asked once", split(site.dns.frontend))
             site.daemon.wait_for(lambda: address in {hop["destination"] for hop in site.daemon.ask("nexthops")})
             assert not site.daemon.ask("flows", client=address), "nothing is begun"
+            node.run(["ip", "neigh", "replace", address, "lladdr", site.client.mac, "dev", node.interfaces[0].name])
+            assert sock.recv(100).endswith(b" asked once")
+        node.run(["ip", "neigh", "delete", address, "dev", node.interfaces[0].name])
+
+
+def test_who_never_answers_takes_no_place_from_who_does(site):
+    node = site.world.node
+    with silent_address(site.client) as silent, silent_address(site.client, 101) as address:
+        with site.client.entered():
+            flood, sock = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+        with flood, sock:
+            flood.bind((silent, 0))
+            sock.bind((address, 0))
+            sock.settimeout(1.0)
+            for _ in range(100):
+                flood.sendto(b"from nowhere", split(site.dns.frontend))
+            sock.sendto(b"asked once", split(site.dns.frontend))
+            site.daemon.wait_for(lambda: address in {hop["destination"] for hop in site.daemon.ask("nexthops")})
             node.run(["ip", "neigh", "replace", address, "lladdr", site.client.mac, "dev", node.interfaces[0].name])
             assert sock.recv(100).endswith(b" asked once")
         node.run(["ip", "neigh", "delete", address, "dev", node.interfaces[0].name])

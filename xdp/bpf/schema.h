@@ -78,7 +78,7 @@ enum reason {
 	REASON_TABLE_FULL = 69,        /* no slot in either bucket */
 	REASON_REPLY_CLASH = 70,       /* every endpoint tried has a flow with this client's port already */
 	REASON_NO_NEXT_HOP = 71,       /* no route, or its neighbour does not answer */
-	REASON_NEXT_HOP_QUEUE = 72,    /* the queue of frames that wait for a neighbour was full */
+	REASON_NEXT_HOP_QUEUE = 72,    /* too many frames waited for a neighbour, and this one had come first */
 	REASON_FRAGMENT_ALONE = 73,    /* a fragment whose first one was not forwarded, or has not come in time */
 	REASON_ICMP_UNUSABLE = 74,     /* an ICMP error whose quote fits no flow any more */
 	REASON_NOT_FORWARDABLE = 75,   /* the next hop leaves by an interface that is not ours */
