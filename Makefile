@@ -11,7 +11,7 @@ OPERATIONS ?= 100000000
 RESULTS ?= results/$(shell date +%Y%m%d-%H%M%S)
 # bcc comes from Debian and is seen through the system's site packages; the rest is tools that tests and perf call.
 PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps curl gcc libc6-dev \
-    bind9-dnsutils dnsmasq-base iperf3 iputils-ping iputils-tracepath
+    bind9-dnsutils dnsmasq-base nginx iperf3 iputils-ping iputils-tracepath
 # Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a file each.
 WORKERS ?= 3
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
@@ -63,6 +63,8 @@ packages:
 	    echo "make: set-up knows Debian 12 only; install what corresponds to:" $$missing >&2; exit 77; fi; \
 	if [ "$$(id -u)" != 0 ]; then \
 	    echo "make: these Debian packages are missing; run \`make setup\` as root once:" $$missing >&2; exit 77; fi; \
+	case " $$missing " in *" nginx "*)  # a server that tests start: it is not to serve this machine \
+	    mkdir -p /etc/systemd/system; ln -sfn /dev/null /etc/systemd/system/nginx.service;; esac; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq; apt-get install -qq --no-install-recommends $$missing </dev/null
 

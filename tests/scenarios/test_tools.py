@@ -1,10 +1,13 @@
-"""The tools that people reach for, through a node, with each engine: dig, iperf3, ping and tracepath."""
+"""The tools that people reach for, through a node, with each engine: curl, nginx, dig, iperf3, ping and tracepath."""
 
 from __future__ import annotations
 
+import filecmp
 import json
+import random
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +21,21 @@ pytestmark = [
     pytest.mark.bpf,
     pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="module"),
 ]
-NAMES_PORT, IPERF_PORT = 5300, 5201
-NAMES_HOST, IPERF_HOST = 53, 52  # last numbers of VIPs
+NAMES_PORT, IPERF_PORT, NGINX_PORT = 5300, 5201, 8088
+NAMES_HOST, IPERF_HOST, NGINX_HOST = 53, 52, 51  # last numbers of VIPs
+NGINX = """
+daemon off; master_process off; user root; pid {folder}/pid; error_log {folder}/error.log;
+events {{ }}
+http {{
+    access_log off; client_max_body_size 0; client_body_temp_path {folder}/body;
+    server {{
+        listen {port}; listen [::]:{port};
+        location = / {{ return 200 {name}; }}
+        location /files/ {{ root {folder}; dav_methods PUT; }}
+    }}
+}}
+"""
+UPLOAD_BYTES = 50_000_000
 LONG = [f"{number:03}".ljust(200, ".") for number in range(15)]  # 3,000 bytes: three fragments
 ANSWERS = {name: f"192.0.2.{number}" for number, name in enumerate(SERVERS, 1)}
 
@@ -34,6 +50,52 @@ def serve(site: Site, *services: Service) -> None:
     site.serve()
     site.daemon.apply(*services)
     site.wait_until_ok()
+
+
+@pytest.fixture
+def nginx(site: Site, tmp_path: Path) -> Iterator[Service]:
+    """nginx on every server, which tells its name and keeps what is put there."""
+    servers = []
+    for name in SERVERS:
+        folder = tmp_path / name
+        (folder / "files").mkdir(parents=True)
+        conf = folder / "conf"
+        conf.write_text(NGINX.format(folder=folder, name=name, port=NGINX_PORT))
+        command = ["nginx", "-c", str(conf), "-e", str(folder / "error.log")]
+        servers.append(site.world[name].popen(command, stdout=subprocess.DEVNULL))
+    web = Service("nginx", site.vip(NGINX_HOST, 80), site.places(NGINX_PORT, *SERVERS))
+    serve(site, web)
+    for name in SERVERS:
+        assert wait_until(lambda: curl(site, f"http://{site.places(NGINX_PORT, name)[0]}/"), 10)  # noqa: B023
+    yield web
+    for server in servers:
+        site.world.end(server)
+
+
+def curl(site: Site, *words: str) -> str:
+    return site.client.run(["curl", "-sS", "-g", "-m", "30", *words], check=False, timeout_s=40).stdout
+
+
+def test_T1_curl_asks_nginx_again_on_the_connection_that_it_has(site, nginx):
+    url = f"http://{nginx.frontend}/"
+    answers = set()
+    for _ in range(10):
+        said = curl(site, "-w", " %{num_connects}\n", *[url] * 20).split()
+        assert said[1::2] == ["1", *["0"] * 19]
+        (name,) = set(said[::2])
+        answers.add(name)
+    assert len(answers) > 1, "each connection has an endpoint of its own"
+
+
+def test_T1_what_curl_puts_on_nginx_comes_back_as_it_was(site, nginx, tmp_path):
+    sent, received = tmp_path / "sent", tmp_path / "received"
+    sent.write_bytes(random.Random(1).randbytes(UPLOAD_BYTES))
+    site.daemon.apply(nginx.with_endpoints(*site.places(NGINX_PORT, "web-2")))
+    url = f"http://{nginx.frontend}/files/large"
+    assert curl(site, "-o", "/dev/null", "-w", "%{http_code}", "-T", str(sent), url) == "201"
+    assert filecmp.cmp(sent, tmp_path / "web-2" / "files" / "large", shallow=False)
+    assert curl(site, "-o", str(received), "-w", "%{http_code}", url) == "200"
+    assert filecmp.cmp(sent, received, shallow=False)
 
 
 @pytest.fixture
