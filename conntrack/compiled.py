@@ -67,6 +67,7 @@ _ONE = np.uint64(1)
 _ORIGINAL = np.uint8(Direction.ORIGINAL)
 _REPLY = np.uint8(Direction.REPLY)
 _ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
+_STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS & 0xFF)
 _OVER = 2  # the class of states.EARLY_DROP that is closing, or to be reset
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
 _IPV6 = int(Protocol.IPV6)
@@ -239,11 +240,17 @@ def is_older(now, then, timeout):
     return np.int32(np.uint32(now) - np.uint32(then)) > np.int32(timeout)
 
 
+@inlined
+def _with(state, other):
+    """Return the state of a flow that is in `other` from now on: its timeouts stay."""
+    return np.uint8(state & _SET_BITS | other)
+
+
 @compiled
 def is_expired(tables, slot, now):
     """Tell whether neither direction of the connection at `slot` was seen for the timeout of its state."""
     flows, words = tables.flows, tables.control[0]
-    timeout = tables.machine[0].timeout[flows[slot].state & 15]
+    timeout = tables.machine[0].timeout[flows[slot].state]
     if not is_older(now, flows[slot].last_seen, timeout) or not is_older(now, words.aged_from, timeout):
         return False
     return is_older(now, flows[flows[slot].peer].last_seen, timeout)
@@ -471,7 +478,7 @@ def _oldest_in(tables, bucket, rank, now, victim, age):
     """Return (slot, age) of the oldest connection of class `rank` in `bucket`, if older than the one given."""
     tags, flows, rules = tables.tags, tables.flows, tables.machine[0]
     for slot in range(bucket * _TAGS, (bucket + 1) * _TAGS):
-        if tag_at(tags, slot) >= _FIRST and rules.early_drop[flows[slot].state & 15] == rank:
+        if tag_at(tags, slot) >= _FIRST and rules.early_drop[flows[slot].state & _STATE_BITS] == rank:
             idle = np.int64(np.int32(np.uint32(now) - flows[slot].last_seen))
             if idle > age:
                 victim, age = slot, idle
@@ -514,7 +521,7 @@ def touch(tables, slot, event, length, now):
     flows, rules = tables.flows, tables.machine[0]
     record = flows[slot]
     state = record.state
-    new = rules.next_state[(state & 15) << 4 | (record.direction & 1) << 3 | event & 7]
+    new = rules.next_state[(state & _STATE_BITS) << 4 | (record.direction & 1) << 3 | event & 7] | state & _SET_BITS
     if new != state:
         record.state = new
         flows[record.peer].state = new
@@ -570,8 +577,8 @@ def sweep(tables, start, stop, now, withdrawn, found, named):
             _note_extents(tables, slot, found)
         if tag >= _FIRST:
             record = flows[slot]
-            kept_in = _ESTABLISHED if record.state == _RESET else record.state & 15
-            timeout = rules.timeout[kept_in]
+            state = record.state
+            timeout = rules.timeout[_with(state, _ESTABLISHED) if state & _STATE_BITS == _RESET else state]
             used += 1
             if record.protocol & _IPV6:
                 _mark_names(record, named)
@@ -722,11 +729,11 @@ def reset_strays(tables, protocol, wanted, frontends, endpoints):
         record = flows[slot]
         if tag_at(tags, slot) >= _FIRST and record.direction == _ORIGINAL and record.protocol == protocol:
             frontend = place_key(record.dst_addr, record.dst_port)
-            if not _has_pair(wanted, wanted, frontend, frontend) or record.state == _RESET:
+            if not _has_pair(wanted, wanted, frontend, frontend) or record.state & _STATE_BITS == _RESET:
                 continue
             if not _has_pair(frontends, endpoints, frontend, place_key(record.new_dst_addr, record.new_dst_port)):
-                record.state = _RESET
-                flows[record.peer].state = _RESET
+                record.state = _with(record.state, _RESET)
+                flows[record.peer].state = record.state
                 count += 1
     return count
 
@@ -742,7 +749,11 @@ def count_open(tables, endpoints, counts):
         if not slot & 3 and not load_acquire(tags, slot >> 2):
             continue
         record = flows[slot]
-        if tag_at(tags, slot) < _FIRST or record.direction != _ORIGINAL or rules.early_drop[record.state & 15] == _OVER:
+        if (
+            tag_at(tags, slot) < _FIRST
+            or record.direction != _ORIGINAL
+            or rules.early_drop[record.state & _STATE_BITS] == _OVER
+        ):
             continue
         wanted = place_key(record.new_dst_addr, record.new_dst_port)
         place = _place_of_pair(endpoints, endpoints, wanted, wanted)

@@ -6,6 +6,8 @@ them. Behaviours C2 to C7.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -70,6 +72,17 @@ TIMEOUT_S: dict[State, float] = {
     S.UDP_REPLIED: 120,
 }
 
+# What a Service may call them. One name is for what is told apart here only; echo requests have no connections yet.
+NAMED: dict[str, tuple[State, ...]] = {
+    "syn": (S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED),
+    "established": (S.ESTABLISHED, S.FIN_ORIGINAL, S.FIN_REPLY),
+    "closing": (S.CLOSING,),
+    "time-wait": (S.TIME_WAIT,),
+    "udp": (S.UDP_REPLIED,),
+    "udp-unreplied": (S.UDP_UNREPLIED,),
+    "icmp": (),
+}
+
 AT_ONCE = 0xFFFFFFFF  # a timeout of -1 jiffies
 
 # Who goes first when both buckets are full: never an established connection (C6, C7).
@@ -93,11 +106,19 @@ def event_of(flags: int) -> Event:
     return E.FIN if fin else E.ACK
 
 
-def write_machine(machine: npt.NDArray[np.void], hertz: int) -> None:
-    """Write the tables into the one row of `machine`, timeouts as jiffies of `hertz`.
+def timeouts_in_jiffies(named: Iterable[tuple[str, float]], hertz: int) -> npt.NDArray[np.uint32]:
+    """Return a set of timeouts, by state: the defaults but for those that are `named`, in seconds.
 
     A connection in state RESET is over for every packet, however early (AT_ONCE), so that others pay nothing for it.
     """
+    timeout_s = {**TIMEOUT_S, **{state: seconds for name, seconds in named for state in NAMED[name]}}
+    jiffies = np.array([round(timeout_s.get(state, 0) * hertz) for state in range(16)], np.uint32)  # type: ignore[call-overload]
+    jiffies[S.RESET] = AT_ONCE
+    return jiffies
+
+
+def write_machine(machine: npt.NDArray[np.void], hertz: int) -> None:
+    """Write the tables into the one row of `machine`, with the default timeouts for who has no others."""
     row = machine[0]
     row["event_of_flags"] = [event_of(flags) for flags in range(64)]
     row["next_state"] = [
@@ -111,5 +132,4 @@ def write_machine(machine: npt.NDArray[np.void], hertz: int) -> None:
     row["first_state"] = [FIRST_STATE.get(event, S.FREE) for event in range(8)]  # type: ignore[call-overload]
     row["reopens"] = [state in REOPENS for state in range(16)]
     row["early_drop"] = [EARLY_DROP.get(state, 0) for state in range(16)]  # type: ignore[call-overload]
-    row["timeout"] = [round(TIMEOUT_S.get(state, 0) * hertz) for state in range(16)]  # type: ignore[call-overload]
-    row["timeout"][S.RESET] = AT_ONCE
+    row["timeout"][:16] = timeouts_in_jiffies((), hertz)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +15,14 @@ from conntrack import compiled, grace, states
 from xdp import naming
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
+from xdp.errors import TableFullError
 from xdp.schema import Direction, Limit, State
 from xdp.tables import Tables
 
 _BITMAP = (1 << Limit.EXTENTS) - 1
 _SPARSE = 0.2  # load of the extent before the current one at which new flows go there again
 Place = tuple[int, int]  # address and port
+Timeouts = tuple[tuple[str, int], ...]  # names of states.NAMED, and seconds
 
 _PASS_S, _LONGEST_PASS_S = 4.0, 60.0  # the shortest timeout is 10 s
 _SHARE = 0.01  # of a CPU, for the sweep
@@ -88,6 +90,32 @@ class FlowTable:
         words["stall_jiffies"] = -(-Limit.STALL_MS * self._clock.hertz // 1000)
         words["aged_from"] = self._clock.now()  # flows do not age for the time in which nobody looked
         states.write_machine(self._tables.machine, self._clock.hertz)
+
+    @property
+    def _timeouts(self) -> npt.NDArray[np.uint32]:
+        return self._tables.machine[0]["timeout"].reshape(Limit.TIMEOUT_SETS, -1)  # type: ignore[no-any-return]
+
+    def timeout_sets(self, wanted: Iterable[Timeouts], kept: Collection[int] = ()) -> dict[Timeouts, int]:
+        """Return {timeouts: what connections that have them begin their state with}, known to packets from now on.
+
+        Sets that nobody wants any more stay as they are while there is room, for connections that go on. Those of
+        numbers in `kept` stay in any case. TableFullError: there is no room for so many different ones.
+        """
+        rows = self._timeouts
+        jiffies = {each: states.timeouts_in_jiffies(each, self._clock.hertz) for each in wanted}
+        number_of = {row.tobytes(): number for number, row in enumerate(rows) if number and row.any()}
+        new = {row.tobytes(): row for row in jiffies.values() if row.tobytes() not in number_of}
+        taken = {number_of.get(row.tobytes()) for row in jiffies.values()} | {number >> 4 for number in kept}
+        free = sorted({*range(1, len(rows))} - taken, key=lambda number: bool(rows[number].any()))
+        if len(free) < len(new):
+            raise TableFullError(
+                f"no room for {len(new)} more different turnout.dev/timeouts: there may be {len(rows) - 1}, old "
+                "and new ones while they change; use fewer"
+            )
+        for (content, row), number in zip(new.items(), free, strict=False):
+            rows[number] = row
+            number_of[content] = number
+        return {each: number_of[row.tobytes()] << 4 for each, row in jiffies.items()}
 
     def take_over(self) -> int:
         """Take the tables of a daemon that is gone; return how many slots it claimed and never published (given up).
@@ -264,14 +292,15 @@ class FlowTable:
     def _connection(self, original: npt.NDArray[np.void], reply: npt.NDArray[np.void], now: int) -> Connection:
         idle = min(_elapsed(now, int(original["last_seen"])), _elapsed(now, int(reply["last_seen"])))
         aged = min(idle, _elapsed(now, int(self._tables.control[0]["aged_from"])))
-        timeout = round(states.TIMEOUT_S[State(int(original["state"]))] * self._clock.hertz)
-        hertz = self._clock.hertz
+        state, hertz = State(int(original["state"]) & Limit.STATE_BITS), self._clock.hertz
+        kept_in = State.ESTABLISHED if state is State.RESET else state
+        timeout = int(self._timeouts[int(original["state"]) >> 4, kept_in])
         return Connection(
             protocol=int(original["protocol"]),
             client=(swap32(original["src_addr"]), swap16(original["src_port"])),
             frontend=(swap32(original["dst_addr"]), swap16(original["dst_port"])),
             endpoint=(swap32(original["new_dst_addr"]), swap16(original["new_dst_port"])),
-            state=State(int(original["state"])),
+            state=state,
             packets=(int(original["packets"]), int(reply["packets"])),
             bytes=(int(original["bytes"]), int(reply["bytes"])),
             idle_s=idle / hertz,

@@ -111,6 +111,7 @@ def _begin(node, service, endpoint, state, hop_back, now):
     tables, packet = node.tables, node.packet[0]
     client = np.uint32(packet.addrs)
     new_addrs = np.uint64(endpoint.addr) << np.uint64(32)
+    first = np.uint8(state | service.timeouts)
     if _is_masqueraded(node, service, endpoint, client):
         if state == _ADOPTED:
             return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
@@ -118,9 +119,9 @@ def _begin(node, service, endpoint, state, hop_back, now):
         if source == 0:
             return np.int64(_NO_ADDRESS)
         new_addrs |= np.uint64(source)
-        return _insert_masqueraded(node, endpoint, new_addrs, state, hop_back, now)
+        return _insert_masqueraded(node, endpoint, new_addrs, first, hop_back, now)
     new_addrs |= np.uint64(client)
-    return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), state, hop_back, now)
+    return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), first, hop_back, now)
 
 
 @inlined

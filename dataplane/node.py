@@ -144,7 +144,7 @@ class Node:
     def _plan(self, names: set[str]) -> Plan | None:
         """Read the files that have changed, and resolve what they change; return None if all have to be read."""
         changes = self._manifests.reload(names)
-        if changes is None:
+        if changes is None or not self.here.has_timeouts(filter(None, changes.services.values())):
             return None
         self.desired += 1
         return self.live.plan(changes, self.here)
@@ -445,7 +445,9 @@ class Node:
         """Make the tables say all of a snapshot, at the addresses that the node has now."""
         settings, own = self.settings, self.next_hops.own_addresses()
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
-        here = Here(self._node_port_addresses(), settings.masquerades, knows_inside=families)
+        timeouts = {port.options.timeouts_s for port in snapshot.ports} - {()}
+        sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
+        here = Here(self._node_port_addresses(), settings.masquerades, knows_inside=families, timeout_sets=sets)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)

@@ -21,7 +21,7 @@ from xdp.schema import Direction, Event, Limit, Protocol, Reason, State
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _ORIGINAL, _REPLY = int(Direction.ORIGINAL), int(Direction.REPLY)
 _SYN, _DATA = int(Event.SYN), int(Event.DATA)
-_RESET = int(State.RESET)
+_RESET, _STATE_BITS = int(State.RESET), int(Limit.STATE_BITS)
 _ARP_ANSWERS = int(Limit.ARP_ANSWERS)
 _FIRST_DROP = 64  # reasons from here on are drops
 
@@ -239,12 +239,14 @@ def judge(node, frames, start, length, now, segment=0):
     slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
     if slot != flows.MISS:
         flow = tables.flows[slot]
-        reopened = event == _SYN and flow.direction == _ORIGINAL and tables.machine[0].reopens[flow.state & 15]
+        reopened = event == _SYN and flow.direction == _ORIGINAL and tables.machine[0].reopens[flow.state & _STATE_BITS]
         if not reopened and not flows.is_expired(tables, slot, now):
             if packet.source_routed and packet.ttl > 1:
                 return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)
             return forward(node, frames, start, length, longest, slot, event, now)
-        if flow.state == _RESET and not reopened:  # over for every packet, so that those of others need not be asked
+        if (
+            flow.state & _STATE_BITS == _RESET and not reopened
+        ):  # over for every packet, so that those of others need not be asked
             return Reason.ENDPOINT_REMOVED, np.uint32(NOWHERE)
 
     destination = np.uint32(packet.addrs >> np.uint64(32))

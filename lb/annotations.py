@@ -23,7 +23,7 @@ from xdp.addresses import IPAddress
 
 _PREFIX = "turnout.dev/"
 _HEAVIEST = 65535
-_LONGEST_S = 30 * 86400
+_LONGEST_S = 10 * 86400  # idle times are differences of jiffies, 31 bits
 _TIMEOUTS = ("syn", "established", "closing", "time-wait", "udp", "udp-unreplied", "icmp")
 _DURATION = re.compile(r"(?=.)(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?")
 _CHOICES: Mapping[str, Callable[[Any], str]] = {
@@ -88,6 +88,6 @@ def _timeouts(text: str, report: Callable[[str], None]) -> Iterator[tuple[str, i
         if name not in _TIMEOUTS:
             report(f"{shown(name)} is not a timeout" + did_you_mean(name, _TIMEOUTS))
         elif not 1 <= seconds <= _LONGEST_S:
-            report(f"{shown(written)} is not a duration; write it as 90s, 5m or 2h13m20s, from 1s to 720h")
+            report(f"{shown(written)} is not a duration; write it as 90s, 5m or 2h13m20s, from 1s to 240h")
         else:
             yield name, seconds

@@ -10,7 +10,6 @@ from lb.model import DEFAULT_OPTIONS, EndpointSlice, NodeView, NotHonoured, Opti
 NOT_YET: Mapping[str, str] = {
     "sctp": "SCTP is not forwarded yet; this port is left out",
     "forwarding": "not honoured yet: nat is used",
-    "timeouts": "not honoured yet: the defaults are used",
 }
 # What one engine does not do, and others do.
 NO_IPV6 = {"ipv6": "engine raw does not forward IPv6; left out"}
@@ -18,7 +17,6 @@ NO_IPV6 = {"ipv6": "engine raw does not forward IPv6; left out"}
 # Annotations that need a feature. Those that are missing are honoured.
 _OPTION_FEATURES = {
     "forwarding": "forwarding",
-    "timeouts_s": "timeouts",
 }
 
 

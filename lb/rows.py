@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TYPE_CHECKING, NamedTuple
 
 from lb.garbage import no_collections
-from lb.model import Endpoint, EndpointState, FrontendKind, ServicePort, Snapshot
+from lb.model import Endpoint, EndpointState, FrontendKind, Service, ServicePort, Snapshot
 from xdp.addresses import IPAddress, IPNetwork, number_of
 from xdp.schema import Masquerade, MidStream, Protocol, Scheduler, WhenStalled
 
@@ -39,6 +39,7 @@ class ServiceRow(NamedTuple):
     weights: tuple[tuple[Address, int], ...] = ()  # of endpoints, ascending, none zero; empty: they are equal
     scheduler: Scheduler = Scheduler.MAGLEV
     mid_stream: MidStream = MidStream.ADOPT  # what becomes of TCP segments of unknown connections (C11)
+    timeouts: int = 0  # which set of them connections have (C5), as the flow table numbers them; 0: the default
     inside: ServiceRow | None = None  # without frontends: for clients inside the cluster (T4); None: all are alike
 
 
@@ -49,6 +50,16 @@ class Here:
     node_port_addresses: tuple[IPAddress, ...] = ()
     masquerade: str = "none"  # or external, or all: settings.MASQUERADES
     knows_inside: tuple[int, ...] = ()  # families of which it is known which clients are inside the cluster
+    timeout_sets: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict)  # by what Services ask for
+
+    def has_timeouts(self, services: Iterable[Service]) -> bool:
+        """Tell whether there is a set of timeouts for each of these Services."""
+        return {service.options.timeouts_s for service in services} <= {(), *self.timeout_sets}
+
+    def timeouts_of(self, port: ServicePort) -> int:
+        """Return the number of a Service port's set of timeouts."""
+        timeouts_s = port.options.timeouts_s
+        return self.timeout_sets[timeouts_s] if timeouts_s else 0
 
 
 NOTHING_HERE = Here()
@@ -141,7 +152,7 @@ def rows_of_port(port: ServicePort, here: Here = NOTHING_HERE) -> Iterator[Servi
 
 def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
     """Return what is to become of connections to frontends of this kind."""
-    row = _row_to(port, port.candidates(kind))
+    row = _row_to(port, port.candidates(kind))._replace(timeouts=here.timeouts_of(port))
     if kind is FrontendKind.CLUSTER_IP:
         return row._replace(masquerade=_masquerade_inside(here, port.family))
     if kind is FrontendKind.LOAD_BALANCER:
@@ -151,7 +162,7 @@ def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
     if port.external_traffic_policy != "Local":
         return row._replace(masquerade=Masquerade.NOBODY if here.masquerade == "none" else Masquerade.REMOTE)
     if port.family in here.knows_inside and port.cluster != port.local:
-        return row._replace(inside=_row_to(port, port.cluster))
+        return row._replace(inside=_row_to(port, port.cluster)._replace(timeouts=row.timeouts))
     return row
 
 

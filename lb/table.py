@@ -78,6 +78,7 @@ class _Content(NamedTuple):
     weights: int
     scheduler: int
     mid_stream: int
+    timeouts: int
     inside: _Content | None
 
     @property
@@ -111,6 +112,7 @@ def _content_of(service: ServiceRow) -> _Content:
         _standing_for(service.weights),
         int(service.scheduler),
         int(service.mid_stream),
+        service.timeouts,
         _content_of(service.inside) if service.inside is not None else None,
     )
 
@@ -281,6 +283,7 @@ class ServiceTable:
             int(service["weights"]),
             int(service["scheduler"]),
             int(service["mid_stream"]),
+            int(service["timeouts"]),
             self._adopt_row(int(service["inside"]), of_ipv6=of_ipv6) if service["inside"] else None,
         )
         self._keep(number, content)
@@ -603,7 +606,7 @@ class ServiceTable:
 # The fields of a row of `services` that are those of its content.
 _WRITTEN_AS_THEY_ARE = (
     "when_stalled", "admits_here", "is_elsewhere", "needs", "masquerade", "affinity_s", "identity", "members",
-    "weights", "scheduler", "mid_stream",
+    "weights", "scheduler", "mid_stream", "timeouts",
 )  # fmt: skip
 
 _Wanted = dict[int, tuple[_Content, ServiceRow]]  # by frontend

@@ -385,6 +385,7 @@ class Service:
     identity: int = 0
     scheduler: Scheduler = Scheduler.MAGLEV
     mid_stream: MidStream = MidStream.ADOPT
+    timeouts: tuple[tuple[str, float], ...] = ()  # other than the default ones, by their names for Services
     inside: Service | None = None  # for clients inside the cluster
 
     @property
@@ -421,6 +422,7 @@ class Connection:
     original: Key
     translated: Key
     state: State
+    timeouts: tuple[tuple[str, float], ...] = ()
     last_seen: list[int] = field(default_factory=lambda: [0, 0])
     packets: list[int] = field(default_factory=lambda: [0, 0])
     bytes: list[int] = field(default_factory=lambda: [0, 0])
@@ -840,7 +842,8 @@ class Reference:
     def _is_expired(self, connection: Connection, now: int) -> bool:
         if connection.state == State.RESET:
             return True
-        timeout = round(states.TIMEOUT_S[connection.state] * self._hertz)
+        own_s = [seconds for name, seconds in connection.timeouts if connection.state in states.NAMED[name]]
+        timeout = round((own_s[0] if own_s else states.TIMEOUT_S[connection.state]) * self._hertz)
         return all((now - seen) & 0xFFFFFFFF > timeout for seen in connection.last_seen)
 
     def _is_reset(self, packet: Packet) -> bool:
@@ -932,7 +935,7 @@ class Reference:
         for source in sources:
             translated = Key(source, endpoint, key.protocol)
             if translated.turned() not in self.flows:
-                connection = Connection(key, translated, state, [now, now])
+                connection = Connection(key, translated, state, service.timeouts, [now, now])
                 for way in states.BOTH:
                     self.flows[connection.key_of(way)] = connection, way
                 return Reason.ADMITTED

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from conntrack import states
 from dataplane import hops_compiled
 from dataplane.context import new_node
 from dataplane.pipeline import handle
@@ -36,7 +37,19 @@ from tests.reference import Hop, Key, Outcome, Reference, Service
 from xdp.addresses import address_of, number_of
 from xdp.byteorder import swap16, swap32
 from xdp.names import Names
-from xdp.schema import Direction, HopState, Masquerade, MidStream, Protocol, Reason, Scheduler, State, Tag, WhenStalled
+from xdp.schema import (
+    Direction,
+    HopState,
+    Limit,
+    Masquerade,
+    MidStream,
+    Protocol,
+    Reason,
+    Scheduler,
+    State,
+    Tag,
+    WhenStalled,
+)
 from xdp.tables import Capacity, Tables
 
 SEED = 0x7475726E6F757421
@@ -51,6 +64,10 @@ SMALL = Capacity(
     affinities=64,
     names=256,
 )
+
+# Seconds, no few of the ages in tests sum up to either.
+QUICK = (("syn", 5.8), ("established", 24.5), ("udp-unreplied", 5.8), ("udp", 24.5))
+_QUICK_SET = 1
 
 DEAD_VIP = address("10.96.0.20:80")  # no endpoints
 ELSEWHERE_VIP = address("10.96.0.34:80")  # its endpoints are on other nodes, and its policy is Local
@@ -127,13 +144,15 @@ SERVICES: dict[tuple[int, int, int], Service] = {
     (*NAMELESS_VIP, Protocol.TCP): Service((NARROW_ENDPOINT,), masquerade=Masquerade.EVERYBODY),
     (*STICKY_VIP, Protocol.TCP): Service((ENDPOINT, OTHER_ENDPOINT, NARROW_ENDPOINT), affinity_s=3600, identity=7),
     (*STICKY_TOO_VIP, Protocol.TCP): Service((ENDPOINT,), affinity_s=3600, identity=7),
-    (*RANDOM_VIP, Protocol.TCP): Service((ENDPOINT, OTHER_ENDPOINT), scheduler=Scheduler.RANDOM),
+    (*RANDOM_VIP, Protocol.TCP): Service((ENDPOINT, OTHER_ENDPOINT), scheduler=Scheduler.RANDOM, timeouts=QUICK),
     (*TURNS_VIP, Protocol.TCP): Service((ENDPOINT, OTHER_ENDPOINT), scheduler=Scheduler.ROUND_ROBIN),
     (*LOADS_VIP, Protocol.TCP): Service(
         (ENDPOINT, OTHER_ENDPOINT, NARROW_ENDPOINT), scheduler=Scheduler.LEAST_CONNECTIONS
     ),
     (*PASSING_VIP, Protocol.TCP): Service((ENDPOINT,), mid_stream=MidStream.PASS),
-    (*RESETTING_VIP, Protocol.TCP): Service((OTHER_ENDPOINT,), admits_here=True, mid_stream=MidStream.RESET),
+    (*RESETTING_VIP, Protocol.TCP): Service(
+        (OTHER_ENDPOINT,), admits_here=True, mid_stream=MidStream.RESET, timeouts=QUICK
+    ),
     (*LOST_VIP, Protocol.TCP): Service((LOST_ENDPOINT,)),
     (*FOREIGN_VIP, Protocol.TCP): Service((FOREIGN_ENDPOINT,)),
     (*NARROW_VIP, Protocol.TCP): Service((NARROW_ENDPOINT,)),
@@ -144,7 +163,7 @@ SERVICES: dict[tuple[int, int, int], Service] = {
     (*POD_DNS_VIP, Protocol.UDP): Service(((POD_ENDPOINT[0], 5353),)),
     (*VIP6, _TCP6): Service((ENDPOINT6, OTHER_ENDPOINT6)),
     (*PASSING_VIP6, _TCP6): Service((ENDPOINT6, OTHER_ENDPOINT6), WhenStalled.PASS),
-    (*DNS_VIP6, _UDP6): Service((DNS_ENDPOINT6,), WhenStalled.DROP),
+    (*DNS_VIP6, _UDP6): Service((DNS_ENDPOINT6,), WhenStalled.DROP, timeouts=QUICK),
     (*DEAD_VIP6, _TCP6): Service(()),
     (*PASSED_VIP6, _TCP6): Service((ENDPOINT6,), mid_stream=MidStream.PASS),
     (*RESET_VIP6, _TCP6): Service((ENDPOINT6,), mid_stream=MidStream.RESET),
@@ -223,7 +242,9 @@ def write_hops(tables: Tables) -> hops_compiled.Hops:
 
 
 def service_table(tables: Tables) -> ServiceTable:
-    """Return the writer of the Service rows of `tables`."""
+    """Return the writer of the Service rows of `tables`, for which there is a QUICK set of timeouts."""
+    sets = tables.machine[0]["timeout"].reshape(Limit.TIMEOUT_SETS, -1)
+    sets[_QUICK_SET] = states.timeouts_in_jiffies(QUICK, int(tables.control[0]["hertz"]))
     return ServiceTable(tables, SEED, lambda host: _ROW[number_of(host)])
 
 
@@ -249,6 +270,7 @@ def _row_of(service: Service) -> ServiceRow:
         identity=service.identity,
         scheduler=service.scheduler,
         mid_stream=service.mid_stream,
+        timeouts=16 * _QUICK_SET if service.timeouts else 0,
         inside=_row_of(service.inside) if service.inside else None,
     )
 
@@ -307,6 +329,7 @@ class Flow(NamedTuple):
     after: Key
     direction: Direction
     state: State
+    timeouts: int
     last_seen: int
     packets: int
     bytes: int
@@ -330,7 +353,8 @@ def flows_of(tables: Tables) -> dict[Key, Flow]:
         found[key] = Flow(
             after,
             Direction(int(record["direction"])),
-            State(int(record["state"])),
+            State(int(record["state"]) & Limit.STATE_BITS),
+            int(record["state"]) >> 4,
             int(record["last_seen"]),
             int(record["packets"]),
             int(record["bytes"]),
@@ -347,6 +371,7 @@ def flows_expected(reference: Reference) -> dict[Key, Flow]:
             connection.after(way),
             way,
             connection.state,
+            _QUICK_SET if connection.timeouts else 0,
             connection.last_seen[way] & 0xFFFFFFFF,
             connection.packets[way],
             connection.bytes[way],

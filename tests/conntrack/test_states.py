@@ -91,6 +91,7 @@ def test_the_machine_in_memory_says_what_the_tables_say(machine: npt.NDArray[np.
         assert machine["early_drop"][state] == states.EARLY_DROP.get(state, 0)
         expected = states.AT_ONCE if state == S.RESET else states.TIMEOUT_S.get(state, 0) * HERTZ
         assert machine["timeout"][state] == expected
+    assert not machine["timeout"][16:].any(), "sets that Services may ask for"
 
 
 def test_numbers_that_are_no_state_or_event_lead_nowhere(machine: npt.NDArray[np.void]):

@@ -15,6 +15,7 @@ from dataplane import wire
 from tests.conntrack.flows import TCP, Flows, key, turned_addrs, turned_ports
 from tests.reference import adjusted, first_place, hash_of, second_place
 from xdp.byteorder import swap16, swap32
+from xdp.errors import TableFullError
 from xdp.names import Names
 from xdp.schema import Direction, Event, Limit, NameState, Protocol, State, Tag
 from xdp.tables import HIGHEST_LOAD
@@ -272,6 +273,56 @@ def test_c5_a_connection_ends_when_neither_direction_was_seen_for_the_timeout_of
     assert compiled.is_expired(flows.tables, flows.find(1), np.uint32(flows.clock.now()))
     flows.table.sweep()
     assert (flows.find(1), flows.find_reply(1)) == (MISS, MISS)
+
+
+def test_c5_a_service_may_have_timeouts_of_its_own(flows: Flows):
+    (number,) = flows.table.timeout_sets([(("syn", 5), ("established", 7))]).values()
+    flows.insert(1, State.SYN_SENT)
+    flows.insert(2, State.SYN_SENT | number)
+    for passed, (first, second) in ((5, (True, True)), (0.004, (True, False))):
+        flows.clock.advance(passed)
+        now = np.uint32(flows.clock.now())
+        assert [not compiled.is_expired(flows.tables, flows.find(each), now) for each in (1, 2)] == [first, second]
+    flows.table.sweep()
+    assert (flows.find(1) != MISS, flows.find(2)) == (True, MISS)
+
+
+def test_c5_timeouts_of_its_own_stay_with_a_connection_whatever_its_state(flows: Flows):
+    (number,) = flows.table.timeout_sets([(("established", 7),)]).values()
+    slot = flows.insert(1, State.SYN_SENT | number)
+    touch(flows, flows.find_reply(1), Event.SYN_ACK)
+    touch(flows, slot, Event.ACK)
+    (connection,) = flows.table.connections()
+    assert (connection.state, connection.expires_s) == (State.ESTABLISHED, 7)
+    assert {int(record["state"]) for record in flows.tables.flows[flows.tables.published == 1]} == {
+        State.ESTABLISHED | number
+    }
+    flows.clock.advance(7.004)
+    flows.table.sweep()
+    assert flows.find(1) == MISS
+
+
+def test_c5_equal_timeouts_have_one_set_and_keep_it(flows: Flows):
+    quick, slow = (("udp", 5),), (("udp", 5), ("syn", 60))  # the same: 60 s are the default
+    numbers = flows.table.timeout_sets([quick, slow])
+    assert len({*numbers.values()}) == 1
+    successor = FlowTable(flows.tables, flows.clock)
+    successor.take_over()
+    assert successor.timeout_sets([(("closing", 3),), quick])[quick] == numbers[quick]
+
+
+def test_c5_there_is_room_for_so_many_sets_of_timeouts(flows: Flows):
+    room = Limit.TIMEOUT_SETS - 1
+    first, second = ([(("udp", base + n),) for n in range(room)] for base in (1000, 2000))
+    numbers = flows.table.timeout_sets(first)
+    assert sorted(numbers.values()) == [16 * n for n in range(1, room + 1)]
+    before = flows.tables.machine.copy()
+    with pytest.raises(TableFullError, match=r"different turnout.dev/timeouts: there may be 15"):
+        flows.table.timeout_sets([*first, second[0]])
+    with pytest.raises(TableFullError, match=r"use fewer"):
+        flows.table.timeout_sets(second, kept=[numbers[first[3]]])
+    assert (flows.tables.machine == before).all()
+    assert flows.table.timeout_sets([second[0]], kept=[*numbers.values()][1:])[second[0]] == numbers[first[0]]
 
 
 @pytest.mark.parametrize("way", list(states.BOTH))

@@ -593,7 +593,7 @@ BAD = [
         "  annotations: {turnout.dev/timeouts: udp=soon}\n  name: web",
         (
             '4: Service shop/web: metadata.annotations[turnout.dev/timeouts]: "soon" is not a duration; '
-            "write it as 90s, 5m or 2h13m20s, from 1s to 720h"
+            "write it as 90s, 5m or 2h13m20s, from 1s to 240h"
         ),
         id="timeout",
     ),
@@ -603,7 +603,7 @@ BAD = [
         "  annotations: {turnout.dev/timeouts: udp=0s}\n  name: web",
         (
             '4: Service shop/web: metadata.annotations[turnout.dev/timeouts]: "0s" is not a duration; write '
-            "it as 90s, 5m or 2h13m20s, from 1s to 720h"
+            "it as 90s, 5m or 2h13m20s, from 1s to 240h"
         ),
         id="timeout-zero",
     ),

@@ -260,7 +260,7 @@ def test_every_option_that_is_not_honoured_is_named():
         timeouts_s=(("udp", 5),),
     )
     names = [entry.field for entry in resolve([service(options=wishes)], []).not_honoured]
-    assert names == [f"metadata.annotations[turnout.dev/{name}]" for name in ("forwarding", "timeouts")]
+    assert names == ["metadata.annotations[turnout.dev/forwarding]"]
     assert resolve([service(options=wishes)], [], not_yet={}).not_honoured == ()
 
 

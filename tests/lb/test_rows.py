@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from conntrack import states
+from lb.annotations import read_options
 from lb.model import (
     EndpointSlice,
     EndpointState,
@@ -109,6 +111,24 @@ def test_a_service_port_without_endpoints_has_a_row():
 def test_what_happens_while_userspace_stalls_is_in_the_row():
     (row,) = rows(options=Options(when_stalled="pass"))
     assert row.when_stalled is WhenStalled.PASS
+
+
+def test_C5_timeouts_are_in_the_row_as_the_flow_table_numbers_them():
+    quick = Options(timeouts_s=(("udp", 5),))
+    service = Service("shop", "web", cluster_ips=(VIP,), ports=(PortSpec("http", 80),), options=quick)
+    snapshot = resolve([service], [SLICE], NodeView("node-1"), not_yet={})
+    here = Here(timeout_sets={(("udp", 9),): 16, quick.timeouts_s: 32})
+    assert [row.timeouts for row in rows_of(snapshot, here)] == [32]
+    assert here.has_timeouts([service, Service("shop", "other")])
+    assert not Here().has_timeouts([service])
+
+
+def test_C5_every_name_that_a_service_may_write_is_that_of_a_timeout():
+    problems: list[Any] = []
+    for name in states.NAMED:
+        options = read_options({"turnout.dev/timeouts": f"{name}=1s"}, lambda *problem: problems.append(problem))
+        assert options.timeouts_s == ((name, 1),)
+    assert not problems
 
 
 def test_T6_a_node_port_is_a_frontend_at_every_address_that_serves_them():

@@ -299,6 +299,15 @@ def test_L_weights_are_shares_and_another_weight_is_a_change(rows: Rows):
     assert rows.writer.apply([port_of(A, B)]).rows_written == 1
 
 
+def test_C5_timeouts_are_in_the_row_and_are_read_back(rows: Rows):
+    rows.writer.apply([port_of(A, timeouts=48)])
+    assert rows.tables.services[rows.row(VIP)]["timeouts"] == 48
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert successor.writer.apply([port_of(A, timeouts=48)]).rows_written == 0
+    assert successor.writer.apply([port_of(A)]).rows_written == 1
+
+
 def test_L_an_endpoint_too_light_for_a_slot_is_one_all_the_same(rows: Rows):
     given = tuple(zip(port_of(A, B).endpoints, (65535, 1), strict=True))
     rows.writer.apply([port_of(A, B, weights=given)])

@@ -228,6 +228,21 @@ def test_C5_every_datagram_refreshes_its_connection(node, is_replied, seconds):
     assert node.send(udp(client, service.at)).reason is Reason.ADMITTED  # expired, though not yet swept
 
 
+def test_C5_a_service_may_have_timeouts_of_its_own(node):
+    quick, quicker = (
+        replace(DNS, annotations={"turnout.dev/timeouts": f"udp-unreplied={seconds}s, udp=20s"}) for seconds in (9, 7)
+    )
+    other, first, second = (node.client() for _ in range(3))
+    node.send(udp(other, serve(node, DNS, "web-1").at))
+    node.send(udp(first, serve(node, quick, "web-1").at))
+    assert 9 < node.flow(other)["expires_s"] <= 30
+    assert 7 < node.flow(first)["expires_s"] <= 9
+    node.send(udp(second, serve(node, quicker, "web-1").at))
+    assert node.flow(second)["expires_s"] <= 7
+    node.send(udp(node.at("web-1", PORT), first), "web-1")
+    assert 9 < node.flow(first)["expires_s"] <= 20, "it has what it began with"
+
+
 @_moment
 def test_C5_either_direction_keeps_a_connection(node):
     service = serve(node, WEB, "web-1")

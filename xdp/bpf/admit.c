@@ -117,7 +117,7 @@ static inline u32 reclaim(u32 first, u32 second, u32 now, const struct machine *
 			return NO_SLOT;
 		if (tag == TAG_RETIRED && now - flow->retired_at > words->hertz && swap_once(slot, TAG_RETIRED, TAG_CLAIMED))
 			return slot;
-		if (tag >= TAG_FIRST && is_expired(flow, rules->timeout[flow->state & 15], now, words))
+		if (tag >= TAG_FIRST && is_expired(flow, rules->timeout[flow->state], now, words))
 			retire(flow, now);
 	}
 	return NO_SLOT;
@@ -416,7 +416,7 @@ static inline struct result admit(struct xdp_md *ctx, const struct packet *packe
 	}
 	if (is_taken)
 		return drop(REASON_REPLY_CLASH);
-	flow = insert(&packet->tuple, &after, state, out, back, now, rules, words, &reason);
+	flow = insert(&packet->tuple, &after, state | service->timeouts, out, back, now, rules, words, &reason);
 	if (!flow)
 		return drop(reason);
 	result = forward(ctx, packet, flow, event, rules, now);

@@ -69,7 +69,7 @@ static inline enum reason handle(struct __sk_buff *skb)
 	if (found != REASON_FORWARDED && found != REASON_ICMP_ERROR)
 		return found;
 	flow = find_flow(&packet.tuple, words);
-	if (!flow || flow->direction != REPLY || is_expired(flow, rules->timeout[flow->state & 15], now, words))
+	if (!flow || flow->direction != REPLY || is_expired(flow, rules->timeout[flow->state], now, words))
 		return found == REASON_ICMP_ERROR ? REASON_OTHER_ICMP : REASON_NOT_OURS;
 	if (found == REASON_ICMP_ERROR)
 		return translate_quote((void *)(long)skb->data, (void *)(long)skb->data_end, packet.l4, skb->len, flow) ?

@@ -112,7 +112,7 @@ static inline void advance(struct flow *flow, u8 event, const struct machine *ru
 {
 	u8 state = flow->state, next;
 
-	next = rules->next_state[(state & 15) << 4 | (flow->direction & 1) << 3 | (event & 7)];
+	next = rules->next_state[(state & STATE_BITS) << 4 | (flow->direction & 1) << 3 | (event & 7)] | (state & ~STATE_BITS);
 	if (next != state) {
 		u32 peer_slot = flow->peer;
 		struct flow *peer = flows.lookup(&peer_slot);

@@ -138,12 +138,12 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 	else if (name && other)
 		flow = find_flow(&packet.tuple, words);
 	if (found == REASON_ICMP_ERROR)
-		return flow && !is_expired(flow, rules->timeout[flow->state & 15], now, words) ?
+		return flow && !is_expired(flow, rules->timeout[flow->state], now, words) ?
 			punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found) : pass(REASON_OTHER_ICMP);
 	if (packet.tuple.protocol == (PROTOCOL_IPV6 | PROTOCOL_TCP))
 		event = rules->event_of_flags[packet.tcp_flags & TCP_FLAGS];
-	if (flow && !is_expired(flow, rules->timeout[flow->state & 15], now, words)) {
-		if (event != EVENT_SYN || flow->direction != ORIGINAL || !rules->reopens[flow->state & 15]) {
+	if (flow && !is_expired(flow, rules->timeout[flow->state], now, words)) {
+		if (event != EVENT_SYN || flow->direction != ORIGINAL || !rules->reopens[flow->state & STATE_BITS]) {
 			struct result result;
 
 			if (packet.ttl <= 1)
@@ -156,7 +156,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 			return forward_ipv6(ctx, &packet, flow, event, rules, now, words);
 		}
 		why = REASON_REOPENED;
-	} else if (flow && flow->state == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL)) {
+	} else if (flow && (flow->state & STATE_BITS) == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL)) {
 		return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
 	}
 	return decide_ipv6(ctx, &packet, addresses, event, why, rules, words);

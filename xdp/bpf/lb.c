@@ -316,14 +316,14 @@ static inline struct result handle(struct xdp_md *ctx)
 	flow = found == REASON_FORWARDED || found == REASON_ICMP_ERROR || found == REASON_FLOW_FRAGMENT ?
 	       find_flow(&packet.tuple, words) : 0;
 	if (found == REASON_ICMP_ERROR) {
-		if (flow && !is_expired(flow, rules->timeout[flow->state & 15], now, words))
+		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
 			return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found);
 		found = REASON_OTHER_ICMP;
 	}
 	if (found == REASON_FLOW_FRAGMENT) {
 		struct datagram *datagram = datagram_of(&packet, words);
 
-		if (flow && datagram && !is_expired(flow, rules->timeout[flow->state & 15], now, words)) {
+		if (flow && datagram && !is_expired(flow, rules->timeout[flow->state], now, words)) {
 			datagram->addrs = packet.tuple.addrs;
 			datagram->which = packet.datagram;
 			datagram->seen = now;
@@ -335,9 +335,9 @@ static inline struct result handle(struct xdp_md *ctx)
 	if (packet.tuple.protocol == PROTOCOL_TCP)
 		event = rules->event_of_flags[packet.tcp_flags & TCP_FLAGS];
 	if (flow) {
-		bool is_over = is_expired(flow, rules->timeout[flow->state & 15], now, words);
+		bool is_over = is_expired(flow, rules->timeout[flow->state], now, words);
 
-		if (!is_over && event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[flow->state & 15]) {
+		if (!is_over && event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[flow->state & STATE_BITS]) {
 			is_over = true;
 			why = REASON_REOPENED;
 		}
@@ -357,7 +357,7 @@ static inline struct result handle(struct xdp_md *ctx)
 			return result;
 		}
 		/* Over for every packet, so that those of others need not be asked; but for the SYN that begins another. */
-		if (flow->state == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL))
+		if ((flow->state & STATE_BITS) == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL))
 			return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
 	}
 	return decide(ctx, &packet, event, why, flow, rules, now, words);

@@ -23,6 +23,8 @@ enum limits {
 	MAX_ROUTES = 131072, /* that a packet's way is looked for among */
 	LEARNED_SHARE = 16,  /* one in so many next hops is for clients that XDP meets while userspace is away */
 	BURST = 64,          /* frames that a worker handles at a time */
+	STATE_BITS = 15,     /* of a flow's state: how it stands; those above are the number of its set of timeouts */
+	TIMEOUT_SETS = 16,   /* that Services may have, of which the first is everybody's who asks for no other */
 	ARP_ANSWERS = 1000,  /* a second and worker, at most */
 	DATAGRAMS = 4096,    /* that XDP may know to be in fragments */
 	FRAGMENT_S = 30,     /* so long fragments wait for one another */
@@ -173,7 +175,7 @@ struct flow {
 	__be16 new_src_port;
 	__be16 new_dst_port;
 	__u16  l4_delta;       /* the same for the TCP or UDP checksum: pseudo header and ports */
-	__u8   state;
+	__u8   state;          /* enum state in STATE_BITS, and its set of timeouts */
 	__u8   direction;
 	__u32  next_hop;       /* row of next_hops */
 	__u32  peer;           /* slot of the other direction's record */
@@ -261,7 +263,8 @@ struct service {
 	__u8  needs;           /* enum needs, added up; 0: XDP may admit all but an endpoint that reaches itself */
 	__u8  masquerade;      /* enum masquerade */
 	__u8  mid_stream;      /* enum mid_stream */
-	__u8  pad[2];
+	__u8  timeouts;        /* the set that its connections have, as in a flow's state: a multiple of 16 */
+	__u8  pad;
 	__u32 first_range;     /* its source ranges are `ranges` rows of the table from here on, ascending, disjoint */
 	__u32 ranges;
 	__u32 inside;          /* row that admits clients inside the cluster; 0: this one */
@@ -379,7 +382,7 @@ struct machine {
 	__u8  pad[8];
 	__u8  reopens[16];         /* by state: a SYN begins another connection */
 	__u8  early_drop[16];      /* by state: 0 never, else the class that makes room first (1) or next (2) */
-	__u32 timeout[16];         /* jiffies, by state; -1: over at once, and kept for as long as in STATE_ESTABLISHED */
+	__u32 timeout[256];        /* jiffies, by a flow's state, set included; -1: over at once, and kept for as long as in STATE_ESTABLISHED */
 };
 
 /* A row of counters: XDP has one per CPU, userspace one per worker. */
