@@ -541,9 +541,10 @@ class World:
         if self._static_neighbours:
             for end in self.hosts[name].interfaces:
                 lines += [
-                    f"neighbour add {other.ip} lladdr {other.mac} dev {end.name} nud permanent"
+                    f"neighbour add {address} lladdr {other.mac} dev {end.name} nud permanent"
                     for other in self._everyone(end.network)
                     if other.ip != end.ip
+                    for address in ((other.ip, other.ip6) if self._ipv6 else (other.ip,))
                 ]
         return lines
 

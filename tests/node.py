@@ -4,6 +4,8 @@
                                  | node |
                                  +--+---+ eth1 ---- web-1, web-2, web-3, near (10.77.2.2 to .5)
 
+Over IPv6 (family 6) hosts have fd77:0:1::2 and so on, beside these.
+
 `node.send(frame, "client")` puts a frame on the wire at a host and returns what came of it: the frames that left the
 node, each with the host that it is addressed to, those that were given to the kernel, and the reasons counted.
 
@@ -29,7 +31,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -52,6 +53,7 @@ from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
 from tests.packets import Address, address
 from xdp import files, maps
+from xdp.addresses import halves, host_bits, number_of, with_port
 from xdp.clock import ManualClock
 from xdp.errors import Error
 from xdp.files import SharedFile
@@ -154,6 +156,11 @@ def split(place: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def vip(number: int, port: int, family: int) -> str:
+    """Return a port of a Service's address, as manifests and clients write it."""
+    return f"10.96.0.{number}:{port}" if family == 4 else f"[fd96::{number:x}]:{port}"
+
+
 def write_manifests(path: Path, services: Iterable[Service]) -> None:
     """Replace the manifest file at once, as careful editors and controllers do."""
     items = [one for service in services for one in service.objects()]
@@ -187,7 +194,8 @@ class ScenarioNode(ABC):
 
     engine: str
 
-    def __init__(self) -> None:
+    def __init__(self, family: int = 4) -> None:
+        self.family = family  # that packets and Services are of
         self.networks = plan(HOSTS)
         self.sent = 0  # frames that hosts have put on the wires
         self._ports = itertools.count(_FIRST_PORT)
@@ -202,13 +210,26 @@ class ScenarioNode(ABC):
         """Return a host's interface."""
         return self.network_of(host).hosts[host]
 
+    def vip(self, number: int, port: int) -> str:
+        """Return a port of a Service's address, as manifests write it."""
+        return vip(number, port, self.family)
+
+    def of_family(self, service: Service) -> Service:
+        """Return a Service of an IPv4 address at the same number of the node's family."""
+        host, port = split(service.frontend)
+        return replace(service, frontend=self.vip(int(host.rpartition(".")[2]), port))
+
+    def of_end(self, end: Interface) -> int:
+        """Return an interface's address."""
+        return number_of(end.address.ip if self.family == 4 else end.address6.ip)
+
     def at(self, host: str, port: int) -> Address:
         """Return a place on a host."""
-        return int(self.end_of(host).address.ip), port
+        return self.of_end(self.end_of(host)), port
 
     def endpoint(self, host: str, port: int = 8080) -> str:
         """Return a place on a host, as manifests write it."""
-        return f"{self.end_of(host).ip}:{port}"
+        return text_of(self.at(host, port))
 
     def client(self, host: str = "client") -> Address:
         """Return a place on a host that no connection has begun from yet."""
@@ -216,11 +237,11 @@ class ScenarioNode(ABC):
 
     def host_of(self, place: Address) -> str:
         """Return the host that has an address."""
-        return next(host for host in HOSTS if int(self.end_of(host).address.ip) == place[0])
+        return next(host for host in HOSTS if self.of_end(self.end_of(host)) == place[0])
 
     def own(self, host: str, port: int = 0) -> Address:
         """Return the node's own address, with a port, on the network of a host."""
-        return int(self.network_of(host).node_interface.address.ip), port
+        return self.of_end(self.network_of(host).node_interface), port
 
     def macs(self, host: str) -> bytes:
         """Return how a frame from the node to a host begins: destination and source address."""
@@ -270,8 +291,8 @@ class ScenarioNode(ABC):
 
 
 def text_of(place: Address) -> str:
-    """Return an address and port as `10.0.0.1:80`."""
-    return f"{IPv4Address(place[0])}:{place[1]}"
+    """Return an address and port as `10.0.0.1:80` or `[2001:db8::1]:80`."""
+    return with_port(*place)
 
 
 def _mac(end: Interface) -> bytes:
@@ -286,6 +307,11 @@ class _PaperNetwork:
 
     def __init__(self, networks: list[NetworkPlan]) -> None:
         self._networks = dict(enumerate(networks, 1))
+        self._ends = [
+            (number, end)
+            for number, network in self._networks.items()
+            for end in (network.node_interface.address, network.node_interface.address6)
+        ]
 
     def fileno(self) -> int:
         return -1
@@ -298,21 +324,23 @@ class _PaperNetwork:
         return netdev.Statistics(0, 0, 0, 0, 0, 0)  # nothing has gone over paper
 
     def routes(self) -> list[Route]:
-        ends = {number: network.node_interface.address for number, network in self._networks.items()}
         own = [
-            Route(int(end.ip), 32, RouteKind.LOCAL, number, table=TABLE_LOCAL, preferred_source=int(end.ip))
-            for number, end in ends.items()
-        ]
+            Route(number_of(end.ip), host_bits(number_of(end.ip)), RouteKind.LOCAL, number, table=TABLE_LOCAL,
+                  preferred_source=number_of(end.ip))
+            for number, end in self._ends
+        ]  # fmt: skip
         return own + [
-            Route(int(end.network.network_address), end.network.prefixlen, ifindex=number, preferred_source=int(end.ip))
-            for number, end in ends.items()
-        ]
+            Route(number_of(end.network.network_address), end.network.prefixlen, ifindex=number,
+                  preferred_source=number_of(end.ip))
+            for number, end in self._ends
+        ]  # fmt: skip
 
     def neighbours(self) -> list[Neighbour]:
         return [
-            Neighbour(number, int(end.address.ip), _mac(end), NeighbourState.PERMANENT)
+            Neighbour(number, number_of(address.ip), _mac(end), NeighbourState.PERMANENT)
             for number, network in self._networks.items()
             for end in network.hosts.values()
+            for address in (end.address, end.address6)
         ]
 
     def changes(self) -> Changes:
@@ -364,12 +392,13 @@ class MemoryNode(ScenarioNode):
 
     engine = "memory"
 
-    def __init__(self, folder: Path, flags: Mapping[str, str] | None = None) -> None:
-        super().__init__()
+    def __init__(self, folder: Path, flags: Mapping[str, str] | None = None, family: int = 4) -> None:
+        super().__init__(family)
         more: dict[str, Any] = {}
         for name, value in (flags or {}).items():
             option = OPTIONS[name]
-            more[option.field] = (option.read(value),) if option.is_list else option.read(value)
+            read = tuple(map(option.read, value.split()))
+            more[option.field] = read if option.is_list else read[0]
         self._file = folder / "services.json"
         self.clock = ManualClock()
         rows = {"frontends": 256, "services": 256, "maglev_slots": 1 << 17, "endpoints": 1024, "next_hops": 256}
@@ -388,12 +417,16 @@ class MemoryNode(ScenarioNode):
         node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
         self._tables = tables
+        networks = settings.cluster_cidr
+        inside = ranges_of(network for network in networks if network.version == 4) or ()
+        sixes = ranges_of(network for network in networks if network.version == 6) or ()
         self._path = new_node(
             tables,
             node.next_hops.hops,
             maglev.DEFAULT_SEED,
-            ranges_of(settings.cluster_cidr) or (),
+            inside,
             settings.snat_ports,
+            inside6=[(halves(first), halves(last)) for first, last in sixes],
         )
         tables.control[0]["answers_echo"] = settings.ping == "answer"
         self._frames = np.zeros(4096, np.uint8)
@@ -481,6 +514,8 @@ _SOL_PACKET, _PACKET_AUXDATA = 263, 8  # linux/if_packet.h
 _AUXDATA = struct.Struct("=IIIHHHH")  # status, length, captured, MAC offset, network offset, VLAN tag, VLAN type
 _VLAN_VALID = 1 << 4
 
+# A kernel with IPv6 tells of itself, unasked.
+_SILENCE = "table ip6 silence {\nchain output {\ntype filter hook output priority 0; policy drop;\n}\n}\n"
 _TO_US = (socket.PACKET_HOST, socket.PACKET_BROADCAST, socket.PACKET_MULTICAST)
 
 
@@ -559,7 +594,7 @@ class Daemon:
         self._flags = [*_ENGINE_FLAGS[engine], *(["--on-exit", on_exit] if on_exit else [])]
         self.start_with: list[str] = []  # flags beside those, which win
         for name, value in (flags or {}).items():
-            self._flags += [f"--{name}", value]
+            self._flags += [f"--{name}", *value.split()]
         self.process: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> Self:
@@ -681,13 +716,17 @@ class DaemonNode(ScenarioNode):
 
     _PATH = "xdp"  # who sees every packet
 
-    def __init__(self, world: World, daemon: Daemon) -> None:
-        super().__init__()
+    def __init__(self, world: World, daemon: Daemon, family: int = 4) -> None:
+        super().__init__(family)
         self.engine = daemon.engine
         self.daemon = daemon
         for host in HOSTS:  # a host without address answers nothing
             world[host].run(["ip", "address", "flush", "dev", "eth0"])
+            world[host].sysctl("net/ipv6/conf/eth0/disable_ipv6", 1)
         world.node.sysctl("net/ipv4/ip_forward", 0)
+        if family == 6:
+            world.node.sysctl("net/ipv6/conf/all/forwarding", 0)
+            world.node.run(["nft", "-f", "-"], text_in=_SILENCE)
         self._hosts = {host: Wire(world[host], "eth0") for host in HOSTS}
         self._shared = daemon.tables()
         self._inside = self._listen_inside(world)
@@ -823,19 +862,22 @@ class RawNode(DaemonNode):
 
 @contextlib.contextmanager
 def whole_node(
-    engine: str, folder: Path, prefix: str, flags: Mapping[str, str] | None = None
+    engine: str, folder: Path, prefix: str, flags: Mapping[str, str] | None = None, family: int = 4
 ) -> Iterator[ScenarioNode]:
     """Make a node with an engine; it is gone afterwards. `prefix` names the world's namespaces.
 
-    `flags` are more flags of `run`, by their names with _ for -.
+    `flags` are more flags of `run`, by their names with _ for -; several values of one stand with blanks between.
     """
     flags = {name.replace("_", "-"): value for name, value in (flags or {}).items()}
     if engine == "memory":
-        yield MemoryNode(folder, flags)
+        yield MemoryNode(folder, flags, family)
         return
-    with World(prefix, HOSTS, static_neighbours=True) as world, Daemon(world, engine, flags=flags) as daemon:
+    with (
+        World(prefix, HOSTS, static_neighbours=True, ipv6=family == 6) as world,
+        Daemon(world, engine, flags=flags) as daemon,
+    ):
         daemon.start()
-        node = (RawNode if engine == "raw" else DaemonNode)(world, daemon)
+        node = (RawNode if engine == "raw" else DaemonNode)(world, daemon, family)
         try:
             yield node
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_Router_Alert, IPOption_SSRR
@@ -23,6 +23,8 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
+
+from xdp.schema import Protocol
 
 Address = tuple[int, int]  # address and port, host numbers; IPv6 addresses have bit 128 set, too
 IPV6 = 1 << 128
@@ -177,10 +179,14 @@ def fragment_of(frame: bytes, first: int, behind: int, number: int = 7) -> bytes
 
 
 def first_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
+    if destination[0] & IPV6:
+        return fragment6(udp(source, destination, bytes(64)))
     return bytes(udp_packet(source, destination, bytes(64), flags="MF"))
 
 
 def later_fragment(source: Address = CLIENT, destination: Address = DNS_VIP) -> bytes:
+    if destination[0] & IPV6:
+        return fragment6(of_protocol(Protocol.UDP, source, destination, bytes(32)), 9, has_more=False)
     ip = IP(src=host(source[0]), dst=host(destination[0]), frag=9, proto=17)
     return bytes(_ether() / ip / Raw(bytes(32)))
 
@@ -283,27 +289,38 @@ ICMP_ERRORS = {
 def answer_to(frame: bytes) -> Packet:
     """Return what an answer to a frame begins with: back to where it came from, as a packet of its destination's."""
     asked = Ether(frame)
-    return Ether(dst=asked.src, src=asked.dst) / IP(src=asked[IP].dst, dst=asked[IP].src, ttl=64, id=0, flags="DF")
+    ether, ip = Ether(dst=asked.src, src=asked.dst), asked.payload
+    if IPv6 in asked:
+        return ether / IPv6(src=ip.dst, dst=ip.src, hlim=64)
+    return ether / IP(src=ip.dst, dst=ip.src, ttl=64, id=0, flags="DF")
 
 
 def reset_to(frame: bytes) -> bytes:
     """Return the RST by which a closed port answers a TCP segment (RFC 9293 section 3.10.7.1)."""
-    asked = Ether(frame)[TCP]
+    asked, ip = Ether(frame)[TCP], Ether(frame).payload
     ports = {"sport": asked.dport, "dport": asked.sport, "window": 0}
     if asked.flags.A:
         return bytes(answer_to(frame) / TCP(**ports, flags="R", seq=asked.ack, ack=0))
-    header = Ether(frame)[IP].ihl * 4 + asked.dataofs * 4
-    length = Ether(frame)[IP].len - header + int(asked.flags.S) + int(asked.flags.F)
+    behind_header = ip.plen if IPv6 in ip else ip.len - ip.ihl * 4
+    length = behind_header - asked.dataofs * 4 + int(asked.flags.S) + int(asked.flags.F)
     return bytes(answer_to(frame) / TCP(**ports, flags="RA", seq=0, ack=(asked.seq + length) % (1 << 32)))
 
 
 def unreachable_to(frame: bytes, code: int = 3, source: Address | None = None, mtu: int = 0) -> bytes:
-    """Return the ICMP error about a frame that quotes its IPv4 header and eight bytes; code 3: no such port."""
+    """Return the ICMP error about a frame; code 3: no such port, 4: too long.
+
+    It quotes the IPv4 header and eight bytes; of IPv6 what has room in the frame, and no less than the ports.
+    """
     packet = answer_to(frame)
-    packet[IP].tos = 0xC0
+    ip, asked = packet.payload, Ether(frame).payload
     if source is not None:
-        packet[IP].src = host(source[0])
-    quote = frame[ETHERNET_BYTES:][: (frame[ETHERNET_BYTES] & 15) * 4 + 8]
+        ip.src = host(source[0])
+    if IPv6 in packet:
+        error = ICMPv6PacketTooBig(mtu=mtu) if code == 4 else ICMPv6DestUnreach(code=4)
+        quoted = min(40 + asked.plen, max(48, len(frame) - ETHERNET_BYTES - 48), 1280 - 48)
+        return bytes(packet / error / Raw(frame[ETHERNET_BYTES:][:quoted]))
+    ip.tos = 0xC0
+    quote = frame[ETHERNET_BYTES:][: asked.ihl * 4 + 8]
     return bytes(packet / ICMP(type=3, code=code, nexthopmtu=mtu) / Raw(quote))
 
 
@@ -319,30 +336,31 @@ def echo_reply_to(frame: bytes) -> bytes:
 
 
 def icmp_error(
-    about: bytes, kind: str = "port-unreachable", source: Address = ROUTER, quoted: int | None = None, **fields: Any
+    about: bytes,
+    kind: str = "port-unreachable",
+    source: Address | None = None,
+    quoted: int | None = None,
+    **fields: Any,
 ) -> bytes:
-    """Return an ICMP error to the sender of the frame `about`, quoting its IPv4 packet, or `quoted` bytes of that."""
+    """Return an ICMP error to the sender of the frame `about`, quoting its packet, or `quoted` bytes of that.
+
+    It is from ROUTER or ROUTER6, unless somebody else is said to be its source.
+    """
     quote = about[ETHERNET_BYTES:][:quoted]
-    to = int.from_bytes(quote[12:16], "big")
-    ip = IP(src=host(source[0]), dst=host(to), **{"ttl": 60, "id": 9, **fields})
-    return bytes(_ether() / ip / ICMP(**ICMP_ERRORS[kind]) / Raw(quote))
+    if about[12:14] == b"\x86\xdd":
+        source, to = source or ROUTER6, (IPV6 | int.from_bytes(quote[8:24]), 0)
+        return bytes(_ether() / _ip(source, to, {"ttl": 60, **fields}) / ICMPV6_ERRORS[kind] / Raw(quote))
+    source, to = source or ROUTER, (int.from_bytes(quote[12:16]), 0)
+    return bytes(_ether() / _ip(source, to, {"ttl": 60, "id": 9, **fields}) / ICMP(**ICMP_ERRORS[kind]) / Raw(quote))
 
 
 ICMPV6_ERRORS = {
-    "unreachable": ICMPv6DestUnreach(code=4),
+    "host-unreachable": ICMPv6DestUnreach(code=3),
+    "port-unreachable": ICMPv6DestUnreach(code=4),
     "too-big": ICMPv6PacketTooBig(mtu=1300),
     "time-exceeded": ICMPv6TimeExceeded(),
     "parameter-problem": ICMPv6ParamProblem(ptr=6),
 }
-
-
-def icmpv6_error(
-    about: bytes, kind: str = "unreachable", source: Address = ROUTER6, quoted: int | None = None, **fields: Any
-) -> bytes:
-    """Return the ICMPv6 error to the sender of the frame `about`, likewise."""
-    quote = about[ETHERNET_BYTES:][:quoted]
-    ip = IPv6(src=host(source[0]), dst=str(IPv6Address(quote[8:24])), **{"hlim": 60, **fields})
-    return bytes(_ether() / ip / ICMPV6_ERRORS[kind] / Raw(quote))
 
 
 def options(length: int) -> list[Any]:
@@ -429,15 +447,15 @@ def _named() -> dict[str, bytes]:
         "ipv6-udp-checksum-fffe": udp_with_checksum(0xFFFE, CLIENT6, DNS_VIP6),
         "ipv6-echo": echo6(),
         "ipv6-echo-to-a-stranger": echo6(STRANGER6),
-        "ipv6-error-about-udp": icmpv6_error(udp(DNS_VIP6, CLIENT6)),
-        "ipv6-error-with-eight-bytes": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=48),
-        "ipv6-error-with-seven-bytes": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=47),
-        "ipv6-error-with-eight-bytes-padded": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=48) + bytes(range(1, 17)),
-        "ipv6-error-with-seven-bytes-padded": icmpv6_error(syn_ack(VIP6, CLIENT6), quoted=47) + bytes(8),
-        "ipv6-error-about-an-error": icmpv6_error(icmpv6_error(syn_ack(VIP6, CLIENT6))),
-        "ipv6-error-ttl-1": icmpv6_error(syn_ack(VIP6, CLIENT6), hlim=1),
-        "ipv6-error-about-a-stranger": icmpv6_error(syn_ack(STRANGER6, CLIENT6)),
-        **{f"ipv6-error-{kind}": icmpv6_error(data(VIP6, CLIENT6, b"odd"), kind) for kind in ICMPV6_ERRORS},
+        "ipv6-error-about-udp": icmp_error(udp(DNS_VIP6, CLIENT6)),
+        "ipv6-error-with-eight-bytes": icmp_error(syn_ack(VIP6, CLIENT6), quoted=48),
+        "ipv6-error-with-seven-bytes": icmp_error(syn_ack(VIP6, CLIENT6), quoted=47),
+        "ipv6-error-with-eight-bytes-padded": icmp_error(syn_ack(VIP6, CLIENT6), quoted=48) + bytes(range(1, 17)),
+        "ipv6-error-with-seven-bytes-padded": icmp_error(syn_ack(VIP6, CLIENT6), quoted=47) + bytes(8),
+        "ipv6-error-about-an-error": icmp_error(icmp_error(syn_ack(VIP6, CLIENT6))),
+        "ipv6-error-ttl-1": icmp_error(syn_ack(VIP6, CLIENT6), ttl=1),
+        "ipv6-error-about-a-stranger": icmp_error(syn_ack(STRANGER6, CLIENT6)),
+        **{f"ipv6-error-{kind}": icmp_error(data(VIP6, CLIENT6, b"odd"), kind) for kind in ICMPV6_ERRORS},
         "ipv6-echo-ttl-1": echo6(hlim=1),
         "ipv6-udp-to-an-unknown-port": udp(CLIENT6, (VIP6[0], 82)),
         "ipv6-udp-of-nobody": udp((IPV6, 9), (VIP6[0], 82)),
@@ -551,15 +569,23 @@ def _with_extensions() -> dict[str, bytes]:
         "ipv6-extension-before-half-a-header": behind(end_options(), of_protocol(6, body=bytes(19))),
         "ipv6-extension-before-a-protocol": behind(hop_options(), of_protocol(132)),
         "ipv6-echo-behind-an-extension": behind(hop_options(), echo6()),
-        "ipv6-error-behind-an-extension": behind(end_options(), icmpv6_error(syn_ack(VIP6, CLIENT6))),
-        "ipv6-error-about-an-extension": icmpv6_error(behind(end_options(), syn_ack(VIP6, CLIENT6))),
+        "ipv6-error-behind-an-extension": behind(end_options(), icmp_error(syn_ack(VIP6, CLIENT6))),
+        "ipv6-error-about-an-extension": icmp_error(behind(end_options(), syn_ack(VIP6, CLIENT6))),
     }
 
 
 NAMED = _named()
 
 
+def addresses_of(frame: bytes) -> tuple[int, int]:
+    """Return source and destination of a packet."""
+    ip = Ether(frame).payload
+    bit = IPV6 if IPv6 in ip else 0
+    return int(ip_address(ip.src)) | bit, int(ip_address(ip.dst)) | bit
+
+
 def ports_of(frame: bytes) -> tuple[int, int]:
-    """Return the ports of a TCP or UDP frame without IPv4 options."""
-    source, destination = struct.unpack_from("!HH", frame, ETHERNET_BYTES + 20)
-    return source, destination
+    """Return the ports of a TCP or UDP frame."""
+    packet = Ether(frame)
+    layer = packet[TCP] if TCP in packet else packet[UDP]
+    return layer.sport, layer.dport

@@ -1,6 +1,7 @@
-"""Scenarios run against every engine: `node` is a parameter. What an engine cannot do is declared, with its reason:
+"""Scenarios run against every engine and over both families: `node` is a parameter. What is not is declared, with why:
 
 @pytest.mark.engines("memory", why="only its clock can be moved")
+@pytest.mark.families(4, why="IPv6 has no such field")
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ENGINES = {
     "afxdp": (pytest.mark.root, pytest.mark.bpf),
     "raw": (pytest.mark.root,),
 }
+FAMILIES = {"raw": (4,)}  # of engines that have not both
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,23 +31,25 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "families(*families, why): the families that a scenario of real clients is for, and why not others",
+        "families(*families, why): the families that a scenario is for, and why not others",
     )
     config.addinivalue_line("markers", "flags(**values): flags of the node, by their names with _ for -")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out scenarios of real clients over a family that they are not for."""
+    """Leave out scenarios over a family that they are not for."""
     left_out = [item for item in items if not _is_for_its_family(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
 
 def _is_for_its_family(item: pytest.Item) -> bool:
-    site = getattr(item, "callspec", None) and item.callspec.params.get("site")  # type: ignore[attr-defined]
+    params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
     marks = list(item.iter_markers("families"))
     assert all(mark.kwargs.get("why") for mark in marks), f"{item.nodeid}: why not both families?"
-    family = 6 if str(site).endswith("-6") else 4
+    family = 6 if str((params or {}).get("site")).endswith("-6") else 4
+    if params and "whole" in params:
+        _, family, _ = params["whole"]
     return all(family in mark.args for mark in marks)
 
 
@@ -60,18 +64,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for mark in metafunc.definition.iter_markers("flags"):
         flags |= mark.kwargs
     chosen = [
-        pytest.param((name, tuple(flags.items())), marks=marks, id=name)
+        pytest.param((name, family, tuple(flags.items())), marks=marks, id=name if family == 4 else f"{name}-{family}")
         for name, marks in ENGINES.items()
         if name in names
+        for family in FAMILIES.get(name, (4, 6))
     ]
     metafunc.parametrize("whole", chosen, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScenarioNode]:
-    """A node with one engine, for all scenarios."""
-    engine, flags = request.param
-    with whole_node(engine, tmp_path_factory.mktemp("node"), f"ts{os.getpid() % 100_000}", dict(flags)) as made:
+    """A node with one engine and of one family, for all scenarios."""
+    engine, family, flags = request.param
+    folder, prefix = tmp_path_factory.mktemp("node"), f"ts{os.getpid() % 100_000}"
+    with whole_node(engine, folder, prefix, dict(flags), family) as made:
         yield made
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from perf import clients
 from perf.world import Host, World, wait_until
-from tests.node import Daemon, Service, split
+from tests.node import Daemon, Service, split, vip
 from xdp.files import SharedFile
 from xdp.maps import SharedMaps
 from xdp.schema import Reason
@@ -43,7 +43,7 @@ class Site:
 
     def vip(self, number: int, port: int) -> str:
         """Return a port of a Service's address, as manifests and clients write it."""
-        return f"10.96.0.{number}:{port}" if self.family == 4 else f"[fd96::{number:x}]:{port}"
+        return vip(number, port, self.family)
 
     @property
     def socket_family(self) -> int:

@@ -19,9 +19,9 @@ STICKY: dict[str, Any] = {
 }
 
 
-def serve(node: ScenarioNode, *hosts: str, name: str = "web", frontend: str = "10.96.0.7:80") -> Service:
+def serve(node: ScenarioNode, *hosts: str, name: str = "web") -> Service:
     """Make one Service with affinity. Memory outlasts scenarios: each has a Service of its own."""
-    service = Service(name, frontend, tuple(node.endpoint(host) for host in hosts), spec=STICKY)
+    service = Service(name, node.vip(7, 80), tuple(node.endpoint(host) for host in hosts), spec=STICKY)
     node.apply(service)
     return service
 
@@ -88,7 +88,7 @@ def test_S11_a_packet_that_begins_no_connection_remembers_nobody(node):
 
 def test_S11_datagrams_too(node):
     spec = {"sessionAffinity": "ClientIP"}
-    service = Service("dns", "10.96.0.17:53", (node.endpoint("web-1", 5353),), "UDP", spec=spec)
+    service = Service("dns", node.vip(17, 53), (node.endpoint("web-1", 5353),), "UDP", spec=spec)
     node.apply(service)
     assert node.send(udp(node.client(), service.at)).only[0] == "web-1"
     more = tuple(node.endpoint(host, 5353) for host in ("web-1", "web-2", "web-3"))

@@ -11,6 +11,8 @@ from tests.node import ScenarioNode, Sent, Service, text_of
 from tests.packets import ack, echo_request, icmp_error, rewritten, syn, tcp_packet, udp
 from xdp.schema import Limit, Reason
 
+pytestmark = pytest.mark.families(4, why="tests/xdp/test_twins.py has what is said to packets of IPv6")
+
 WEB = Service("web", "10.96.0.1:80")
 DNS = Service("dns", "10.96.0.10:53", protocol="UDP")
 VIP = WEB.at[0]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.node import CONNECTIONS, ScenarioNode, Service, text_of
-from tests.packets import Address, ack, data, fin, reset_to, rewritten, rst, syn, syn_ack, tcp_with, udp, udp_unsummed
+from tests.packets import Address, ack, data, fin, reset_to, rewritten, rst, syn, syn_ack, tcp_with, udp
 from xdp.schema import Reason
 
 WEB = Service("web", "10.96.0.1:80")
@@ -19,7 +19,7 @@ _moment = pytest.mark.engines("memory", why="only its clock can be moved")
 
 def serve(node: ScenarioNode, service: Service, *hosts: str) -> Service:
     """Make a Service with endpoints on these hosts the only one."""
-    service = service.with_endpoints(*(node.endpoint(host, PORT) for host in hosts))
+    service = node.of_family(service).with_endpoints(*(node.endpoint(host, PORT) for host in hosts))
     node.apply(service)
     return service
 
@@ -265,14 +265,14 @@ def test_C5_what_has_expired_is_no_connection_for_answers_either(node):
 
 @_moment
 def test_C6_C7_a_flood_of_unreplied_datagrams_evicts_no_open_connection(node):
-    service = Service("web", "10.96.0.1:80", (node.endpoint("web-1", PORT),))
-    flood = Service("dns", "10.96.0.10:53", (node.endpoint("web-2", PORT),), "UDP")
+    service = Service("web", node.vip(1, 80), (node.endpoint("web-1", PORT),))
+    flood = Service("dns", node.vip(10, 53), (node.endpoint("web-2", PORT),), "UDP")
     node.apply(service, flood)
     connections = [open_connection(node, service) for _ in range(50)]
-    frame = udp_unsummed(node.client("other"), flood.at)
+    frame, at = udp(node.client("other"), flood.at), 34 if node.family == 4 else 54
     reasons: Counter[Reason] = Counter()
     for port in range(1, 2 * CONNECTIONS):
-        reasons += node.send(frame[:34] + port.to_bytes(2, "big") + frame[36:], "other").reasons
+        reasons += node.send(frame[:at] + port.to_bytes(2, "big") + frame[at + 2 :], "other").reasons
     assert set(reasons) == {Reason.ADMITTED, Reason.TABLE_FULL}
     assert reasons[Reason.ADMITTED] > 0.9 * CONNECTIONS
     for client, endpoint in connections:
@@ -314,8 +314,8 @@ def test_C8_connections_to_an_endpoint_that_is_removed_may_be_reset(node):
 
 
 def test_C8_connections_to_endpoints_that_stay_are_not_reset(node):
-    impatient = replace(WEB, annotations={"turnout.dev/endpoint-removed": "reset"})
-    patient = Service("patient", "10.96.0.2:80")
+    impatient = replace(node.of_family(WEB), annotations={"turnout.dev/endpoint-removed": "reset"})
+    patient = Service("patient", node.vip(2, 80))
     web_1, web_2 = node.endpoint("web-1", PORT), node.endpoint("web-2", PORT)
     node.apply(impatient.with_endpoints(web_1, web_2), patient.with_endpoints(web_1))
     opened = [open_connection(node, impatient) for _ in range(8)]
@@ -354,8 +354,8 @@ def test_C8_datagrams_to_endpoints_that_stay_do_not_move(node):
 
 def test_C8_datagrams_move_when_only_their_own_service_has_lost_the_endpoint(node):
     web_1, web_2 = node.endpoint("web-1", PORT), node.endpoint("web-2", PORT)
-    keeps = Service("keeps", "10.96.0.11:53", (web_1,), "UDP")
-    loses = DNS.with_endpoints(web_1)
+    keeps = Service("keeps", node.vip(11, 53), (web_1,), "UDP")
+    loses = node.of_family(DNS).with_endpoints(web_1)
     node.apply(keeps, loses)
     clients = [node.client() for _ in range(2)]
     for client, service in zip(clients, (keeps, loses), strict=True):
@@ -368,7 +368,7 @@ def test_C8_datagrams_move_when_only_their_own_service_has_lost_the_endpoint(nod
 def test_C8_datagrams_stay_while_their_endpoint_serves_and_move_when_it_ends(node):
     """As a pod goes: it terminates and still serves, it serves no more, it is gone."""
     web_1, web_2 = node.endpoint("web-1", PORT), node.endpoint("web-2", PORT)
-    ready = DNS.with_endpoints(web_1)
+    ready = node.of_family(DNS).with_endpoints(web_1)
     client = node.client()
     node.apply(ready)
     node.send(udp(client, ready.at))
@@ -390,7 +390,7 @@ def test_C9_an_endpoint_that_comes_back_serves_again(node):
 def test_C10_connections_of_a_deleted_service_end_by_themselves_and_leak_nowhere(node):
     service = serve(node, WEB, "web-1")
     client, endpoint = open_connection(node, service)
-    other = Service("other", "10.96.0.2:80", (node.endpoint("web-2", PORT),))
+    other = Service("other", node.vip(2, 80), (node.endpoint("web-2", PORT),))
     node.apply(other)
     assert goes_to(node, data(client, service.at), client, endpoint)
     assert comes_back(node, data(endpoint, client), service, client, endpoint)
@@ -401,7 +401,7 @@ def test_C10_connections_of_a_deleted_service_end_by_themselves_and_leak_nowhere
 def test_C10_datagrams_of_a_deleted_service_are_nobodys(node):
     service, client = serve(node, DNS, "web-1"), node.client()
     node.send(udp(client, service.at))
-    node.apply(Service("other", "10.96.0.2:53", (node.endpoint("web-2", PORT),), "UDP"))
+    node.apply(Service("other", node.vip(2, 53), (node.endpoint("web-2", PORT),), "UDP"))
     sent = node.send(udp(client, service.at))
     assert (sent.left, sent.reason) == ([], Reason.NOT_OURS)
     assert node.flows(client=text_of(client)) == []

@@ -14,6 +14,8 @@ from tests.node import ScenarioNode, Sent, Service
 from tests.packets import Address, fragment_of, host, rewritten, syn, tcp_packet, udp
 from xdp.schema import Reason
 
+pytestmark = pytest.mark.families(4, why="those of IPv6 are not followed yet")
+
 DNS = Service("dns", "10.96.0.10:53", protocol="UDP")
 WEB = Service("web", "10.96.0.1:80")
 PAYLOAD = bytes(range(256)) * 12

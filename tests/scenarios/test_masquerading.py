@@ -13,6 +13,7 @@ from tests.node import NODE_NAME, ScenarioNode, Service
 from tests.packets import (
     Address,
     ack,
+    addresses_of,
     data,
     icmp_error,
     ports_of,
@@ -28,7 +29,7 @@ from xdp.schema import Reason
 FIRST, LAST = 30_000, 60_999  # many: those that are drawn hardly ever meet those that are kept
 NODE_PORT = 30_080
 WEB = {"type": "NodePort", "ports": [{"name": "main", "port": 80, "nodePort": NODE_PORT}]}
-outside = pytest.mark.flags(cluster_cidr="10.77.3.0/24", snat_ports=f"{FIRST}-{LAST}")
+outside = pytest.mark.flags(cluster_cidr="10.77.3.0/24 fd77:0:3::/64", snat_ports=f"{FIRST}-{LAST}")
 everybody = pytest.mark.flags(masquerade="all", snat_ports=f"{FIRST}-{LAST}")
 _fresh = iter(range(FIRST, LAST))  # client ports that a connection may keep
 
@@ -36,7 +37,7 @@ _fresh = iter(range(FIRST, LAST))  # client ports that a connection may keep
 def serve(node: ScenarioNode, *hosts: str, local: str = "", **spec: Any) -> Service:
     places = tuple(node.endpoint(host) for host in hosts)
     about = {node.endpoint(local): {"nodeName": NODE_NAME}} if local else {}
-    service = Service("web", "10.96.0.1:80", places, spec=WEB | spec, about=about)
+    service = Service("web", node.vip(1, 80), places, spec=WEB | spec, about=about)
     node.apply(service)
     return service
 
@@ -52,7 +53,7 @@ def sees(node: ScenarioNode, client: Address, dialled: Address, host: str = "web
     sent = node.send(syn(client, dialled), at)
     assert sent.reason is Reason.ADMITTED
     source = sent.only[1]
-    seen = int.from_bytes(source[26:30]), ports_of(source)[0]
+    seen = addresses_of(source)[0], ports_of(source)[0]
     for first in (syn(client, dialled), ack(client, dialled), data(client, dialled, b"x" * 1400)):
         assert node.send(first, at).only == (host, rewritten(first, seen, endpoint, node.macs(host)))
         for answer in (syn_ack(endpoint, seen), data(endpoint, seen)):
@@ -157,22 +158,18 @@ def test_C12_two_clients_with_the_same_port_are_told_apart(node):
 @outside
 def test_N1_an_error_about_a_masqueraded_packet_is_about_the_client_s_own(node):
     service, client = serve(node, "web-1"), client_of(node)
-    frame = syn(client, service.at)
-    _, left = node.send(frame).only
-    error = icmp_error(left)
-    host, arrived = node.send(error, "web-1").only
-    assert host == "client"
-    assert int.from_bytes(arrived[30:34]) == client[0]
-    quote = arrived[14 + 20 + 8 :]
-    assert (quote[12:20], quote[20:24]) == (frame[26:34], frame[34:38])
+    _, left = node.send(syn(client, service.at)).only
+    about = syn(client, service.at, ttl=63)  # as it left the client, a hop later
+    expected = icmp_error(about, source=service.at, ttl=59)
+    assert node.send(icmp_error(left), "web-1").only == ("client", node.macs("client") + expected[12:])
 
 
 @outside
 @pytest.mark.engines("raw", why="the others leave it to the kernel, which answers likewise")
 def test_C12_what_an_endpoint_sends_to_a_port_of_no_connection_is_refused(node):
     node.apply(
-        Service("web", "10.96.0.1:80", (node.endpoint("web-1"),)),
-        Service("dns", "10.96.0.10:53", (node.endpoint("web-1", 5353),), "UDP"),
+        Service("web", node.vip(1, 80), (node.endpoint("web-1"),)),
+        Service("dns", node.vip(10, 53), (node.endpoint("web-1", 5353),), "UDP"),
     )
     own = node.own("web-1", LAST)
     for frame, refused in (
@@ -189,12 +186,13 @@ def test_C12_what_an_endpoint_sends_to_a_port_of_no_connection_is_refused(node):
 
 @outside
 def test_T2_datagrams_too(node):
-    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-1", 5353),), "UDP"))
+    service = Service("dns", node.vip(10, 53), (node.endpoint("web-1", 5353),), "UDP")
+    node.apply(service)
     client, endpoint = client_of(node), node.at("web-1", 5353)
-    frame, source = udp(client), node.own("web-1", client[1])
+    frame, source = udp(client, service.at), node.own("web-1", client[1])
     assert node.send(frame).only == ("web-1", rewritten(frame, source, endpoint, node.macs("web-1")))
     answer = udp(endpoint, source)
-    back = rewritten(answer, (int.from_bytes(frame[30:34]), 53), client, node.macs("client"))
+    back = rewritten(answer, service.at, client, node.macs("client"))
     assert node.send(answer, "web-1").only == ("client", back)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.node import NODE_NAME, ScenarioNode, Service, text_of
-from tests.packets import address as address_of
+from tests.node import NODE_NAME, ScenarioNode, Service, split, text_of
 from tests.packets import (
+    address,
+    addresses_of,
     first_fragment,
     icmp_error,
     later_fragment,
@@ -26,7 +27,7 @@ DNS = {"type": "NodePort", "ports": [{"name": "main", "port": 53, "nodePort": NO
 
 def web(node: ScenarioNode, *hosts: str, **spec: str) -> Service:
     places = tuple(node.endpoint(host) for host in hosts)
-    return Service("web", "10.96.0.1:80", places, spec=WEB | spec, about={places[0]: {"nodeName": NODE_NAME}})
+    return Service("web", node.vip(1, 80), places, spec=WEB | spec, about={places[0]: {"nodeName": NODE_NAME}})
 
 
 @pytest.mark.parametrize("at", ["client", "web-1"])
@@ -45,7 +46,7 @@ def test_T6_a_connection_to_any_address_of_the_node_goes_to_an_endpoint(node, at
 
 
 def test_T6_a_datagram_to_a_node_port(node):
-    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-2", 5353),), "UDP", spec=DNS))
+    node.apply(Service("dns", node.vip(10, 53), (node.endpoint("web-2", 5353),), "UDP", spec=DNS))
     client, endpoint = node.client(), node.at("web-2", 5353)
     frame = udp(client, node.own("client", NODE_PORT))
     assert node.send(frame).only == ("web-2", rewritten(frame, client, endpoint, node.macs("web-2")))
@@ -58,7 +59,7 @@ def dns(node: ScenarioNode) -> int:
     """Serve datagrams at a node port that nothing else has had; return its number."""
     port = NODE_PORT + 1
     spec = {"type": "NodePort", "ports": [{"name": "main", "port": 53, "nodePort": port, "protocol": "UDP"}]}
-    node.apply(Service("dns", "10.96.0.10:53", (node.endpoint("web-2", 5353),), "UDP", spec=spec))
+    node.apply(Service("dns", node.vip(10, 53), (node.endpoint("web-2", 5353),), "UDP", spec=spec))
     return port
 
 
@@ -68,8 +69,8 @@ def test_T6_all_else_at_the_node_s_own_address_is_the_kernel_s(node):
     for frame, host, reason in (  # which the kernel answers to none of
         (rst(client, (own, 22)), "client", Reason.NOT_OURS),
         (rst(client, (own, port)), "client", Reason.NOT_OURS),
-        (first_fragment(destination=(own, port + 1)), "client", Reason.OTHER_FRAGMENT),
-        (later_fragment(destination=(own, port)), "client", Reason.OTHER_FRAGMENT),
+        (first_fragment(client, (own, port + 1)), "client", Reason.OTHER_FRAGMENT),
+        (later_fragment(client, (own, port)), "client", Reason.OTHER_FRAGMENT),
         (from_server, "web-2", Reason.NOT_OURS),
     ):
         sent = node.send(frame, host)
@@ -97,12 +98,12 @@ def test_N1_an_error_about_an_answer_of_a_node_port_reaches_the_endpoint(node):
     assert node.send(syn(client, dialled)).reason is Reason.ADMITTED
     _, answer = node.send(syn_ack(endpoint, client), "web-1").only
     host, arrived = node.send(icmp_error(answer, "too-big")).only
-    assert (host, int.from_bytes(arrived[30:34])) == ("web-1", endpoint[0])
+    assert (host, addresses_of(arrived)[1]) == ("web-1", endpoint[0])
 
 
 @pytest.mark.engines("memory", "xdp", "xdp-generic", "afxdp", why="the filter of raw knows of no flows")
 def test_T6_the_first_fragment_of_no_flow_at_a_node_port_is_the_kernel_s(node):
-    frame = first_fragment(destination=node.own("client", dns(node)))
+    frame = first_fragment(node.client(), node.own("client", dns(node)))
     sent = node.send(frame)
     passed = [node.on_the_wire(frame, "client")]
     assert (sent.left, sent.passed, sent.reason) == ([], passed, Reason.OTHER_FRAGMENT)
@@ -127,21 +128,23 @@ def test_T6_get_services_shows_where_it_is_dialled(node):
     node.apply(web(node, "web-1"))
     (shown,) = node.answer("services")
     ends = [text_of(node.own(host, NODE_PORT)) for host in ("client", "web-1", "other")]
-    assert shown["frontends"] == ["10.96.0.1:80", *ends]
+    assert shown["frontends"] == [node.vip(1, 80), *ends]
 
 
 @pytest.mark.engines("xdp", "raw", why="in memory there is no kernel, and with the others what follows is the same")
 def test_T6_an_address_that_the_node_gets_later_has_its_node_ports_too(node):
     node.apply(web(node, "web-1"))
-    address, client, inside = "10.99.99.1", node.client(), node.daemon.world.node
+    place, length = (f"10.99.99.1:{NODE_PORT}", 32) if node.family == 4 else (f"[fd99::1]:{NODE_PORT}", 128)
+    client, inside = node.client(), node.daemon.world.node
+    command = [f"{split(place)[0]}/{length}", "dev", "eth0"]
 
     def frontends() -> list[str]:
         return node.answer("services")[0]["frontends"]
 
-    inside.run(["ip", "address", "add", f"{address}/32", "dev", "eth0"])
+    inside.run(["ip", "address", "add", *command])
     try:
-        node.daemon.wait_for(lambda: f"{address}:{NODE_PORT}" in frontends())
-        assert node.send(syn(client, address_of(f"{address}:{NODE_PORT}"))).only[0] == "web-1"
+        node.daemon.wait_for(lambda: place in frontends())
+        assert node.send(syn(client, address(place))).only[0] == "web-1"
     finally:
-        inside.run(["ip", "address", "del", f"{address}/32", "dev", "eth0"])
-    node.daemon.wait_for(lambda: f"{address}:{NODE_PORT}" not in frontends())
+        inside.run(["ip", "address", "del", *command])
+    node.daemon.wait_for(lambda: place not in frontends())

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
-from tests.node import NODE_NAME, ZONE, ScenarioNode, Service, text_of
-from tests.packets import ack, reset_to, rst, syn
-from tests.packets import address as address_of
+from tests.node import NODE_NAME, ZONE, ScenarioNode, Service, split, text_of
+from tests.packets import Address, ack, address, reset_to, rst, syn
 from xdp.schema import Reason
 
-WEB = Service("web", "10.96.0.1:80")
 LOCAL = {"internalTrafficPolicy": "Local"}
 HERE, THERE = {"nodeName": NODE_NAME}, {"nodeName": "node-2"}
 TERMINATING = {"conditions": {"ready": False, "serving": True, "terminating": True}}
@@ -22,7 +21,7 @@ UNREADY = {"conditions": {"ready": False}}
 def serve(node: ScenarioNode, spec: dict[str, Any], **about: dict[str, Any]) -> Service:
     """Serve one Service; `about` are its endpoints by host (web_1) with what their slice says of them."""
     places = {node.endpoint(host.replace("_", "-")): fields for host, fields in about.items()}
-    service = Service("web", "10.96.0.1:80", tuple(places), spec=spec, about=places)
+    service = Service("web", node.vip(1, 80), tuple(places), spec=spec, about=places)
     node.apply(service)
     return service
 
@@ -82,28 +81,35 @@ def test_C1_connections_stay_when_the_policy_takes_their_endpoint_away(node):
     assert chosen(node, service, 5) == {"web-2"}
 
 
-BALANCER = address_of("198.51.100.7:80")
+BALANCERS = {4: "198.51.100.7", 6: "2001:db8:51::7"}
+ANYBODY, NOBODY = {4: "0.0.0.0/0", 6: "::/0"}, {4: "192.0.2.0/24", 6: "2001:db8::/32"}
+
+
+def balancer(node: ScenarioNode) -> Address:
+    """Return where a load balancer has put the Service."""
+    return address(f"{BALANCERS[4]}:80" if node.family == 4 else f"[{BALANCERS[6]}]:80")
 
 
 def behind_a_balancer(node: ScenarioNode, *ranges: str, **spec: Any) -> Service:
-    """Serve a Service at BALANCER too, for these clients."""
+    """Serve a Service at a load balancer's address too, for these clients."""
     place = node.endpoint("web-1")
     service = Service(
         "web",
-        "10.96.0.1:80",
+        node.vip(1, 80),
         (place,),
         spec={"type": "LoadBalancer", "loadBalancerSourceRanges": list(ranges), **spec},
-        ingress=("198.51.100.7",),
+        ingress=(BALANCERS[node.family],),
     )
     node.apply(service)
     return service
 
 
 def test_S7_only_clients_in_the_source_ranges_reach_the_load_balancers_address(node):
-    service = behind_a_balancer(node, f"{node.end_of('other').ip}/32", " 192.0.2.0/24")
-    assert node.send(syn(node.client("other"), BALANCER), "other").only[0] == "web-1"
+    other, at = ip_network(split(node.endpoint("other"))[0]), balancer(node)
+    service = behind_a_balancer(node, str(other), f" {NOBODY[node.family]}")
+    assert node.send(syn(node.client("other"), at), "other").only[0] == "web-1"
     client = node.client()
-    for frame in (syn(client, BALANCER), ack(client, BALANCER), rst(client, BALANCER)):
+    for frame in (syn(client, at), ack(client, at), rst(client, at)):
         sent = node.send(frame)
         assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.SOURCE_REFUSED)
     assert node.flows(client=text_of(client)) == []
@@ -111,25 +117,25 @@ def test_S7_only_clients_in_the_source_ranges_reach_the_load_balancers_address(n
 
 
 def test_S7_no_ranges_and_those_of_another_family_only_are_no_filter(node):
-    for ranges in ((), ("2001:db8::/32",), ("192.0.2.0/24", "0.0.0.0/0")):
+    for ranges in ((), (NOBODY[10 - node.family],), (NOBODY[node.family], ANYBODY[node.family])):
         behind_a_balancer(node, *ranges)
-        assert node.send(syn(node.client(), BALANCER)).reason is Reason.ADMITTED
+        assert node.send(syn(node.client(), balancer(node))).reason is Reason.ADMITTED
 
 
 def test_C1_a_connection_that_was_let_in_stays_when_the_ranges_change(node):
     behind_a_balancer(node)
-    client = node.client()
-    node.send(syn(client, BALANCER))
-    behind_a_balancer(node, "192.0.2.0/24")
-    assert node.send(ack(client, BALANCER)).only[0] == "web-1"
-    assert node.send(syn(node.client(), BALANCER)).reason is Reason.SOURCE_REFUSED
+    client, at = node.client(), balancer(node)
+    node.send(syn(client, at))
+    behind_a_balancer(node, NOBODY[node.family])
+    assert node.send(ack(client, at)).only[0] == "web-1"
+    assert node.send(syn(node.client(), at)).reason is Reason.SOURCE_REFUSED
 
 
 def test_L_an_endpoint_without_weight_keeps_its_connections_and_gets_no_more(node):
     service = serve(node, {}, web_1={}, web_2={})
     clients = [node.client() for _ in range(10)]
     before = {client: node.send(syn(client, service.at)).only[0] for client in clients}
-    weights = {"turnout.dev/weights": f"{node.end_of('web-1').ip}=0"}
+    weights = {"turnout.dev/weights": f"{split(node.endpoint('web-1'))[0]}=0"}
     node.apply(replace(service, annotations=weights))
     assert {client: node.send(ack(client, service.at)).only[0] for client in clients} == before
     assert chosen(node, service, 10) == {"web-2"}

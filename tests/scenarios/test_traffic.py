@@ -10,7 +10,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 
 from tests import packets
-from tests.node import ScenarioNode, Service
+from tests.node import ScenarioNode, Service, text_of
 from tests.packets import (
     Address,
     ack,
@@ -28,20 +28,22 @@ from xdp.schema import Reason
 
 WEB = Service("web", "10.96.0.1:80")
 DNS = Service("dns", "10.96.0.10:53", protocol="UDP")
-ROUTER = packets.address("10.99.0.1:0")
-STRANGER = packets.address("192.0.2.1:1234")
+STRANGER = packets.STRANGER
+STRANGERS = {4: STRANGER, 6: packets.STRANGER6}
+_ipv4 = pytest.mark.families(4, why="IPv6 has no such thing")
+ERRORS = [pytest.param(kind, marks=() if kind in packets.ICMPV6_ERRORS else _ipv4) for kind in packets.ICMP_ERRORS]
 
 
 def web(node: ScenarioNode, *hosts: str) -> Service:
     """Make a TCP Service with endpoints on these hosts the only one."""
-    service = WEB.with_endpoints(*(node.endpoint(host) for host in hosts))
+    service = node.of_family(WEB).with_endpoints(*(node.endpoint(host) for host in hosts))
     node.apply(service)
     return service
 
 
 def dns(node: ScenarioNode, *hosts: str) -> Service:
     """Make a UDP Service with endpoints on these hosts the only one."""
-    service = DNS.with_endpoints(*(node.endpoint(host, 5353) for host in hosts))
+    service = node.of_family(DNS).with_endpoints(*(node.endpoint(host, 5353) for host in hosts))
     node.apply(service)
     return service
 
@@ -75,7 +77,7 @@ def test_T1_a_connection_goes_to_the_endpoint_and_its_answers_come_from_the_vip(
 def test_T1_a_datagram_goes_to_the_endpoint_and_its_answer_comes_from_the_vip(node):
     service, client = dns(node, "web-2"), node.client()
     endpoint = node.at("web-2", 5353)
-    for payload in (b"", b"odd", b"x" * 1472):
+    for payload in (b"", b"odd", b"x" * 1452):
         frame = udp(client, service.at, payload)
         assert node.send(frame).only == delivered(node, frame, client, endpoint)
         frame = udp(endpoint, client, payload)
@@ -88,11 +90,12 @@ def test_T1_a_datagram_goes_to_the_endpoint_and_its_answer_comes_from_the_vip(no
         pytest.param({"ttl": 2}, id="ttl-2"),
         pytest.param({"ttl": 255}, id="ttl-255"),
         pytest.param({"tos": 0xB9}, id="N8-dscp-and-ecn"),
-        pytest.param({"flags": "DF"}, id="df"),
-        pytest.param({"flags": "evil"}, id="reserved-flag"),
-        pytest.param({"id": 0}, id="id-0"),
-        pytest.param({"options": packets.options(4)}, id="N5-options"),
-        pytest.param({"options": packets.options(40)}, id="N5-most-options"),
+        pytest.param({"fl": 0x12345}, id="N8-flow-label", marks=pytest.mark.families(6, why="IPv4 has none")),
+        pytest.param({"flags": "DF"}, id="df", marks=_ipv4),
+        pytest.param({"flags": "evil"}, id="reserved-flag", marks=_ipv4),
+        pytest.param({"id": 0}, id="id-0", marks=_ipv4),
+        pytest.param({"options": packets.options(4)}, id="N5-options", marks=_ipv4),
+        pytest.param({"options": packets.options(40)}, id="N5-most-options", marks=_ipv4),
     ],
 )
 def test_T1_nothing_else_in_the_header_changes(node, fields):
@@ -109,7 +112,7 @@ def test_T1_every_new_connection_is_given_to_one_of_the_endpoints(node):
 
 
 def test_T1_each_endpoint_has_its_own_port(node):
-    service = WEB.with_endpoints(node.endpoint("web-1", 8080), node.endpoint("web-2", 9090))
+    service = node.of_family(WEB).with_endpoints(node.endpoint("web-1", 8080), node.endpoint("web-2", 9090))
     node.apply(service)
     ports = {"web-1": 8080, "web-2": 9090}
     seen = set()
@@ -121,6 +124,7 @@ def test_T1_each_endpoint_has_its_own_port(node):
     assert seen == set(ports)
 
 
+@pytest.mark.families(4, why="tests/xdp/test_twins.py has those of IPv6")
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
@@ -145,7 +149,7 @@ def test_T11_what_is_not_ours_is_passed_byte_for_byte(node, frame, reason):
 @pytest.mark.engines("xdp", "xdp-generic", "afxdp", "raw", why="memory is given what XDP has found to be ours")
 def test_T11_an_error_about_no_flow_of_ours_is_passed_byte_for_byte(node):
     web(node, "web-1")
-    error = icmp_error(syn(STRANGER, packets.CLIENT))
+    error = icmp_error(syn(STRANGERS[node.family], node.client()))
     sent = node.send(error)
     assert (sent.passed, sent.reason) == ([node.on_the_wire(error, "client")], Reason.OTHER_ICMP)
 
@@ -191,8 +195,8 @@ def test_clients_behind_several_interfaces(node):
 
 
 def test_two_vips_with_one_endpoint_answer_each_for_itself(node):
-    one = WEB.with_endpoints(node.endpoint("web-1"))
-    two = Service("shop", "10.96.0.2:443", one.endpoints)
+    one = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
+    two = Service("shop", node.vip(2, 443), one.endpoints)
     node.apply(one, two)
     endpoint = node.at("web-1", 8080)
     for service in (one, two):
@@ -203,8 +207,8 @@ def test_two_vips_with_one_endpoint_answer_each_for_itself(node):
 
 
 def test_two_vips_with_one_endpoint_never_mix_the_answers_of_one_client_port(node):
-    one = WEB.with_endpoints(node.endpoint("web-1"))
-    two = Service("shop", "10.96.0.2:443", one.endpoints)
+    one = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
+    two = Service("shop", node.vip(2, 443), one.endpoints)
     node.apply(one, two)
     client, endpoint = node.client(), node.at("web-1", 8080)
     node.send(syn(client, one.at))
@@ -215,8 +219,8 @@ def test_two_vips_with_one_endpoint_never_mix_the_answers_of_one_client_port(nod
 
 
 def test_a_client_port_that_is_taken_at_one_endpoint_is_given_another(node):
-    one = WEB.with_endpoints(node.endpoint("web-1"))
-    two = Service("shop", "10.96.0.2:443", (node.endpoint("web-1"), node.endpoint("web-2")))
+    one = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
+    two = Service("shop", node.vip(2, 443), (node.endpoint("web-1"), node.endpoint("web-2")))
     node.apply(one, two)
     for _ in range(4):  # Maglev would choose the first for about half of them
         client = node.client()
@@ -229,15 +233,14 @@ def test_a_client_without_a_route_is_refused_at_once(node):
     service = web(node, "web-1")
     before = time.monotonic()
     for port in range(1, 101):  # more than may wait for a neighbour at a time
-        sent = node.send(syn((STRANGER[0], port), service.at))
+        sent = node.send(syn((STRANGERS[node.family][0], port), service.at))
         assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.NO_NEXT_HOP)
     assert time.monotonic() - before < 50, "held frames would have taken a second each"
 
 
 def test_an_endpoint_that_comes_serves_at_once(node):
-    node.apply(DNS)
-    client = node.client()
-    assert node.send(udp(client, DNS.at)).reason is Reason.NO_ENDPOINT
+    service, client = dns(node), node.client()
+    assert node.send(udp(client, service.at)).reason is Reason.NO_ENDPOINT
     service = dns(node, "web-1")
     frame = udp(client, service.at)
     assert node.send(frame).only == delivered(node, frame, client, node.at("web-1", 5353))
@@ -246,31 +249,40 @@ def test_an_endpoint_that_comes_serves_at_once(node):
 # ICMP errors.
 
 
-@pytest.mark.parametrize("quoted", [None, 28], ids=["whole-quote", "eight-bytes"])
-@pytest.mark.parametrize("kind", packets.ICMP_ERRORS)
+def web_or_dns(node: ScenarioNode, protocol: str) -> Service:
+    return web(node, "web-1") if protocol == "TCP" else dns(node, "web-1")
+
+
+def with_header(node: ScenarioNode, quoted: int | None) -> int | None:
+    """Return how many bytes of a packet are so many of what follows its header."""
+    return quoted and quoted + (20 if node.family == 4 else 40)
+
+
+@pytest.mark.parametrize("quoted", [None, 8], ids=["whole-quote", "eight-bytes"])
+@pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_N1_an_error_about_what_the_client_sent_reaches_the_client(node, protocol, kind, quoted):
-    service = web(node, "web-1") if protocol == "TCP" else dns(node, "web-1")
+    service, quoted = web_or_dns(node, protocol), with_header(node, quoted)
     packet, client = (syn if protocol == "TCP" else udp), node.client()
     _, seen = node.send(packet(client, service.at)).only
-    error = icmp_error(seen, kind, ROUTER, quoted)
+    error = icmp_error(seen, kind, quoted=quoted)
     about = packet(client, service.at, ttl=63)  # as it left the client, a hop later
     expected = icmp_error(about, kind, service.at, quoted, ttl=59)
     assert node.send(error, "web-2").only == ("client", node.macs("client") + expected[12:])
 
 
-@pytest.mark.parametrize("quoted", [None, 28], ids=["whole-quote", "eight-bytes"])
-@pytest.mark.parametrize("kind", packets.ICMP_ERRORS)
+@pytest.mark.parametrize("quoted", [None, 8], ids=["whole-quote", "eight-bytes"])
+@pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_N1_N2_an_error_about_an_answer_reaches_the_endpoint(node, protocol, kind, quoted):
-    service = web(node, "web-1") if protocol == "TCP" else dns(node, "web-1")
+    service, quoted = web_or_dns(node, protocol), with_header(node, quoted)
     client = node.client()
     first, answer = (syn, syn_ack) if protocol == "TCP" else (udp, udp)
     node.send(first(client, service.at))
     endpoint = node.at("web-1", 8080 if protocol == "TCP" else 5353)
     _, seen = node.send(answer(endpoint, client), "web-1").only
-    error = icmp_error(seen, kind, ROUTER, quoted)  # from a router beside the client, to the VIP
-    expected = icmp_error(answer(endpoint, client, ttl=63), kind, ROUTER, quoted, ttl=59)
+    error = icmp_error(seen, kind, quoted=quoted)  # from a router beside the client, to the VIP
+    expected = icmp_error(answer(endpoint, client, ttl=63), kind, None, quoted, ttl=59)
     assert node.send(error, "other").only == ("web-1", node.macs("web-1") + expected[12:])
 
 
@@ -286,6 +298,7 @@ def test_N1_an_error_changes_nothing_about_its_connection(node):
 # Checksums.
 
 
+@pytest.mark.families(4, why="over IPv6 there has to be one")
 def test_N7_a_checksum_that_was_left_out_stays_out(node):
     service, client = dns(node, "web-1"), node.client()
     frame = udp_unsummed(client, service.at)
@@ -306,13 +319,12 @@ def test_N7_a_checksum_that_comes_to_zero_is_sent_as_ones(node):
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_N7_a_wrong_checksum_stays_wrong_by_as_much(node, protocol):
-    service = web(node, "web-1") if protocol == "TCP" else dns(node, "web-1")
-    client = node.client()
+    service, client = web_or_dns(node, protocol), node.client()
     right = (syn if protocol == "TCP" else udp)(client, service.at)
     wrong = with_wrong_checksum(right)
     host, good = node.send(right).only
     other_host, bad = node.send(wrong).only
-    at = 14 + 20 + (16 if protocol == "TCP" else 6)
+    at = 14 + (20 if node.family == 4 else 40) + (16 if protocol == "TCP" else 6)
     assert (other_host, bad[:at], bad[at + 2 :]) == (host, good[:at], good[at + 2 :])
 
     def check(frame: bytes) -> int:
@@ -322,7 +334,7 @@ def test_N7_a_wrong_checksum_stays_wrong_by_as_much(node, protocol):
 
 
 def test_a_frame_that_is_padded_is_forwarded_with_its_padding(node):
-    service = WEB.with_endpoints(node.endpoint("other"))  # no switch on the way: some take padding off
+    service = node.of_family(WEB).with_endpoints(node.endpoint("other"))  # no switch on the way: some take padding off
     node.apply(service)
     client, padding = node.client(), bytes(range(6))
     for frame in (syn(client, service.at), ack(client, service.at)):
@@ -337,12 +349,11 @@ def test_the_table_says_who_talks_to_whom(node):
     node.send(first)
     node.send(answer, "web-1")
     flow = node.flow(client)
-    place = f"{node.end_of('client').ip}:{client[1]}"
     told = {key: flow[key] for key in ("protocol", "client", "frontend", "endpoint", "service", "state")}
     assert told == {
         "protocol": "TCP",
-        "client": place,
-        "frontend": "10.96.0.1:80",
+        "client": text_of(client),
+        "frontend": service.frontend,
         "endpoint": node.endpoint("web-1"),
         "service": "shop/web:main",
         "state": "syn_received",
@@ -352,6 +363,7 @@ def test_the_table_says_who_talks_to_whom(node):
     assert flow["offloaded"] is node.engine.startswith("xdp")
 
 
+@pytest.mark.families(4, why="whoever sends such a packet of IPv6 is told: tests/xdp/test_twins.py")
 @pytest.mark.engines("memory", why="a wire of the same MTU carries no such frame")
 def test_T13_a_frame_longer_than_the_next_hop_takes_is_dropped_and_counted(node):
     service, client = dns(node, "web-1"), node.client()

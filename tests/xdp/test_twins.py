@@ -914,7 +914,7 @@ def test_who_sends_an_ipv6_packet_that_is_too_long_is_told_how_long_it_may_be(tw
 
 def test_an_icmpv6_error_that_is_too_long_is_answered_by_nobody(twins: Twins):
     assert twins.send(packets.syn(CLIENT6, NARROW_VIP6)).reason == Reason.ADMITTED
-    error = packets.icmpv6_error(packets.data(NARROW_VIP6, CLIENT6, bytes(200)))
+    error = packets.icmp_error(packets.data(NARROW_VIP6, CLIENT6, bytes(200)))
     assert twins.send(error) == (Reason.TOO_BIG, error, 0)
 
 
@@ -976,16 +976,16 @@ def test_icmpv6_errors_are_about_the_packet_as_its_sender_knows_it(kind: str, tw
     endpoint = endpoint_of(twins, CLIENT6, VIP6, Protocol.TCP | Protocol.IPV6)
 
     def translated(error: bytes, about: bytes, macs: bytes, source: packets.Address) -> bytes:
-        whole = packets.icmpv6_error(about, kind, source, hlim=59)
+        whole = packets.icmp_error(about, kind, source, ttl=59)
         assert twins.send(error).frame == macs + whole[12:]
         return whole
 
     to_client, to_endpoint = packets.data(VIP6, CLIENT6), packets.data(CLIENT6, endpoint)
     # A router on the way to the client complains to the VIP; one on the way to the endpoint, to the client.
     translated(
-        packets.icmpv6_error(to_client, kind),
+        packets.icmp_error(to_client, kind),
         packets.data(endpoint, CLIENT6),
         HOPS[endpoint[0]].macs,
         packets.ROUTER6,
     )
-    translated(packets.icmpv6_error(to_endpoint, kind), packets.data(CLIENT6, VIP6), HOPS[CLIENT6[0]].macs, VIP6)
+    translated(packets.icmp_error(to_endpoint, kind), packets.data(CLIENT6, VIP6), HOPS[CLIENT6[0]].macs, VIP6)
