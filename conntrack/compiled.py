@@ -70,7 +70,7 @@ _ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
 _STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS & 0xFF)
 _OVER = 2  # the class of states.EARLY_DROP that is closing, or to be reset
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
-_IPV6 = int(Protocol.IPV6)
+_IPV6, _TCP = int(Protocol.IPV6), int(Protocol.TCP)
 _EXTENTS = int(Limit.EXTENTS)
 _FIRST_EXTENT = int(Limit.FIRST_EXTENT)
 _BITMAP = np.uint64((1 << _EXTENTS) - 1)
@@ -715,6 +715,13 @@ def withdraw_strays(tables, protocol, frontends, endpoints):
     return count
 
 
+@inlined
+def _reset(flows, record):
+    """Have a connection reset: both its directions are over for packets, and whoever sends next is told."""
+    record.state = _with(record.state, _RESET)
+    flows[record.peer].state = record.state
+
+
 @compiled
 def reset_strays(tables, protocol, wanted, frontends, endpoints):
     """Put those of a protocol's connections to one of `wanted` into state RESET that `withdraw_strays` would end.
@@ -732,9 +739,33 @@ def reset_strays(tables, protocol, wanted, frontends, endpoints):
             if not _has_pair(wanted, wanted, frontend, frontend) or record.state & _STATE_BITS == _RESET:
                 continue
             if not _has_pair(frontends, endpoints, frontend, place_key(record.new_dst_addr, record.new_dst_port)):
-                record.state = _with(record.state, _RESET)
-                flows[record.peer].state = record.state
+                _reset(flows, record)
                 count += 1
+    return count
+
+
+@compiled
+def end_at(tables, family, endpoints):
+    """Reset the TCP connections to these endpoints, and withdraw the others; return how many were neither.
+
+    `family` is 0 or PROTOCOL_IPV6; `endpoints` is a u64 array of `place_key`s, and ascends.
+    """
+    tags, flows = tables.tags, tables.flows
+    count = 0
+    for slot in range(len(flows)):
+        if not slot & 3 and not load_acquire(tags, slot >> 2):
+            continue
+        record = flows[slot]
+        if tag_at(tags, slot) < _FIRST or record.direction != _ORIGINAL or record.protocol & _IPV6 != family:
+            continue
+        endpoint = place_key(record.new_dst_addr, record.new_dst_port)
+        if not _has_pair(endpoints, endpoints, endpoint, endpoint) or record.state & _STATE_BITS == _RESET:
+            continue
+        if record.protocol & ~_IPV6 == _TCP:
+            _reset(flows, record)
+            count += 1
+        else:
+            count += withdraw(tables, slot)
     return count
 
 

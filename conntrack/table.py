@@ -242,22 +242,30 @@ class FlowTable:
             return int(compiled.withdraw_strays(self._tables, np.uint8(protocol), *_ascending(pairs)))
 
     def reset_others(self, protocol: int, frontends: Iterable[Place], pairs: Iterable[tuple[Place, Place]]) -> int:
-        """Have the connections of these frontends reset but those of these pairs; return how many. As `keep_only`.
-
-        Twice, and between the two a grace period: a packet that was on its way may have stored its state over ours.
-        """
+        """Have the connections of these frontends reset but those of these pairs; return how many. As `keep_only`."""
         wanted = np.array(sorted(map(_key_of, frontends)), np.uint64)
         if not len(wanted):
             return 0
         kept = _ascending(pairs)
-        count = 0
-        for is_again in (False, True):
-            if is_again:
-                self.wait_for_grace()
-            with self._looking:
-                found = int(compiled.reset_strays(self._tables, np.uint8(protocol), wanted, *kept))
-            count = max(count, found)
-        return count
+        return self._twice(lambda: compiled.reset_strays(self._tables, np.uint8(protocol), wanted, *kept))
+
+    def end_at(self, family: int, endpoints: Iterable[Place]) -> int:
+        """End the connections to these endpoints, TCP's by having them reset; return how many. Host numbers.
+
+        `family` is 0 or PROTOCOL_IPV6.
+        """
+        places = np.array(sorted(map(_key_of, endpoints)), np.uint64)
+        if not len(places):
+            return 0
+        return self._twice(lambda: compiled.end_at(self._tables, np.uint8(family), places))
+
+    def _twice(self, end: Callable[[], int]) -> int:
+        """End connections, and again after a grace period: a packet on its way may have stored its state over ours."""
+        with self._looking:
+            count = int(end())
+        self.wait_for_grace()
+        with self._looking:
+            return max(count, int(end()))
 
     def count_open(self, endpoints: npt.NDArray[np.void]) -> npt.NDArray[np.uint32]:
         """Return how many connections to each of these rows of endpoints are open: neither closing nor to be reset."""

@@ -36,10 +36,11 @@ from dataplane.settings import Settings
 from dataplane.ticks import every, next_tick, tick
 from dataplane.watch import changes
 from lb import maglev, manifests
+from lb.incarnations import Incarnations
 from lb.live import Live, Plan
-from lb.model import NodeView, NotHonoured, Snapshot
+from lb.model import NodeView, NotHonoured, ServicePort, Snapshot
 from lb.not_yet import NO_IPV6, NOT_YET
-from lb.rows import Here, impatient, living, local_addresses, rows_of
+from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, kernel, loader, maps
 from xdp.addresses import IPAddress
@@ -81,6 +82,7 @@ class Node:
         self.settings = settings
         self.started = time.monotonic()
         self.live = Live()
+        self._incarnations = Incarnations()
         self.here = Here()  # what was programmed with it
         self.desired = 0
         self.programmed = 0
@@ -419,6 +421,7 @@ class Node:
         """Make the node do what a few manifests have changed."""
         if plan.here != self.here:  # the node's addresses have changed since
             plan = self.live.plan(plan.changes, self.here)
+        self._end_succeeded(plan.before, plan.after)
         self.engine.expect_more(plan.rows)
         self.next_hops.add_local(local_addresses(plan.rows))
         change = self.services.update(plan.rows, plan.without)
@@ -451,9 +454,19 @@ class Node:
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)
+        self._end_succeeded(self.snapshot.ports, snapshot.ports)
         change = self.services.apply(rows, own)
         self.here = here
         return change
+
+    def _end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
+        """End the connections to endpoints whose place is another Pod's now, before that one is given any (C9)."""
+        places = self._incarnations.succeeded(before, after)
+        names = Names(self.shared.tables)
+        for version in {address.version for address, _ in places}:
+            ends = [known_as((*place, 0), names) for place in places if place[0].version == version]
+            ended = self.flows.end_at(ends[0][2], [end[:2] for end in ends])
+            log.info("%d connections ended: another Pod has the place of their endpoint", ended)
 
     def _node_port_addresses(self) -> tuple[IPAddress, ...]:
         return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)

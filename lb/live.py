@@ -48,11 +48,13 @@ _NOTHING = _Resolved((), (), ())
 
 
 class Plan(NamedTuple):
-    """What `Changes` come to here. The first three are for the tables and the log, the last two for `commit`."""
+    """What `Changes` come to here. The last two are for `commit`."""
 
     rows: list[ServiceRow]  # of Service ports that are new or other than before
     without: list[FrontendKey]  # what these, and those that are gone, had for frontends
     not_honoured: list[NotHonoured]  # what was not before
+    before: list[ServicePort]  # those that it touches, as they were ...
+    after: list[ServicePort]  # ... and will be
     here: Here
     resolved: dict[Name, _Resolved]
     changes: Changes
@@ -112,12 +114,14 @@ class Live:
 
     def plan(self, changes: Changes, here: Here = NOTHING_HERE) -> Plan:
         """Return what `changes` come to where the rows are those of `here`; nothing has changed yet."""
-        plan = Plan([], [], [], here, {}, changes)
+        plan = Plan([], [], [], [], [], here, {}, changes)
         for name in self._touched(changes):
             service = changes.services[name] if name in changes.services else self._services.get(name)
             now = self._resolve(service, self._joined_with(name, changes)) if service is not None else _NOTHING
             before = self._resolved.get(name, _NOTHING)
             plan.resolved[name] = now
+            plan.before.extend(before.ports)
+            plan.after.extend(now.ports)
             if now.ports != before.ports:
                 plan.rows.extend(row for port in now.ports for row in rows_of_port(port, here))
                 plan.without.extend(frontend for port in before.ports for _, frontend in frontends_of(port, here))

@@ -528,6 +528,7 @@ def _endpoint(written: dict[str, Any], address: Any) -> SliceEndpoint:
         written.get("zone"),
         _hint_names(hints, "forZones") if hints else (),
         _hint_names(hints, "forNodes") if hints else (),
+        (written.get("targetRef") or {}).get("uid") or "",
     )
 
 

@@ -120,6 +120,7 @@ class SliceEndpoint(NamedTuple):
     zone: str | None = None
     zone_hints: tuple[str, ...] = ()
     node_hints: tuple[str, ...] = ()
+    who: str = ""  # the uid of its targetRef, if it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ class Endpoint(NamedTuple):
     zone_hints: tuple[str, ...]
     node_hints: tuple[str, ...]
     weight: int
+    who: str = ""  # told apart from another Pod at this place by it, if it is told (C9)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,14 +145,14 @@ def _endpoints(
         for name, number, protocol in part.ports:
             if name != port.name or protocol != port.protocol or not number:
                 continue
-            for address, state, node_name, zone, zone_hints, node_hints in part.endpoints:
+            for address, state, node_name, zone, zone_hints, node_hints, who in part.endpoints:
                 is_local = node_name is not None and node_name == node.name
                 weight = weights.get(address, 1) if weights else 1
                 key = int(address), number
                 other = found.get(key)
                 # A pod that is replaced may be in two slices for a while: it is as alive as the livelier says.
                 if other is None or _RANK[state] > _RANK[other.state]:
-                    found[key] = Endpoint(address, number, state, is_local, zone, zone_hints, node_hints, weight)
+                    found[key] = Endpoint(address, number, state, is_local, zone, zone_hints, node_hints, weight, who)
     return tuple(found.values())
 
 

@@ -387,6 +387,50 @@ def test_C9_an_endpoint_that_comes_back_serves_again(node):
     assert goes_to(node, udp(before, service.at), before, node.at("web-1", PORT))
 
 
+def pod(node: ScenarioNode, service: Service, uid: str, host: str = "web-1") -> Service:
+    """Return a Service with one endpoint, behind which is this Pod."""
+    place = node.endpoint(host, PORT)
+    return replace(service, endpoints=(place,), about={place: {"targetRef": {"kind": "Pod", "uid": uid}}})
+
+
+@pytest.mark.parametrize("is_seen_to_go", [False, True], ids=["at-once", "later"])
+def test_C9_a_pod_that_has_the_address_of_another_gets_none_of_its_connections(node, is_seen_to_go):
+    first, second = pod(node, WEB, "first"), pod(node, replace(WEB, name="other", frontend="10.96.0.2:80"), "second")
+    node.apply(first)
+    client, endpoint = open_connection(node, first)
+    if is_seen_to_go:
+        node.apply(first.with_endpoints())
+    node.apply(second)
+    segment = data(client, first.at)
+    sent = node.send(segment)
+    assert sent.reason is Reason.ENDPOINT_REMOVED
+    assert sent.only == ("client", reset_to(node.on_the_wire(segment, "client")))
+    assert node.send(data(endpoint, client), "web-1").reason is Reason.ENDPOINT_REMOVED
+    assert open_connection(node, second)[1] == endpoint
+
+
+def test_C9_the_pod_that_was_there_before_has_its_connections_still(node):
+    service = pod(node, WEB, "first")
+    node.apply(service)
+    client, endpoint = open_connection(node, service)
+    node.apply(service.with_endpoints())
+    node.apply(service)
+    assert goes_to(node, data(client, service.at), client, endpoint)
+    unnamed = replace(service, about={})
+    node.apply(unnamed)
+    node.apply(pod(node, WEB, "first"))
+    assert goes_to(node, data(client, service.at), client, endpoint)
+
+
+def test_C9_datagrams_to_the_pod_before_begin_anew(node):
+    service = pod(node, DNS, "first")
+    node.apply(service)
+    client = node.client()
+    node.send(udp(client, service.at))
+    node.apply(pod(node, DNS, "second"))
+    assert node.send(udp(client, service.at)).reason is Reason.ADMITTED
+
+
 def test_C10_connections_of_a_deleted_service_end_by_themselves_and_leak_nowhere(node):
     service = serve(node, WEB, "web-1")
     client, endpoint = open_connection(node, service)
