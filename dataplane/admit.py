@@ -53,13 +53,15 @@ def _is_packet_inside(node, client):
 
 @inlined
 def _is_masqueraded(node, service, endpoint, client):
-    """Tell whether the endpoint is to see an address of the node in place of the client's (as on the wire).
+    """Tell whether the endpoint is to see another address in place of the client's (as on the wire).
 
-    Answers of an endpoint on this node that the kernel routes come back here whoever the client is.
+    Answers of an endpoint on this node that the kernel routes come back here whoever else the client is.
     """
+    if endpoint.addr == client:
+        return True
     if endpoint.is_local and node.tables.next_hops[np.int64(endpoint.next_hop)].state == _KERNEL:
         return False
-    if endpoint.addr == client or service.masquerade == _EVERYBODY:
+    if service.masquerade == _EVERYBODY:
         return True
     if service.masquerade == _REMOTE:
         return endpoint.is_local == 0
@@ -106,6 +108,21 @@ def _insert_masqueraded(node, endpoint, new_addrs, state, hop_back, now):
 
 
 @inlined
+def _source_towards(tables, packet, endpoint):
+    """Return the address that the packet's connection is to come from: the node's own on the way, or 0 if it has none.
+
+    By way of the kernel, which takes no packet from its own address, an endpoint reaches itself from the VIP: its
+    answers go where VIPs are routed, and turn round as they leave (xdp/bpf/egress.c).
+    """
+    hop = tables.next_hops[np.int64(endpoint.next_hop)]
+    if hop.state != _KERNEL or endpoint.addr != np.uint32(packet.addrs):
+        return hop.source
+    vip = np.uint32(packet.addrs >> np.uint64(32))
+    is_vip = services.find_frontend(tables, vip, np.uint16(0), packet.protocol & np.uint8(_IPV6)) != services.MISS
+    return vip if is_vip else np.uint32(0)
+
+
+@inlined
 def _begin(node, service, endpoint, state, hop_back, now):
     """Insert the packet's connection to an endpoint; return its slot, FULL, TAKEN, or why it has no source."""
     tables, packet = node.tables, node.packet[0]
@@ -115,7 +132,7 @@ def _begin(node, service, endpoint, state, hop_back, now):
     if _is_masqueraded(node, service, endpoint, client):
         if state == _ADOPTED:
             return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
-        source = tables.next_hops[np.int64(endpoint.next_hop)].source
+        source = _source_towards(tables, packet, endpoint)
         if source == 0:
             return np.int64(_NO_ADDRESS)
         new_addrs |= np.uint64(source)

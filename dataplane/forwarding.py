@@ -33,6 +33,18 @@ def way_to(tables, row, ttl, longest):
 
 
 @inlined
+def reaches_itself(flow):
+    """Tell whether an endpoint reaches itself by way of the kernel: its packets' addresses change places (find.c)."""
+    return flow.new_src_addr == flow.dst_addr and flow.new_dst_addr == flow.src_addr
+
+
+@inlined
+def is_left_to_egress(flow):
+    """Tell whether packets that the kernel routes are translated as they leave (egress.c), and not before."""
+    return flow.direction == _REPLY and not reaches_itself(flow)
+
+
+@inlined
 def forward(node, frames, start, length, longest, slot, event, now):
     """Send a packet along its flow. Return (reason, egress ifindex)."""
     tables, packet = node.tables, node.packet[0]
@@ -43,9 +55,10 @@ def forward(node, frames, start, length, longest, slot, event, now):
     if egress == KERNEL:
         if packet.protocol & _IPV6:  # no program translates what leaves by way of the kernel
             return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
-        if flow.direction == _REPLY:  # translated as it leaves (egress.c)
+        if is_left_to_egress(flow):
             return Reason.TO_KERNEL, egress
-        if flow.new_src_addr != flow.src_addr:  # the kernel takes no packet that comes from its own address
+        # The kernel takes no packet that comes from its own address.
+        if flow.new_src_addr != flow.src_addr and not reaches_itself(flow):
             return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
         reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
     if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:
@@ -78,7 +91,7 @@ def translate_error(node, frames, start, longest, now):
             wire6.translate_error(frames, start, flow, tables, row)
         return reason, egress
     if egress == KERNEL:
-        if flow.direction != _REPLY:
+        if not is_left_to_egress(flow):
             wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, wire.TO_KERNEL)
         return Reason.TO_KERNEL, egress
     if reason == Reason.FORWARDED:

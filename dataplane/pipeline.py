@@ -12,14 +12,14 @@ from conntrack import compiled as flows
 from dataplane import answers, answers6, fragments, wire, wire6
 from dataplane.admit import admit
 from dataplane.context import AWAITED, KERNEL, NOWHERE
-from dataplane.forwarding import forward, translate_error, way_to
+from dataplane.forwarding import forward, is_left_to_egress, translate_error, way_to
 from dataplane.rings import lock, unlock
 from lb import compiled as services
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Event, Limit, Protocol, Reason, State
 
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
-_ORIGINAL, _REPLY = int(Direction.ORIGINAL), int(Direction.REPLY)
+_ORIGINAL = int(Direction.ORIGINAL)
 _SYN, _DATA = int(Event.SYN), int(Event.DATA)
 _RESET, _STATE_BITS = int(State.RESET), int(Limit.STATE_BITS)
 _ARP_ANSWERS = int(Limit.ARP_ANSWERS)
@@ -160,7 +160,7 @@ def _follow(node, frames, start, length, longest, now):
             reason, egress = way_to(tables, row, packet.ttl, longest)
             if egress == KERNEL:
                 reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
-            is_left_alone = egress == KERNEL and flow.direction == _REPLY
+            is_left_alone = egress == KERNEL and is_left_to_egress(flow)
             if not is_left_alone and (reason == Reason.FORWARDED or reason == Reason.TO_KERNEL):
                 flows.touch(tables, slot, _DATA, length, now)
                 wire.rewrite_addresses(frames, start, flow, tables.next_hops, row)

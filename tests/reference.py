@@ -567,7 +567,7 @@ class Reference:
         is_reopened = flow is not None and self._reopens(flow, packet)
         if flow and not is_reopened:
             is_for_kernel = self._hop_to(flow[0].after(flow[1]).destination[0]).state == HopState.KERNEL
-            if packet.ttl > 1 and is_for_kernel and flow[1] == Direction.REPLY:
+            if packet.ttl > 1 and is_for_kernel and _is_left_to_egress(packet.key, *flow):
                 return Outcome(Reason.LEFT_TO_EGRESS, frame)
             if packet.ttl > 1 and not offloads and not is_stalled and not is_for_kernel:
                 return Outcome(Reason.NOT_OFFLOADED, frame)
@@ -731,7 +731,7 @@ class Reference:
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
         to_kernel = hop.state == HopState.KERNEL
-        if to_kernel and flow[1] == Direction.REPLY:
+        if to_kernel and _is_left_to_egress(flow[0].key_of(flow[1]), *flow):
             return Outcome(Reason.TO_KERNEL, frame, KERNEL)
         flow[0].touch(flow[1], Event.DATA, len(frame), now)
         self._note(packet, datagram)
@@ -928,7 +928,7 @@ class Reference:
         if is_masqueraded:
             if state == State.ADOPTED:
                 return Reason.MID_STREAM_RESET
-            own = self._hop_to(endpoint[0]).source
+            own = self._source_towards(endpoint, key)
             if not own:
                 return Reason.NO_SNAT_ADDRESS
             sources = self._ports_of(own, key)
@@ -960,16 +960,20 @@ class Reference:
         return any(first <= client <= last for first, last in self._inside)
 
     def _is_masqueraded(self, service: Service, endpoint: Address, client: int) -> bool:
-        if endpoint in service.local and self._hop_to(endpoint[0]).state == HopState.KERNEL:
-            return False
         if endpoint[0] == client:
             return True
+        if endpoint in service.local and self._hop_to(endpoint[0]).state == HopState.KERNEL:
+            return False
         return {
             Masquerade.NOBODY: False,
             Masquerade.OUTSIDE: not self._is_inside(client),
             Masquerade.REMOTE: endpoint not in service.local,
             Masquerade.EVERYBODY: True,
         }[service.masquerade]
+
+    def _source_towards(self, endpoint: Address, key: Key) -> int:
+        hop = self._hop_to(endpoint[0])
+        return key.destination[0] if hop.state == HopState.KERNEL and endpoint[0] == key.source[0] else hop.source
 
     def _ports_of(self, own: int, key: Key) -> Iterator[Address]:
         """Yield where a masqueraded connection may come from, in the order in which it is tried."""
@@ -991,9 +995,9 @@ class Reference:
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
         to_kernel = hop.state == HopState.KERNEL
-        if to_kernel and way == Direction.REPLY:
+        if to_kernel and _is_left_to_egress(packet.key, connection, way):
             return Outcome(Reason.TO_KERNEL, frame, KERNEL)
-        if to_kernel and after.source != packet.key.source:
+        if to_kernel and after.source != packet.key.source and not _reaches_itself(packet.key, after):
             return Outcome(Reason.NOT_FORWARDABLE, frame)
         if packet.datagram:
             self._begin_datagram(packet, now)
@@ -1019,6 +1023,11 @@ class Reference:
             is_error = packet.reason == Reason.ICMP_ERROR
             return Outcome(Reason.OTHER_ICMP if is_error else Reason.NOT_OURS, frame)
         connection, way = flow
+        if _reaches_itself(packet.key, connection.after(way)):
+            if packet.reason == Reason.ICMP_ERROR:
+                return Outcome(Reason.OTHER_ICMP, frame)
+            connection.touch(way, packet.event, len(frame), now)
+            return Outcome(Reason.TO_KERNEL, frame[6:12] + _translated(frame, packet, connection.after(way))[6:])
         after = packet.key._replace(source=connection.after(way).source)
         if packet.reason == Reason.ICMP_ERROR:
             return Outcome(Reason.FORWARDED, _translated_error(frame, packet, packet.key, after))
@@ -1037,10 +1046,20 @@ class Reference:
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
         if hop.state == HopState.KERNEL:
-            is_reply = flow[1] == Direction.REPLY
-            new = frame if is_reply else _translated_error(frame, packet, before, after)
+            is_left = _is_left_to_egress(before, *flow)
+            new = frame if is_left else _translated_error(frame, packet, before, after)
             return Outcome(Reason.TO_KERNEL, new, KERNEL)
         return Outcome(Reason.FORWARDED, _routed(_translated_error(frame, packet, before, after), hop), hop.ifindex)
+
+
+def _reaches_itself(before: Key, after: Key) -> bool:
+    """Tell whether an endpoint reaches itself by way of the kernel."""
+    return (after.source[0], after.destination[0]) == (before.destination[0], before.source[0])
+
+
+def _is_left_to_egress(before: Key, connection: Connection, way: Direction) -> bool:
+    """Tell whether a packet that the kernel routes is translated as it leaves, and not before."""
+    return way == Direction.REPLY and not _reaches_itself(before, connection.after(way))
 
 
 def _is_martian(key: Key) -> bool:

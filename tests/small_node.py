@@ -122,6 +122,7 @@ CLIENTS = (CLIENT, OTHER_CLIENT, address("10.1.0.10:40001"))
 MARTIANS = [address(f"{each}:40000") for each in ("0.0.0.9", "127.0.0.1", "224.0.0.1", "255.255.255.255")]
 MARTIANS6 = [address(f"[{each}]:40000") for each in ("::", "::1", "ff02::1", "::ffff:10.1.0.10")]
 HAIRPIN = (ENDPOINT[0], 40_001)  # an endpoint that is a client
+POD_HAIRPIN = (POD_ENDPOINT[0], 40_001)  # one on this node
 INSIDE = ((OTHER_CLIENT[0], OTHER_CLIENT[0]),)
 SNAT_PORTS = PortRange(40_001, 40_003)  # one of them is the port of two clients
 OWN = address("10.2.0.1:0")[0]  # the node's own address towards the endpoints

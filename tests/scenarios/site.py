@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import numpy as np
@@ -23,7 +24,7 @@ from xdp.schema import Reason
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
 ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "xdp-generic-6", "afxdp-6")
 SERVERS = ("web-1", "web-2", "web-3")
-WEB_PORT, DNS_PORT, ECHO_PORT = 8080, 5353, 9090
+WEB_PORT, DNS_PORT, ECHO_PORT, NODE_PORT = 8080, 5353, 9090, 30_080
 
 
 class Site:
@@ -156,6 +157,12 @@ def count_active(site: Site) -> int:
     """Return how many connections are open and have just been used."""
     flows = site.daemon.ask("flows")
     return sum(flow["state"] in ("established", "udp_replied") and flow["idle_s"] < 0.1 for flow in flows)
+
+
+def at_node_port(service: Service, port: int = NODE_PORT) -> Service:
+    """Return a Service that has a node port, too."""
+    ports = [{"name": "main", "port": service.at[1], "nodePort": port, "protocol": service.protocol}]
+    return replace(service, spec={"type": "NodePort", "ports": ports})
 
 
 class Asking:

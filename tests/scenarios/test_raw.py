@@ -16,9 +16,19 @@ import pytest
 
 from perf import clients
 from perf.world import World
-from tests.node import Daemon, Service, Wire, split
+from tests.node import Daemon, Wire, split
 from tests.packets import CLIENT, address, udp
-from tests.scenarios.site import DNS_PORT, ECHO_PORT, HOSTS, WEB_PORT, Site, count_active, echoed
+from tests.scenarios.site import (
+    DNS_PORT,
+    ECHO_PORT,
+    HOSTS,
+    NODE_PORT,
+    WEB_PORT,
+    Site,
+    at_node_port,
+    count_active,
+    echoed,
+)
 
 pytestmark = pytest.mark.root
 
@@ -187,15 +197,6 @@ def masquerade(request: pytest.FixtureRequest, site: Site) -> Iterator[str]:
         daemon.signal(signal.SIGTERM)
         daemon.wait()
         daemon.start_with = []
-
-
-NODE_PORT = 30_080
-
-
-def at_node_port(service: Service, port: int = NODE_PORT) -> Service:
-    """Return a Service that has a node port, too."""
-    ports = [{"name": "main", "port": service.at[1], "nodePort": port, "protocol": service.protocol}]
-    return replace(service, spec={"type": "NodePort", "ports": ports})
 
 
 @pytest.fixture

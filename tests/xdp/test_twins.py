@@ -68,11 +68,14 @@ from tests.small_node import (
     OWN,
     OWN6,
     POD_DNS_VIP,
+    POD_ENDPOINT,
+    POD_HAIRPIN,
     POD_VIP,
     POD_VIPS,
     ROUTES,
     SCHEDULED_VIPS,
     SMALL,
+    SNAT_PORTS,
     STICKY_VIP6,
     STICKY_VIPS,
     TCP_VIPS,
@@ -211,7 +214,12 @@ class Twins:
         self._late = max(self._late, (self._clock.now() - now) & 0xFFFFFFFF)
         counted = counters.sum(axis=0, dtype=np.int64) - before
         expected = self.reference.egress(frame, now)
-        assert (action, counted.sum(), counted.argmax()) == (TCX_NEXT, 1, expected.reason)
+        turns = expected.reason == Reason.TO_KERNEL
+        assert (action, counted.sum(), counted.argmax()) == (
+            TC_ACT_REDIRECT if turns else TCX_NEXT,
+            1,
+            expected.reason,
+        )
         assert after == expected.frame
         self.compare_records()
         return expected
@@ -353,7 +361,7 @@ class Step:
     number: int = 7
 
 
-_clients = st.sampled_from([*CLIENTS, HAIRPIN, DEAF_CLIENT] * 3 + [LOST_CLIENT, *MARTIANS])
+_clients = st.sampled_from([*CLIENTS, HAIRPIN, POD_HAIRPIN, DEAF_CLIENT] * 3 + [LOST_CLIENT, *MARTIANS])
 _ttls = st.sampled_from([64, 64, 64, 255, 2, 1])
 _sizes = st.sampled_from([0, 1, 7, 100, 1447, 1500])
 _steps = st.one_of(
@@ -671,6 +679,38 @@ def test_an_endpoint_on_this_node_is_reached_by_way_of_the_kernel(protocol: Prot
     assert (known.reason, known.frame) == (Reason.TO_KERNEL, bytes(packet(CLIENT, endpoint, *more)))
     left = twins.leave(bytes(packet(endpoint, CLIENT, *more)))
     assert (left.reason, left.frame) == (Reason.FORWARDED, bytes(packet(vip, CLIENT, *more)))
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
+def test_T5_an_endpoint_on_this_node_reaches_itself_from_the_vip(protocol: Protocol, twins: Twins):
+    """What it sends comes back by a router; what it answers turns round where it would leave."""
+    packet, vip, port = (
+        (packets.tcp_packet, POD_VIP, POD_ENDPOINT[1])
+        if protocol == Protocol.TCP
+        else (packets.udp_packet, POD_DNS_VIP, 5353)
+    )
+    more = ("A", bytes(999)) if protocol == Protocol.TCP else (bytes(999),)
+    first = ("S",) if protocol == Protocol.TCP else ()
+    admitted = twins.send(bytes(packet(POD_HAIRPIN, vip, *first)))
+    source, endpoint = translated_of(twins, POD_HAIRPIN, vip, protocol)
+    assert (source[0], endpoint) == (vip[0], (POD_HAIRPIN[0], port))
+    assert SNAT_PORTS.first <= source[1] <= SNAT_PORTS.last
+    assert admitted[:2] == (Reason.ADMITTED, bytes(packet(source, endpoint, *first)))
+    assert twins.send(bytes(packet(POD_HAIRPIN, vip, *more)))[:2] == (
+        Reason.TO_KERNEL,
+        bytes(packet(source, endpoint, *more)),
+    )
+    answer, arrives = bytes(packet(endpoint, source, *more)), bytes(packet(vip, POD_HAIRPIN, *more))
+    assert twins.leave(answer)[:2] == (Reason.TO_KERNEL, answer[6:12] + arrives[6:])
+    assert twins.send(answer)[:2] == (Reason.TO_KERNEL, arrives)  # it has come back by the router, too
+    error = packets.icmp_error(bytes(packet(source, endpoint, *more)))
+    assert twins.leave(error)[:2] == (Reason.OTHER_ICMP, error)
+    quoted = Ether(twins.send(error).frame)["ICMP"].payload
+    assert (quoted.src, quoted.dst, quoted.sport) == (
+        packets.host(POD_HAIRPIN[0]),
+        packets.host(vip[0]),
+        POD_HAIRPIN[1],
+    )
 
 
 def test_a_client_behind_a_driver_without_redirects_is_answered_by_way_of_the_kernel(twins: Twins):

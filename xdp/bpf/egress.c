@@ -3,7 +3,7 @@
  *
  * A local kernel sends frames with half a checksum, and larger than the MTU, for the device to finish. An XDP program
  * could not tell; this one runs where that is known, and the helpers mind it. It drops nothing: what is not a reply that
- * it knows leaves as it is. */
+ * it knows leaves as it is. A reply to the endpoint itself turns round. */
 #include "schema.h"
 #include "hash.h"
 #include "checksum.h"
@@ -18,21 +18,40 @@ enum {
 	ERROR_BYTES = 14 + 60 + 8 + 60 + 18, /* of an ICMP error, up to the checksum of what it quotes */
 };
 
-/* Rewrite: the source, which is all that changes. */
-static inline void translate(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+/* One end of a packet, and where it lies in it. */
+struct end {
+	u32 addr_at;
+	u32 port_at;
+	__be32 addr;
+	__be16 port;
+};
+
+/* Rewrite: an end that was `old` becomes `new`. */
+static inline void replace(struct __sk_buff *skb, const struct packet *packet, bool is_udp, struct end old, struct end new)
 {
-	__be32 addr = flow->new_src_addr;
-	__be16 port = flow->new_src_port;
-	bool is_udp = flow->protocol == PROTOCOL_UDP;
 	u32 check = packet->l4 + (is_udp ? __builtin_offsetof(struct udp, check) : __builtin_offsetof(struct tcp, check));
 	u32 flags = is_udp ? BPF_F_MARK_MANGLED_0 : 0;  /* none stays none, and a sum of zero is sent as 0xffff */
 
 	/* With half a checksum there is the pseudo header in it, and not yet the ports: so they are told apart. */
-	bpf_l4_csum_replace(skb, check, flow->src_addr, addr, flags | BPF_F_PSEUDO_HDR | sizeof(addr));
-	bpf_l4_csum_replace(skb, check, flow->src_port, port, flags | sizeof(port));
-	bpf_l3_csum_replace(skb, sizeof(struct ethernet) + __builtin_offsetof(struct ipv4, check), flow->src_addr, addr, sizeof(addr));
-	bpf_skb_store_bytes(skb, sizeof(struct ethernet) + __builtin_offsetof(struct ipv4, src_addr), &addr, sizeof(addr), 0);
-	bpf_skb_store_bytes(skb, packet->l4, &port, sizeof(port), 0);
+	bpf_l4_csum_replace(skb, check, old.addr, new.addr, flags | BPF_F_PSEUDO_HDR | sizeof(new.addr));
+	bpf_l4_csum_replace(skb, check, old.port, new.port, flags | sizeof(new.port));
+	bpf_l3_csum_replace(skb, sizeof(struct ethernet) + __builtin_offsetof(struct ipv4, check), old.addr, new.addr,
+			    sizeof(new.addr));
+	bpf_skb_store_bytes(skb, old.addr_at, &new.addr, sizeof(new.addr), 0);
+	bpf_skb_store_bytes(skb, old.port_at, &new.port, sizeof(new.port), 0);
+}
+
+/* Rewrite: the source, which is all that changes where the client is elsewhere. */
+static inline void translate(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	u32 ip = sizeof(struct ethernet);
+	bool is_udp = flow->protocol == PROTOCOL_UDP;
+	struct end source = { ip + __builtin_offsetof(struct ipv4, src_addr), packet->l4, flow->src_addr, flow->src_port };
+	struct end destination = { ip + __builtin_offsetof(struct ipv4, dst_addr), packet->l4 + 2, flow->dst_addr, flow->dst_port };
+
+	replace(skb, packet, is_udp, source, (struct end){ 0, 0, flow->new_src_addr, flow->new_src_port });
+	if (reaches_itself(flow))
+		replace(skb, packet, is_udp, destination, (struct end){ 0, 0, flow->new_dst_addr, flow->new_dst_port });
 }
 
 /* Bytes of headers up to the payload, which every frame that this one becomes will have. */
@@ -71,6 +90,8 @@ static inline enum reason handle(struct __sk_buff *skb)
 	flow = find_flow(&packet.tuple, words);
 	if (!flow || flow->direction != REPLY || is_expired(flow, rules->timeout[flow->state], now, words))
 		return found == REASON_ICMP_ERROR ? REASON_OTHER_ICMP : REASON_NOT_OURS;
+	if (found == REASON_ICMP_ERROR && reaches_itself(flow))
+		return REASON_OTHER_ICMP;  /* comes back, as what it is about did, and is userspace's then */
 	if (found == REASON_ICMP_ERROR)
 		return translate_quote((void *)(long)skb->data, (void *)(long)skb->data_end, packet.l4, skb->len, flow) ?
 			REASON_TOO_SHORT : REASON_FORWARDED;
@@ -81,7 +102,17 @@ static inline enum reason handle(struct __sk_buff *skb)
 	advance(flow, event, rules);
 	touch(flow, now, frames ? frames : 1, bytes);
 	translate(skb, &packet, flow);
-	return REASON_FORWARDED;
+	return reaches_itself(flow) ? REASON_TO_KERNEL : REASON_FORWARDED;
+}
+
+/* To the ingress of the interface that a frame would leave by, addressed to it: the kernel takes it as received there. */
+static inline int turn_round(struct __sk_buff *skb)
+{
+	u8 own[6];
+
+	bpf_skb_load_bytes(skb, __builtin_offsetof(struct ethernet, src_mac), own, sizeof(own));
+	bpf_skb_store_bytes(skb, __builtin_offsetof(struct ethernet, dst_mac), own, sizeof(own), 0);
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
 int tc_egress(struct __sk_buff *skb)
@@ -98,5 +129,5 @@ int tc_egress(struct __sk_buff *skb)
 	reason = handle(skb);
 	if (row)
 		row->packets[reason & (MAX_REASONS - 1)] += 1;
-	return NEXT_PROGRAM;
+	return reason == REASON_TO_KERNEL ? turn_round(skb) : NEXT_PROGRAM;
 }

@@ -107,6 +107,13 @@ static inline bool is_expired(const struct flow *flow, u32 timeout, u32 now, con
 	return !peer || (s32)(now - peer->last_seen) > (s32)timeout;
 }
 
+/* Whether an endpoint reaches itself through its Service by way of the kernel: in both directions the addresses of its
+ * packets change places (dataplane/admit.py). */
+static inline bool reaches_itself(const struct flow *flow)
+{
+	return flow->new_src_addr == flow->dst_addr && flow->new_dst_addr == flow->src_addr;
+}
+
 /* The connection's state after a packet, stored in both directions' records if it is another one. */
 static inline void advance(struct flow *flow, u8 event, const struct machine *rules)
 {

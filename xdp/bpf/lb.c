@@ -139,14 +139,17 @@ static inline enum reason refusal_of(const struct next_hop *hop, u32 length)
 }
 
 /* Rewrite for the kernel, which routes the packet, counts its TTL down and minds the MTU. It is to see client and endpoint
- * in both directions: a reply goes to it as it is, and is translated as it leaves (egress.c). */
+ * in both directions: a reply goes to it as it is, and is translated as it leaves (egress.c). An endpoint that reaches
+ * itself is to see the VIP. */
 static inline struct result hand_over(void *data, void *end, const struct packet *packet, struct flow *flow, u8 event,
 				      const struct machine *rules, u32 now)
 {
-	if (flow->direction == REPLY)
-		return pass(REASON_LEFT_TO_EGRESS);
-	if (flow->new_src_addr != flow->src_addr)  /* it takes no packet that comes from its own address */
-		return drop(REASON_NOT_FORWARDABLE);
+	if (!reaches_itself(flow)) {
+		if (flow->direction == REPLY)
+			return pass(REASON_LEFT_TO_EGRESS);
+		if (flow->new_src_addr != flow->src_addr)  /* it takes no packet that comes from its own address */
+			return drop(REASON_NOT_FORWARDABLE);
+	}
 	if (rewrite(data, end, packet->l4, flow, 0))
 		return pass(REASON_TOO_SHORT);
 	advance(flow, event, rules);
