@@ -390,7 +390,8 @@ def test_C9_an_endpoint_that_comes_back_serves_again(node):
 def pod(node: ScenarioNode, service: Service, uid: str, host: str = "web-1") -> Service:
     """Return a Service with one endpoint, behind which is this Pod."""
     place = node.endpoint(host, PORT)
-    return replace(service, endpoints=(place,), about={place: {"targetRef": {"kind": "Pod", "uid": uid}}})
+    about = {place: {"targetRef": {"kind": "Pod", "uid": uid}}}
+    return replace(node.of_family(service), endpoints=(place,), about=about)
 
 
 @pytest.mark.parametrize("is_seen_to_go", [False, True], ids=["at-once", "later"])
