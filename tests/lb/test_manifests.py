@@ -65,6 +65,19 @@ def changed(text: str, old: str, new: str) -> str:
     return text.replace(old, new, 1)
 
 
+def test_S12_fields_that_are_not_read_change_nothing():
+    more = """\
+  selector: {app: web}
+  publishNotReadyAddresses: true
+  trafficDistribution: PreferClose
+  loadBalancerIP: 192.0.2.1
+  loadBalancerClass: example.com/other
+"""
+    service = SERVICE.replace("    port: 80\n", "    port: 80\n    appProtocol: kubernetes.io/h2c\n") + more
+    part = SLICE.replace("  port: 8080\n", "  port: 8080\n  appProtocol: kubernetes.io/h2c\n")
+    assert load(f"{service}---\n{part}") == load(f"{SERVICE}---\n{SLICE}")
+
+
 def test_a_service_and_its_slice():
     read = load(f"{SERVICE}---\n{SLICE}")
     (service,), (part,) = read.services, read.slices

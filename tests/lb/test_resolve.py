@@ -63,12 +63,11 @@ def test_S1_a_port_is_known_by_its_name_or_else_its_number():
 @pytest.mark.parametrize(
     "ignored",
     [
-        service(type="ExternalName"),
-        service(is_headless=True, cluster_ips=()),
-        service(proxy_name=""),
-        service(proxy_name="cilium"),
+        pytest.param(service(type="ExternalName"), id="S2-external-name"),
+        pytest.param(service(is_headless=True, cluster_ips=()), id="S3-headless"),
+        pytest.param(service(proxy_name=""), id="S1-proxy-name-empty"),
+        pytest.param(service(proxy_name="cilium"), id="S1-proxy-name"),
     ],
-    ids=["S2-external-name", "S3-headless", "S1-proxy-name-empty", "S1-proxy-name"],
 )
 def test_services_that_are_not_ours_are_skipped_whole(ignored):
     assert resolved(ignored, slice_of(endpoint("10.0.0.1"))) == []
