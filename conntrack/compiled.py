@@ -68,9 +68,8 @@ _ORIGINAL = np.uint8(Direction.ORIGINAL)
 _REPLY = np.uint8(Direction.REPLY)
 _ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
 _STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS & 0xFF)
-_OVER = 2  # the class of states.EARLY_DROP that is closing, or to be reset
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
-_IPV6, _TCP = int(Protocol.IPV6), int(Protocol.TCP)
+_IPV6 = int(Protocol.IPV6)
 _EXTENTS = int(Limit.EXTENTS)
 _FIRST_EXTENT = int(Limit.FIRST_EXTENT)
 _BITMAP = np.uint64((1 << _EXTENTS) - 1)
@@ -241,7 +240,7 @@ def is_older(now, then, timeout):
 
 
 @inlined
-def _with(state, other):
+def with_state(state, other):
     """Return the state of a flow that is in `other` from now on: its timeouts stay."""
     return np.uint8(state & _SET_BITS | other)
 
@@ -578,7 +577,7 @@ def sweep(tables, start, stop, now, withdrawn, found, named):
         if tag >= _FIRST:
             record = flows[slot]
             state = record.state
-            timeout = rules.timeout[_with(state, _ESTABLISHED) if state & _STATE_BITS == _RESET else state]
+            timeout = rules.timeout[with_state(state, _ESTABLISHED) if state & _STATE_BITS == _RESET else state]
             used += 1
             if record.protocol & _IPV6:
                 _mark_names(record, named)
@@ -628,31 +627,6 @@ def release(tags, withdrawn, count):
 
 
 @compiled
-def count_used(tags):
-    """Return how many slots hold a published record."""
-    used = 0
-    for word in range(len(tags)):
-        seen = load_acquire(tags, word)
-        if seen:
-            for lane in range(4):
-                used += (seen >> np.uint64(lane << 4) & _LANE) >= _FIRST
-    return used
-
-
-@compiled
-def used_slots(tags, flows, way, out):
-    """Fill `out` (i64) with the slots of published records of direction `way`; return how many there are."""
-    count = 0
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
-            continue
-        if tag_at(tags, slot) >= _FIRST and flows[slot].direction == way and count < len(out):
-            out[count] = slot
-            count += 1
-    return count
-
-
-@compiled
 def claimed_slots(tags, out):
     """Fill `out` (i64) with the slots that are claimed; return how many there are, at most len(out)."""
     count = 0
@@ -668,125 +642,3 @@ def abandon(tags, slots, count):
     """Withdraw slots that a writer claimed and will never publish: it died in between."""
     for i in range(count):
         _swap_tag(tags, slots[i], _CLAIMED, _WITHDRAWN)
-
-
-@inlined
-def place_key(addr, port):
-    """Return an address and a port, as on the wire, as one u64."""
-    return np.uint64(addr) | np.uint64(port) << np.uint64(32)
-
-
-@inlined
-def _place_of_pair(firsts, seconds, first, second):
-    """Return where (first, second) is among pairs that ascend by both, or would be."""
-    low, high = 0, len(firsts)
-    while low < high:
-        middle = (low + high) >> 1
-        if firsts[middle] < first or (firsts[middle] == first and seconds[middle] < second):
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@inlined
-def _has_pair(firsts, seconds, first, second):
-    """Tell whether (first, second) is among pairs that ascend by both."""
-    place = _place_of_pair(firsts, seconds, first, second)
-    return place < len(firsts) and firsts[place] == first and seconds[place] == second
-
-
-@compiled
-def withdraw_strays(tables, protocol, frontends, endpoints):
-    """Withdraw the connections of a protocol but those from frontends[i] to endpoints[i] for any i; return how many.
-
-    Both are u64 arrays of `place_key`s, and ascend as pairs.
-    """
-    tags, flows = tables.tags, tables.flows
-    count = 0
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
-            continue
-        record = flows[slot]
-        if tag_at(tags, slot) >= _FIRST and record.direction == _ORIGINAL and record.protocol == protocol:
-            frontend = place_key(record.dst_addr, record.dst_port)
-            if not _has_pair(frontends, endpoints, frontend, place_key(record.new_dst_addr, record.new_dst_port)):
-                count += withdraw(tables, slot)
-    return count
-
-
-@inlined
-def _reset(flows, record):
-    """Have a connection reset: both its directions are over for packets, and whoever sends next is told."""
-    record.state = _with(record.state, _RESET)
-    flows[record.peer].state = record.state
-
-
-@compiled
-def reset_strays(tables, protocol, wanted, frontends, endpoints):
-    """Put those of a protocol's connections to one of `wanted` into state RESET that `withdraw_strays` would end.
-
-    Return how many were not. `wanted` is a u64 array of `place_key`s of frontends, and ascends.
-    """
-    tags, flows = tables.tags, tables.flows
-    count = 0
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
-            continue
-        record = flows[slot]
-        if tag_at(tags, slot) >= _FIRST and record.direction == _ORIGINAL and record.protocol == protocol:
-            frontend = place_key(record.dst_addr, record.dst_port)
-            if not _has_pair(wanted, wanted, frontend, frontend) or record.state & _STATE_BITS == _RESET:
-                continue
-            if not _has_pair(frontends, endpoints, frontend, place_key(record.new_dst_addr, record.new_dst_port)):
-                _reset(flows, record)
-                count += 1
-    return count
-
-
-@compiled
-def end_at(tables, family, endpoints):
-    """Reset the TCP connections to these endpoints, and withdraw the others; return how many were neither.
-
-    `family` is 0 or PROTOCOL_IPV6; `endpoints` is a u64 array of `place_key`s, and ascends.
-    """
-    tags, flows = tables.tags, tables.flows
-    count = 0
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
-            continue
-        record = flows[slot]
-        if tag_at(tags, slot) < _FIRST or record.direction != _ORIGINAL or record.protocol & _IPV6 != family:
-            continue
-        endpoint = place_key(record.new_dst_addr, record.new_dst_port)
-        if not _has_pair(endpoints, endpoints, endpoint, endpoint) or record.state & _STATE_BITS == _RESET:
-            continue
-        if record.protocol & ~_IPV6 == _TCP:
-            _reset(flows, record)
-            count += 1
-        else:
-            count += withdraw(tables, slot)
-    return count
-
-
-@compiled
-def count_open(tables, endpoints, counts):
-    """Add to `counts` (u32) how many connections to each of `endpoints` are neither closing nor to be reset.
-
-    `endpoints` is a u64 array of `place_key`s, and ascends.
-    """
-    tags, flows, rules = tables.tags, tables.flows, tables.machine[0]
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
-            continue
-        record = flows[slot]
-        if (
-            tag_at(tags, slot) < _FIRST
-            or record.direction != _ORIGINAL
-            or rules.early_drop[record.state & _STATE_BITS] == _OVER
-        ):
-            continue
-        wanted = place_key(record.new_dst_addr, record.new_dst_port)
-        place = _place_of_pair(endpoints, endpoints, wanted, wanted)
-        if place < len(endpoints) and endpoints[place] == wanted:
-            counts[place] += np.uint32(1)

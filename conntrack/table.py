@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from conntrack import compiled, grace, states
+from conntrack import compiled, grace, passes, states
 from xdp import naming
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
@@ -134,9 +134,15 @@ class FlowTable:
         compiled.abandon(self._tables.tags, left, len(left))
         return len(left)
 
+    def _originals(self) -> npt.NDArray[np.int64]:
+        """Return the slots of all original directions."""
+        tags, flows = self._tables.tags, self._tables.flows
+        slots = np.zeros(int(passes.count_used(tags)), np.int64)
+        return slots[: passes.used_slots(tags, flows, Direction.ORIGINAL, slots)]
+
     def used(self) -> int:
         """Return how many connections there are: two published records each."""
-        return int(compiled.count_used(self._tables.tags)) // 2
+        return int(passes.count_used(self._tables.tags)) // 2
 
     def sweep(self, slots: int | None = None) -> int:
         """End what has expired among the next `slots` (default: all), and free what was withdrawn; return how many.
@@ -239,7 +245,8 @@ class FlowTable:
         One pass over the table, however many pairs there are.
         """
         with self._looking:
-            return int(compiled.withdraw_strays(self._tables, np.uint8(protocol), *_ascending(pairs)))
+            slots = self._originals()
+            return int(passes.withdraw_strays(self._tables, slots, np.uint8(protocol), *_ascending(pairs)))
 
     def reset_others(self, protocol: int, frontends: Iterable[Place], pairs: Iterable[tuple[Place, Place]]) -> int:
         """Have the connections of these frontends reset but those of these pairs; return how many. As `keep_only`."""
@@ -247,7 +254,9 @@ class FlowTable:
         if not len(wanted):
             return 0
         kept = _ascending(pairs)
-        return self._twice(lambda: compiled.reset_strays(self._tables, np.uint8(protocol), wanted, *kept))
+        return self._twice(
+            lambda: passes.reset_strays(self._tables, self._originals(), np.uint8(protocol), wanted, *kept)
+        )
 
     def end_at(self, family: int, endpoints: Iterable[Place]) -> int:
         """End the connections to these endpoints, TCP's by having them reset; return how many. Host numbers.
@@ -257,7 +266,7 @@ class FlowTable:
         places = np.array(sorted(map(_key_of, endpoints)), np.uint64)
         if not len(places):
             return 0
-        return self._twice(lambda: compiled.end_at(self._tables, np.uint8(family), places))
+        return self._twice(lambda: passes.end_at(self._tables, self._originals(), np.uint8(family), places))
 
     def _twice(self, end: Callable[[], int]) -> int:
         """End connections, and again after a grace period: a packet on its way may have stored its state over ours."""
@@ -273,7 +282,7 @@ class FlowTable:
         order = np.argsort(keys)
         counts = np.zeros(len(keys), np.uint32)
         with self._looking:
-            compiled.count_open(self._tables, keys[order], counts)
+            passes.count_open(self._tables, self._originals(), keys[order], counts)
         found = np.empty_like(counts)
         found[order] = counts
         return found
@@ -282,9 +291,7 @@ class FlowTable:
         """Return copies of the records of both directions of every connection, as they were at about one moment."""
         tables = self._tables
         with self._looking:
-            slots = np.zeros(len(tables.flows), np.int64)
-            count = compiled.used_slots(tables.tags, tables.flows, Direction.ORIGINAL, slots)
-            originals = tables.flows[slots[:count]]
+            originals = tables.flows[self._originals()]
             return originals, tables.flows[originals["peer"]]
 
     def connections(

@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 import numpy as np
 import pytest
 
-from conntrack import compiled, states
+from conntrack import compiled, passes, states
 from conntrack.compiled import FULL, MISS, TAKEN
 from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import wire
@@ -230,7 +230,7 @@ def test_names_stay_as_long_as_a_flow_uses_them_and_are_free_soon_after(flows: F
     assert (flows.tables.names[numbers]["state"] == NameState.ALIVE).all()
     flows.clock.advance(states.TIMEOUT_S[State.SYN_SENT] + 1)
     flows.table.sweep()
-    assert not compiled.count_used(flows.tables.tags)
+    assert not passes.count_used(flows.tables.tags)
     assert Names(flows.tables).count() == 3  # this pass has seen the flow
     flows.table.sweep()
     assert (flows.tables.names[numbers]["state"] == NameState.DYING).all()

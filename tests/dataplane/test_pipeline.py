@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scapy.layers.inet import IP
 
-from conntrack import compiled as flows
+from conntrack import passes
 from conntrack.table import FlowTable
 from dataplane import hops_compiled
 from dataplane.context import AWAITED, NOWHERE
@@ -545,7 +545,7 @@ def test_scratch_space_and_the_bytes_around_a_frame_are_left_alone(node: NodeUnd
     pipeline.send(packets.syn(), node.clock.now())
     assert (pipeline._memory[:100] == 0xA5).all()
     assert (pipeline._memory[100 + len(packets.syn()) :] == 0xA5).all()
-    assert flows.count_used(node.tables.tags) == 2
+    assert passes.count_used(node.tables.tags) == 2
 
 
 # Least connections.

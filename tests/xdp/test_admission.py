@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conntrack import compiled
+from conntrack import compiled, passes
 from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -245,7 +245,7 @@ def test_cpus_that_admit_the_same_connections_at_once_make_each_once(xdp: Kernel
         freed = 0
         for _ in range(120):
             slots = np.zeros(64, np.int64)
-            count = compiled.used_slots(xdp.tables.tags, xdp.tables.flows, 0, slots)
+            count = passes.used_slots(xdp.tables.tags, xdp.tables.flows, 0, slots)
             for slot in slots[: count // 2]:
                 compiled.withdraw(xdp.tables, slot)
             freed += xdp.table.sweep()

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pytest
 
 from conntrack import compiled as flows
-from conntrack import grace
+from conntrack import grace, passes
 from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -388,7 +388,7 @@ def sweep(table: FlowTable, stop: threading.Event) -> list[int]:
 
 def published(tables: Tables, way: Direction) -> npt.NDArray[np.int64]:
     slots = np.zeros(len(tables.flows), np.int64)
-    return slots[: flows.used_slots(tables.tags, tables.flows, way, slots)]
+    return slots[: passes.used_slots(tables.tags, tables.flows, way, slots)]
 
 
 def assert_pairs(tables: Tables, most: int) -> int:
