@@ -25,7 +25,7 @@ from conntrack.table import FlowTable
 from dataplane import wire
 from dataplane.afxdp import Socket, Umem
 from dataplane.context import new_node
-from dataplane.crew import Crew, Queue, need_ethernet, set_link
+from dataplane.crew import Crew, Queue, inside_of, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.handback import open_handback
 from dataplane.hops_compiled import Hops
@@ -34,9 +34,7 @@ from dataplane.netdev import Interface
 from dataplane.offloads import Offloads
 from dataplane.settings import Settings
 from dataplane.worker import Worker
-from lb.rows import ranges_of
 from xdp import kernel, loader
-from xdp.addresses import halves
 from xdp.clock import Clock
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 from xdp.loader import Attachment
@@ -156,10 +154,7 @@ class Engine(Crew):
         """Start a worker for every socket that has none, and tell XDP of it."""
         assert self._umem is not None
         assert self._hops is not None
-        networks = self._settings.cluster_cidr
-        inside = ranges_of(network for network in networks if network.version == 4) or ()
-        sixes = ranges_of(network for network in networks if network.version == 6) or ()
-        inside6 = [(halves(first), halves(last)) for first, last in sixes]
+        inside, inside6 = inside_of(self._settings.cluster_cidr)
         if line.handback is None:
             try:
                 line.handback = open_handback(line.interface.name)

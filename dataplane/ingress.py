@@ -11,7 +11,7 @@ each packet a second time. Dropped are, of the packets that the pipeline takes:
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
 Of datagrams to the node the kernel gets the other fragments, and never the first: it waits for that one, and forgets
-them without a word (RFC 1122 section 3.3.2).
+them without a word (RFC 1122 section 3.3.2). Those of IPv6 are all the kernel's, but for what is to a VIP.
 
 All changes are transactions of nft(8): packets see the old sets or the new ones. A file beside the control socket
 says that there is a table, and is written before it: what a killed daemon leaves is found, and removed.
@@ -20,13 +20,13 @@ says that there is a table, and is written before it: what a killed daemon leave
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from dataplane.originals import Place
 from dataplane.settings import DEFAULT_SNAT_PORTS, PortRange
+from xdp.addresses import address_of, is_ipv6
 from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
 
@@ -35,7 +35,7 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Places:
-    """What is in the sets. Addresses, ports and protocols are numbers."""
+    """What is in the sets: addresses as in xdp/addresses.py, ports, and protocols, the same for both families."""
 
     frontends: frozenset[Place] = frozenset()
     retired: frozenset[Place] = frozenset()
@@ -92,33 +92,31 @@ class Filter:
 
     def _declaration(self) -> str:
         ours = ", ".join(f'"{name}"' for name in self.interfaces)
-        errors = "icmp type { 3, 4, 11, 12 }"
         ports = "-".join(map(str, sorted({*self._snat_ports})))  # not every nft(8) takes 1-1 for a range
         return f"""
 table netdev {self._table} {{
-  set vips {{ type ipv4_addr; }}
-  set frontends {{ type ipv4_addr . inet_proto . inet_service; }}
-  set retired {{ type ipv4_addr . inet_service; }}
-  set endpoints {{ type ipv4_addr . inet_proto . inet_service; }}
-  set own {{ type ipv4_addr; }}
-  set quoted_from {{ typeof @th,160,32 . @th,136,8 . @th,224,16; }}
-  set quoted_to {{ typeof @th,192,32 . @th,136,8 . @th,240,16; }}
-  chain ingress {{
-    type filter hook ingress devices = {{ {ours} }} priority 0; policy accept;
-    meta pkttype != host accept
-    ether type != ip accept
+  {_IPV4.sets()}
+  {_IPV6.sets()}
+  chain ipv4 {{
     ip ttl < 2 accept
     ip daddr @vips fib daddr type != local drop
     ip frag-off & 0x1fff != 0 accept
-    ip daddr . meta l4proto . th dport @frontends drop
-    th dport {ports} ip daddr @own ip saddr . meta l4proto . th sport @endpoints drop
+    {_IPV4.to_us(ports)}
     ip frag-off & 0x3fff != 0 accept
-    tcp flags & (syn | ack) != syn ip daddr . tcp dport @retired drop
-    {errors} @th,160,32 . @th,136,8 . @th,224,16 @quoted_from drop
-    {errors} @th,224,16 {ports} ip daddr @own @th,192,32 . @th,136,8 . @th,240,16 @quoted_to drop
-    fib daddr oifname != {{ {ours} }} accept
-    ip saddr . meta l4proto . th sport @endpoints drop
-    {errors} @th,192,32 . @th,136,8 . @th,240,16 @quoted_to drop
+    {_IPV4.rest(ports, ours)}
+  }}
+  chain ipv6 {{
+    ip6 hoplimit < 2 accept
+    ip6 daddr @vips6 fib daddr type != local drop
+    exthdr frag exists accept
+    {_IPV6.to_us(ports)}
+    {_IPV6.rest(ports, ours)}
+  }}
+  chain ingress {{
+    type filter hook ingress devices = {{ {ours} }} priority 0; policy accept;
+    meta pkttype != host accept
+    ether type ip jump ipv4
+    ether type ip6 jump ipv6
   }}
 }}"""
 
@@ -135,27 +133,92 @@ def _less(one: tuple[str, set[str]], other: tuple[str, set[str]]) -> tuple[str, 
     return one[0], one[1] - other[1]
 
 
+@dataclass(frozen=True)
+class _Family:
+    """What the rules say of IPv4, and the same of IPv6: its sets have names that end with `suffix`.
+
+    `source`, `destination`, `protocol` and `ports` are where an ICMP error quotes these, in bits behind its own header.
+    """
+
+    word: str
+    suffix: str
+    errors: str
+    address_bits: int
+    source: int
+    destination: int
+    protocol: int
+    ports: int
+
+    @property
+    def _quoted_source(self) -> str:
+        return f"@th,{self.source},{self.address_bits} . @th,{self.protocol},8 . @th,{self.ports},16"
+
+    @property
+    def _quoted_destination(self) -> str:
+        return f"@th,{self.destination},{self.address_bits} . @th,{self.protocol},8 . @th,{self.ports + 16},16"
+
+    def sets(self) -> str:
+        """Return the declarations of the sets."""
+        address, s = f"ipv{self.suffix or 4}_addr", self.suffix
+        return f"""
+  set vips{s} {{ type {address}; }}
+  set frontends{s} {{ type {address} . inet_proto . inet_service; }}
+  set retired{s} {{ type {address} . inet_service; }}
+  set endpoints{s} {{ type {address} . inet_proto . inet_service; }}
+  set own{s} {{ type {address}; }}
+  set quoted_from{s} {{ typeof {self._quoted_source}; }}
+  set quoted_to{s} {{ typeof {self._quoted_destination}; }}"""
+
+    def to_us(self, ports: str) -> str:
+        """Return the rules about what is to the node itself."""
+        ip, s = self.word, self.suffix
+        return f"""
+    {ip} daddr . meta l4proto . th dport @frontends{s} drop
+    th dport {ports} {ip} daddr @own{s} {ip} saddr . meta l4proto . th sport @endpoints{s} drop"""
+
+    def rest(self, ports: str, ours: str) -> str:
+        """Return those about frontends that are none any more, about errors, and about what endpoints send."""
+        ip, s = self.word, self.suffix
+        to_endpoint = f"{self._quoted_destination} @quoted_to{s}"
+        return f"""
+    tcp flags & (syn | ack) != syn {ip} daddr . tcp dport @retired{s} drop
+    {self.errors} {self._quoted_source} @quoted_from{s} drop
+    {self.errors} @th,{self.ports},16 {ports} {ip} daddr @own{s} {to_endpoint} drop
+    fib daddr oifname != {{ {ours} }} accept
+    {ip} saddr . meta l4proto . th sport @endpoints{s} drop
+    {self.errors} {to_endpoint} drop"""
+
+
+_IPV4 = _Family("ip", "", "icmp type { 3, 4, 11, 12 }", 32, 160, 192, 136, 224)
+_IPV6 = _Family("ip6", "6", "icmpv6 type { 1, 2, 3, 4 }", 128, 128, 256, 112, 384)
+
+
 def _sets(places: Places) -> list[tuple[str, set[str]]]:
     """Return the sets of the table by name, as text."""
-    return [
-        ("vips", {str(IPv4Address(address)) for address, _, _ in places.frontends}),
-        ("frontends", set(map(_text, places.frontends))),
-        ("retired", {f"{IPv4Address(address)} . {port}" for address, port, _ in places.retired}),
-        ("endpoints", set(map(_text, places.endpoints))),
-        ("own", {str(IPv4Address(address)) for address in places.own}),
-        ("quoted_from", set(map(_quoted, places.own_frontends | places.retired))),
-        ("quoted_to", set(map(_quoted, places.endpoints))),
-    ]
+    return [*_sets_of(places, ""), *_sets_of(places, "6")]
+
+
+def _sets_of(places: Places, suffix: str) -> Iterator[tuple[str, set[str]]]:
+    def mine(those: Iterable[Place]) -> list[Place]:
+        return [place for place in those if is_ipv6(place[0]) == bool(suffix)]
+
+    yield f"vips{suffix}", {str(address_of(address)) for address, _, _ in mine(places.frontends)}
+    yield f"frontends{suffix}", set(map(_text, mine(places.frontends)))
+    yield f"retired{suffix}", {f"{address_of(address)} . {port}" for address, port, _ in mine(places.retired)}
+    yield f"endpoints{suffix}", set(map(_text, mine(places.endpoints)))
+    yield f"own{suffix}", {str(address_of(address)) for address in places.own if is_ipv6(address) == bool(suffix)}
+    yield f"quoted_from{suffix}", set(map(_quoted, mine(places.own_frontends | places.retired)))
+    yield f"quoted_to{suffix}", set(map(_quoted, mine(places.endpoints)))
 
 
 def _text(place: Place) -> str:
     address, port, protocol = place
-    return f"{IPv4Address(address)} . {Protocol(protocol).name.lower()} . {port}"
+    return f"{address_of(address)} . {Protocol(protocol).name.lower()} . {port}"
 
 
 def _quoted(place: Place) -> str:
     address, port, protocol = place
-    return f"{address} . {protocol} . {port}"
+    return f"{int(address_of(address))} . {protocol} . {port}"
 
 
 def table_of(name: str) -> str:

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -39,7 +39,6 @@ from lb import maglev, manifests
 from lb.incarnations import Incarnations
 from lb.live import Live, Plan
 from lb.model import NodeView, NotHonoured, ServicePort, Snapshot
-from lb.not_yet import NO_IPV6, NOT_YET
 from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, kernel, loader, maps
@@ -89,7 +88,6 @@ class Node:
         self.rejected: Error | None = None  # the manifests that the files say now, if they cannot be applied
         self.applied_at_s = time.time()
         self.losses = Losses()
-        self._not_yet: Mapping[str, str] = NOT_YET  # with what the engine does not do
         self._manifests = manifests.Reader(settings.files)
         self._files: AsyncIterator[set[str] | None] = changes(())
         self._changed_files: set[str] | None = set()  # since they were read; None: any may have
@@ -141,7 +139,7 @@ class Node:
         self.desired += 1
         found = self._manifests.load()
         view = NodeView(settings.node_name, settings.zone)
-        return Live.of(found.services, found.slices, view, settings.allow_external_ips, self._not_yet)
+        return Live.of(found.services, found.slices, view, settings.allow_external_ips)
 
     def _plan(self, names: set[str]) -> Plan | None:
         """Read the files that have changed, and resolve what they change; return None if all have to be read."""
@@ -157,9 +155,6 @@ class Node:
         interfaces = [self.netdev.interface(name) for name in settings.interfaces]
         self._open(stack, interfaces)
         tables = self.shared.tables
-        if not self.engine.serves_ipv6:
-            self._not_yet = {**NOT_YET, **NO_IPV6}
-            first = first.without(NO_IPV6)
         reserve(settings.snat_ports, settings.reserved_path)
         stack.callback(self._give_ports_back_if_unused)
         # What packets see changes from here on.

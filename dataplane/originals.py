@@ -18,22 +18,24 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from dataplane import fragments, hops_compiled, packetrings, pipeline, wire
+from dataplane import fragments, hops_compiled, packetrings, pipeline, wire, wire6
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import way_to
 from lb import compiled as services
+from xdp import naming
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
-from xdp.byteorder import swap16, swap32, swapped16
+from xdp.byteorder import swap16, swap32, swapped16, swapped32, swapped64
 from xdp.jit import compiled, inlined
 from xdp.schema import Protocol, Reason
 from xdp.unaligned import load16, load32
 
-Place = tuple[int, int, int]  # (address, port, protocol) in host numbers
+Place = tuple[int, int, int]  # (address, port, protocol) in host numbers, as packets know them (lb.rows.known_as)
 
 _HASH = 0x9E3779B97F4A7C15
-_TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
+_TCP, _IPV6 = int(Protocol.TCP), int(Protocol.IPV6)
 _ICMP_ERRORS = 1 << 3 | 1 << 4 | 1 << 11 | 1 << 12  # by type; those that dataplane.ingress.py names
+_ICMPV6_ERRORS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
 _FIRST_PASS, _FIRST_DROP = 32, 64  # reasons from here on are passes, drops
 _SYN, _SYN_ACK = 0x02, 0x12
 _DST = wire.ETHERNET_BYTES + 16
@@ -45,7 +47,7 @@ class Kind(IntEnum):
     ENDPOINT = 1  # as source
     RETIRED = 2  # as destination: a frontend that is none any more, while connections to it last
     OWN_FRONTEND = 3  # as destination: a frontend at an address of the node
-    OWN = 4  # an address of the node, without port and protocol
+    OWN = 4  # an address of the node, without port and protocol (but for IPv6's bit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +117,14 @@ def _segment(frames, start, length):
     kind = frames[vnet + packetrings.VNET_GSO_TYPE] & np.uint8(0x7F)  # the highest bit is about ECN
     if kind == 0 or length < wire.ETHERNET_BYTES + wire.IPV4_BYTES:
         return np.int64(0)
-    l4 = wire.ETHERNET_BYTES + (np.int64(frames[start + wire.ETHERNET_BYTES]) & 15) * 4
+    if frames[vnet] & np.uint8(packetrings.VNET_NEEDS_CSUM):
+        l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START))
+    elif wire6.is_ipv6(frames, start, length):
+        l4 = np.int64(wire.ETHERNET_BYTES + wire6.IPV6_BYTES)
+    else:
+        l4 = wire.ETHERNET_BYTES + (np.int64(frames[start + wire.ETHERNET_BYTES]) & 15) * 4
     header = np.int64(wire.UDP_BYTES)
-    if kind == packetrings.GSO_TCPV4:
+    if kind == packetrings.GSO_TCPV4 or kind == packetrings.GSO_TCPV6:
         if l4 + wire.TCP_BYTES > length:
             return np.int64(0)
         header = (np.int64(frames[start + l4 + 12]) >> 4) * 4
@@ -134,7 +141,11 @@ def _finish(node, frames, start, length):
         l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START))
         check = l4 + np.int64(load16(frames, vnet + packetrings.VNET_CSUM_OFFSET))
         if l4 == np.int64(node.packet[0].l4) and check + 2 <= length:
-            wire.refresh_partial(frames, start, l4, start + check)
+            if wire6.is_ipv6(frames, start, length):
+                protocol = node.packet[0].protocol & ~np.uint8(_IPV6)
+                wire6.refresh_partial(frames, start, l4, protocol, start + check)
+            else:
+                wire.refresh_partial(frames, start, l4, start + check)
 
 
 @compiled
@@ -157,7 +168,7 @@ def judge(node, originals, frames, start, length, now):
 
 
 @inlined
-def _is_answer(node, originals, destination):
+def _is_answer(node, originals, destination, family):
     """Tell whether what an endpoint has sent is to where masqueraded connections leave from.
 
     Of an ICMP error, what it quotes was sent from there to an endpoint.
@@ -166,73 +177,92 @@ def _is_answer(node, originals, destination):
     number = np.uint64(swapped16(packet.ports >> np.uint32(16)))
     if number - masquerading.first_port >= masquerading.ports:  # u64: also if it is below
         return False
-    if not _has(originals, destination, np.uint16(0), np.uint8(0), Kind.OWN):
+    if not _has(originals, destination, np.uint16(0), family, Kind.OWN):
         return False
     return _has(originals, np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol, Kind.ENDPOINT)
 
 
 @inlined
-def _error_to_us(node, originals, destination, is_to_vip):
+def _error_to_us(node, originals, destination, family, is_to_vip):
     """Return what becomes of an ICMP error about a packet of no flow, whose five-tuple was turned round."""
     packet = node.packet[0]
     quoted, port = np.uint32(packet.addrs >> np.uint64(32)), np.uint16(packet.ports >> np.uint32(16))
-    is_ours = is_to_vip or _is_answer(node, originals, destination)
+    is_ours = is_to_vip or _is_answer(node, originals, destination, family)
     is_ours |= _has(originals, quoted, port, packet.protocol, Kind.OWN_FRONTEND)
     is_ours |= _has(originals, quoted, port, packet.protocol, Kind.RETIRED)
     return np.int64(Reason.ICMP_UNUSABLE if is_ours else Reason.OTHER_ICMP)
 
 
 @inlined
-def _to_us(node, originals, frames, start, destination, reason):
+def _to_us(node, originals, frames, start, destination, family, reason):
     """Return why a frame is dropped that was to us and whose original the filter has dropped; else why it is passed."""
     packet = node.packet[0]
     protocol, port = packet.protocol, np.uint16(packet.ports >> np.uint32(16))
-    is_to_vip = services.find_frontend(node.tables, destination, np.uint16(0), np.uint8(0)) != services.MISS
+    is_to_vip = services.find_frontend(node.tables, destination, np.uint16(0), family) != services.MISS
     if reason == Reason.ICMP_UNUSABLE:
-        return _error_to_us(node, originals, destination, is_to_vip)
+        return _error_to_us(node, originals, destination, family, is_to_vip)
     if reason == Reason.OTHER_ICMP:
         kind = np.int64(frames[start + np.int64(packet.l4)])
-        is_error = kind < 16 and _ICMP_ERRORS >> kind & 1
+        is_error = kind < 16 and (_ICMPV6_ERRORS if family else _ICMP_ERRORS) >> kind & 1
         return np.int64(Reason.ICMP_UNUSABLE if is_to_vip and is_error else Reason.OTHER_ICMP)
     is_fragment = reason == Reason.OTHER_FRAGMENT
-    if reason != Reason.NOT_OURS and not (is_fragment and fragments.is_first(packet)):
+    if reason != Reason.NOT_OURS and not (is_fragment and not family and fragments.is_first(packet)):
         return reason
-    if _is_answer(node, originals, destination):
+    if _is_answer(node, originals, destination, family):
         return np.int64(Reason.NOT_SERVED)
     if _has(originals, destination, port, protocol, Kind.OWN_FRONTEND):
         return np.int64(Reason.NOT_SERVED if is_fragment else Reason.VANISHED)
-    is_first = protocol == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == _SYN
+    is_first = protocol & ~np.uint8(_IPV6) == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == _SYN
     if not is_fragment and not is_first and _has(originals, destination, port, protocol, Kind.RETIRED):
         return np.int64(Reason.VANISHED)
     return reason
 
 
 @inlined
+def _way_on(node, frames, start, family):
+    """Return the row of the way to where a frame is addressed, or as hops_compiled.lookup."""
+    if not family:
+        return hops_compiled.lookup(node.hops, load32(frames, start + _DST))
+    first, second = wire6.destination_of(frames, start)
+    name = naming.intern(node.tables, first, second)  # by which the way is asked for
+    if name == naming.NOBODY:
+        return np.int64(hops_compiled.MISS)
+    return hops_compiled.lookup6(node.hops, swapped32(name), swapped64(first), swapped64(second))
+
+
+@inlined
 def _without_flow(node, originals, frames, start, length, segment, reason):
-    """Return (reason, egress) of an IPv4 frame of no flow of ours: the kernel's, ours to send on, or nobody's."""
+    """Return (reason, egress) of an IP frame of no flow of ours: the kernel's, ours to send on, or nobody's."""
     packet = node.packet[0]
     nowhere = np.uint32(NOWHERE)
-    if length < wire.ETHERNET_BYTES + wire.IPV4_BYTES:
+    family = np.uint8(_IPV6 if wire6.is_ipv6(frames, start, length) else 0)
+    if length < wire.ETHERNET_BYTES + (wire6.IPV6_BYTES if family else wire.IPV4_BYTES):
         return reason, nowhere
-    destination = load32(frames, start + _DST)
+    if family:
+        first, second = wire6.destination_of(frames, start)
+        destination = swapped32(naming.find(node.tables, first, second))
+    else:
+        destination = load32(frames, start + _DST)
     may_be_sent_on = reason == Reason.NOT_OURS or reason == Reason.ICMP_UNUSABLE
-    reason = _to_us(node, originals, frames, start, destination, reason)
+    reason = _to_us(node, originals, frames, start, destination, family, reason)
     if reason >= _FIRST_DROP or not may_be_sent_on:
         return reason, nowhere
     source, source_port, protocol = np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol
     if not _has(originals, source, source_port, protocol, Kind.ENDPOINT):
         return reason, nowhere
-    row = hops_compiled.lookup(node.hops, destination)
+    row = _way_on(node, frames, start, family)
     if row == hops_compiled.PENDING:
         return np.int64(Reason.NO_NEXT_HOP), np.uint32(AWAITED)
     if row < 0:
         return reason, nowhere  # a route by none of our interfaces: the filter has left it to the kernel
-    ttl = frames[start + wire.ETHERNET_BYTES + 8]
-    found, egress = way_to(node.tables, row, ttl, segment or length)
+    found, egress = way_to(node.tables, row, packet.ttl, segment or length)
     if found == Reason.NOT_FORWARDABLE or found == Reason.TTL_EXPIRED:
         return reason, nowhere
     if found == Reason.FORWARDED:
-        wire.send_on(frames, start, node.tables.next_hops, row)
+        if family:
+            wire6.send_on(frames, start, node.tables.next_hops, row)
+        else:
+            wire.send_on(frames, start, node.tables.next_hops, row)
         frames[start - packetrings.VNET_BYTES] &= np.uint8(packetrings.VNET_NEEDS_CSUM)
         return np.int64(Reason.SENT_ON), egress
     return np.int64(found), egress

@@ -27,7 +27,7 @@ from xdp.unaligned import load16, load32
 VNET_BYTES = 10  # struct virtio_net_hdr: u8 flags, u8 gso_type, u16 hdr_len, gso_size, csum_start, csum_offset
 VNET_GSO_TYPE, VNET_GSO_SIZE, VNET_CSUM_START, VNET_CSUM_OFFSET = 1, 4, 6, 8
 VNET_NEEDS_CSUM = 1
-GSO_TCPV4, GSO_UDP_L4 = 1, 5
+GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 4, 5
 
 # A frame in a block: where it begins in the ring, its length, and what the kernel says of it.
 FRAME = np.dtype([("addr", "i8"), ("len", "i4"), ("is_ours", "i4")])

@@ -188,6 +188,14 @@ def _await_first(node, frames, start):
     return Reason.FRAGMENT_ALONE, np.uint32(AWAITED)
 
 
+@inlined
+def refuse(node, frames, start, length, reason, now):
+    """Tell the sender of a frame that it is dropped, if it is to be told: `answers.refuse`, of either family."""
+    if wire6.is_ipv6(frames, start, length):
+        return answers6.refuse(node, frames, start, reason, now)
+    return answers.refuse(node, frames, start, reason, now)
+
+
 @compiled
 def handle(node, frames, start, length, now):
     """Take a frame, `frames[start : start + length]`, to its verdict, and answer it if that is ours to do.
@@ -203,9 +211,7 @@ def handle(node, frames, start, length, now):
     """
     reason, egress = judge(node, frames, start, length, now)
     if np.int64(reason) >= _FIRST_DROP and egress == NOWHERE:
-        if wire6.is_ipv6(frames, start, length):
-            return answers6.refuse(node, frames, start, np.int64(reason), now)
-        return answers.refuse(node, frames, start, np.int64(reason), now)
+        return refuse(node, frames, start, length, np.int64(reason), now)
     return np.int64(reason), egress
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from conntrack.table import FlowTable
 from dataplane.context import new_node
-from dataplane.crew import Crew, Queue, need_ethernet, set_link
+from dataplane.crew import Crew, Queue, inside_of, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
@@ -25,11 +25,12 @@ from dataplane.originals import Kind, Place, new_originals, publish
 from dataplane.rawsock import PacketSocket
 from dataplane.settings import Settings
 from dataplane.worker import RawWorker
-from lb.rows import ServiceRow, ranges_of
-from xdp.addresses import IPAddress
+from lb.rows import ServiceRow
+from xdp.addresses import IPAddress, address_of, is_ipv6, number_of
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
 from xdp.errors import AttachError, Error, UsageError
+from xdp.names import Names
 from xdp.schema import Limit, Protocol
 from xdp.tables import Capacity, Tables
 
@@ -67,7 +68,6 @@ class RawEngine(Crew):
     offloads = False
     needs_rows = True
     goes_on_alone = False
-    serves_ipv6 = False
 
     def __init__(
         self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, seed: int, why: str
@@ -84,6 +84,8 @@ class RawEngine(Crew):
         self._closing = threading.Lock()  # losses are read while sockets are being closed
         self._lost_before = 0  # by sockets that have been closed
         self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports)
+        self._names = Names(tables)
+        self._numbers: dict[int, int] = {}  # of the IPv6 addresses that are held: pinned, and so nobody else's
         self._originals = new_originals(_OWN_ADDRESSES + 2 * (capacity.frontends + capacity.endpoints))
         self._places_lock = threading.Lock()
         self._present = Places()
@@ -124,11 +126,13 @@ class RawEngine(Crew):
 
     def _start_workers(self, line: Line) -> None:
         assert self._hops is not None
-        inside = ranges_of(network for network in self._settings.cluster_cidr if network.version == 4) or ()
+        inside, inside6 = inside_of(self._settings.cluster_cidr)
         taken = {worker.number for other in self._lines.values() for worker in other.workers}
         free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
         for sock, number in zip(line.sockets, free, strict=False):
-            node = new_node(self._tables, self._hops, self._seed, inside, self._settings.snat_ports, self._datagrams)
+            node = new_node(
+                self._tables, self._hops, self._seed, inside, self._settings.snat_ports, self._datagrams, inside6
+            )
             set_link(node, line.interface)
             line.workers.append(RawWorker(node, self._originals, number, sock, self._clock))
         self._list_workers()
@@ -185,7 +189,7 @@ class RawEngine(Crew):
     def tidy(self, flows: FlowTable) -> None:
         """Leave to the kernel what neither Services nor connections have any more; put back a filter that is gone."""
         if not self._is_filtering or self._held != self._present:
-            served, serving = places_of(flows)
+            served, serving = places_of(flows, self._names)
             with self._places_lock:
                 present = self._present
                 tcp = {place for place in served if place[2] == Protocol.TCP}
@@ -205,14 +209,25 @@ class RawEngine(Crew):
         self._publish()
 
     def _publish(self) -> None:
+        """Tell packet loops what is held."""
         held = self._held
-        places = {
+        places: dict[Kind, Iterable[Place]] = {
             Kind.OWN: [(address, 0, 0) for address in held.own],
             Kind.ENDPOINT: held.endpoints,
             Kind.RETIRED: held.retired,
             Kind.OWN_FRONTEND: held.own_frontends,
         }
-        publish(self._originals, places)
+        wanted = {address for those in places.values() for address, _, _ in those if is_ipv6(address)}
+        for address in wanted - self._numbers.keys():
+            self._numbers[address] = self._names.pin(address_of(address))  # type: ignore[arg-type]
+        publish(self._originals, {kind: map(self._known_as, those) for kind, those in places.items()})
+        for address in self._numbers.keys() - wanted:
+            self._names.release(self._numbers.pop(address))
+
+    def _known_as(self, place: Place) -> Place:
+        """Return a place as packets know it, with the name of an IPv6 address in its stead."""
+        address, port, protocol = place
+        return (self._numbers[address], port, protocol | Protocol.IPV6) if is_ipv6(address) else place
 
     # Keeping up.
 
@@ -308,23 +323,30 @@ def _open(line: Line) -> None:
 def _places_of_rows(rows: Sequence[ServiceRow], own: Collection[IPAddress] = ()) -> Places:
     frontends, endpoints = set(), set()
     for row in rows:
-        frontends |= {(int(address), port, protocol) for address, port, protocol in row.frontends}
+        frontends |= {(number_of(address), port, protocol) for address, port, protocol in row.frontends}
         protocols = {protocol for _, _, protocol in row.frontends}
         candidates = row.endpoints + (row.inside.endpoints if row.inside else ())
-        endpoints |= {(int(address), port, protocol) for address, port in candidates for protocol in protocols}
-    addresses = frozenset(int(address) for address in own if address.version == 4)
-    return Places(frozenset(frontends), endpoints=frozenset(endpoints), own=addresses)
+        endpoints |= {(number_of(address), port, protocol) for address, port in candidates for protocol in protocols}
+    return Places(frozenset(frontends), endpoints=frozenset(endpoints), own=frozenset(map(number_of, own)))
 
 
-def places_of(flows: FlowTable) -> tuple[frozenset[Place], frozenset[Place]]:
+def places_of(flows: FlowTable, names: Names) -> tuple[frozenset[Place], frozenset[Place]]:
     """Return the frontends and the endpoints that have connections."""
     originals, _ = flows.records()
-    return _places(originals, "dst"), _places(originals, "new_dst")
+    return _places(originals, "dst", names), _places(originals, "new_dst", names)
 
 
-def _places(records: np.ndarray, way: str) -> frozenset[Place]:
+def _places(records: np.ndarray, way: str, names: Names) -> frozenset[Place]:
     words = records[f"{way}_addr"].astype(np.uint64) | records[f"{way}_port"].astype(np.uint64) << np.uint64(32)
     words |= records["protocol"].astype(np.uint64) << np.uint64(48)
     return frozenset(
-        (swap32(word & 0xFFFFFFFF), swap16(word >> 32 & 0xFFFF), word >> 48) for word in np.unique(words).tolist()
+        _place(swap32(word & 0xFFFFFFFF), swap16(word >> 32 & 0xFFFF), word >> 48, names)
+        for word in np.unique(words).tolist()
     )
+
+
+def _place(number: int, port: int, protocol: int, names: Names) -> Place:
+    """Return a place with the address that packets know by a number."""
+    if protocol & Protocol.IPV6:
+        return number_of(names.address_of(number)), port, protocol & ~Protocol.IPV6
+    return number, port, protocol

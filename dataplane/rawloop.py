@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack import grace
-from dataplane import answers, holding, packetrings
+from dataplane import holding, packetrings, pipeline
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.holding import ROOM, Held
 from dataplane.libc import POLLIN, memcpy
@@ -28,7 +28,7 @@ from xdp.schema import Reason
 _IDLE_TURNS = 32
 _SENT = 32  # reasons below are forwarded
 _FIRST_DROP = 64
-_ANSWERED_BYTES = 256  # of a frame that is refused: more than its headers
+_ANSWERED_BYTES = 1280  # of a frame that is refused: as much as an answer quotes (RFC 4443 section 2.4)
 _NOT_OURS = int(Reason.NOT_IPV4)
 
 
@@ -84,7 +84,7 @@ def _end(node, queue, frames, start, length, reason, now, counters):
     egress = np.uint32(NOWHERE)
     if reason >= _FIRST_DROP:
         memcpy(queue.held.ctypes.data + aside, frames.ctypes.data + start, min(length, np.int64(_ANSWERED_BYTES)))
-        reason, egress = answers.refuse(node, queue.held, aside, reason, now)
+        reason, egress = pipeline.refuse(node, queue.held, aside, length, reason, now)
     if egress == NOWHERE:
         counters.packets[reason] += np.uint64(1)
         return

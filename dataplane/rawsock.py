@@ -35,7 +35,7 @@ _TPACKET_V2, _TPACKET_V3 = 1, 2
 _FANOUT_HASH, _FANOUT_UNIQUE = 0, 0x2000
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER_BYTES = 16 << 20
-_ETH_P_ALL, _ETH_P_IP = 3, 0x0800
+_ETH_P_ALL = 3
 _FRAME_BYTES = 2048  # only a granularity for TPACKET_V3
 _PAGE_BYTES = 4096
 
@@ -92,7 +92,7 @@ class PacketSocket:
         self._windows = [received, sent]
         received.lay(receive.fileno(), 0)
         sent.lay(ring.fileno(), 0)
-        to = struct.pack("=HHiHBB8x", socket.AF_PACKET, socket.htons(_ETH_P_IP), 0, 0, 0, 6)
+        to = struct.pack("=HHiHBB8x", socket.AF_PACKET, 0, 0, 0, 0, 6)  # the kernel reads a frame's own type
         self.queue = Queue(
             frames=received.bytes,
             statuses=received.bytes.view(np.uint32),

@@ -218,6 +218,25 @@ def rewrite(frames, start, l4, flow, tables, row):
         store16(frames, l4 + _TCP_CHECK, checksum_add(load16(frames, l4 + _TCP_CHECK), flow.l4_delta))
 
 
+@compiled
+def send_on(frames, start, next_hops, row):
+    """Change a frame that is not translated as a router does, on its way to the next hop `row`."""
+    write_macs(frames, start, next_hops, row)
+    frames[start + ETHERNET_BYTES + _HOPS] -= np.uint8(1)
+
+
+@compiled
+def refresh_partial(frames, start, l4, protocol, check):
+    """Store in the checksum field at `check` the sum of the pseudo header, as `wire.refresh_partial` does."""
+    ip = start + ETHERNET_BYTES
+    total = np.int64(protocol) + be16(frames, ip + 4) - (np.int64(l4) - ETHERNET_BYTES - IPV6_BYTES)
+    for offset in range(SRC, IPV6_BYTES, 2):
+        total += be16(frames, ip + offset)
+    total = _folded(total)
+    frames[check] = np.uint8(total >> 8)
+    frames[check + 1] = np.uint8(total & 0xFF)
+
+
 @inlined
 def _exchange(frames, offset, tables, word):
     """Store the address that a name stands for; return what the sum of 16-bit words grows by."""

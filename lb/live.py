@@ -98,11 +98,6 @@ class Live:
                 live._resolved[name] = live._resolve(service, live._joined.get(name, {}).values())
         return live
 
-    def without(self, features: Mapping[str, str]) -> Live:
-        """Return the same for a node that does not have these features, either (lb/not_yet.py)."""
-        not_yet = {**self._not_yet, **features}
-        return Live.of(self._services.values(), self._slices.values(), self._node, self._allow_external_ips, not_yet)
-
     def snapshot(self) -> Snapshot:
         """Return everything that the node is to do."""
         resolved = list(self._resolved.values())  # at once: another thread may be committing

@@ -11,9 +11,6 @@ NOT_YET: Mapping[str, str] = {
     "sctp": "SCTP is not forwarded yet; this port is left out",
     "forwarding": "not honoured yet: nat is used",
 }
-# What one engine does not do, and others do.
-NO_IPV6 = {"ipv6": "engine raw does not forward IPv6; left out"}
-
 # Annotations that need a feature. Those that are missing are honoured.
 _OPTION_FEATURES = {
     "forwarding": "forwarding",

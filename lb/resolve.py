@@ -81,8 +81,6 @@ def resolve_service(
     left_out.look_at_fields(slices)
     ports: list[ServicePort] = []
     for family, address_type in _FAMILIES:
-        if family == 6 and "ipv6" in not_yet:
-            continue
         vips_of_family = [pair for pair in addresses if pair[1].version == family]
         has_node_ports = _has_family(service, family)
         if not vips_of_family and not has_node_ports:
@@ -193,9 +191,6 @@ def _allowed_vips(
     """Return the VIPs to program; the others are noted in `left_out`."""
     allowed: list[tuple[FrontendKind, IPAddress]] = []
     for kind, address, path in vips(service):
-        if address.version == 6 and "ipv6" in left_out.not_yet:
-            left_out.notes("ipv6", dotted(path))
-            continue
         if kind is FrontendKind.EXTERNAL_IP and not any(address in network for network in allow_external_ips):
             left_out.add(dotted(path), f"{address} is in no network of --allow-external-ips; left out")
             continue

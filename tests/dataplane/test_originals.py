@@ -7,28 +7,47 @@ import struct
 import numpy as np
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
 from dataplane import packetrings
 from dataplane.context import AWAITED
-from dataplane.originals import Kind, judge, new_originals, publish
+from dataplane.originals import Kind, Place, judge, new_originals, publish
 from dataplane.packetrings import VNET_BYTES, VNET_NEEDS_CSUM
 from tests import packets
-from tests.packets import CLIENT, ENDPOINT, OTHER_CLIENT, OTHER_ENDPOINT, STRANGER, VIP, rewritten
+from tests.packets import (
+    CLIENT,
+    CLIENT6,
+    ENDPOINT,
+    ENDPOINT6,
+    OTHER_CLIENT,
+    OTHER_CLIENT6,
+    OTHER_ENDPOINT,
+    STRANGER,
+    STRANGER6,
+    VIP,
+    VIP6,
+    rewritten,
+)
 from tests.reference import Outcome
 from tests.small_node import (
+    DNS_ENDPOINT6,
     DNS_ENDPOINTS,
     FOREIGN_ENDPOINT,
     HOPS,
     LOST_ENDPOINT,
     NARROW_ENDPOINT,
+    NARROW_ENDPOINT6,
     OUTER_VIP,
+    OUTER_VIP6,
     OWN,
+    OWN6,
     SERVICES,
     SMALL,
     SNAT_PORTS,
     Pipeline,
+    name_of,
     service_ports,
     service_table,
 )
@@ -37,6 +56,7 @@ from xdp.schema import Protocol, Reason
 from xdp.tables import Tables
 
 GONE = packets.address("10.96.0.99:80")  # a frontend that is none any more
+GONE6 = packets.address("[fd00:96::99]:80")
 PLAIN = bytes(VNET_BYTES)
 START = 64
 
@@ -54,9 +74,20 @@ class Copies:
         self.originals = new_originals(64)
         endpoints = [(*place, Protocol.TCP) for place in (ENDPOINT, OTHER_ENDPOINT, LOST_ENDPOINT)]
         endpoints += [(*place, Protocol.UDP) for place in DNS_ENDPOINTS]
-        self.places = {Kind.ENDPOINT: endpoints, Kind.RETIRED: [(*GONE, Protocol.TCP)], Kind.OWN: [(OWN, 0, 0)]}
+        endpoints += [self.known((*place, Protocol.TCP)) for place in (ENDPOINT6, NARROW_ENDPOINT6)]
+        endpoints += [self.known((*DNS_ENDPOINT6, Protocol.UDP))]
+        self.places = {
+            Kind.ENDPOINT: endpoints,
+            Kind.RETIRED: [(*GONE, Protocol.TCP), self.known((*GONE6, Protocol.TCP))],
+            Kind.OWN: [(OWN, 0, 0), self.known((OWN6, 0, 0))],
+        }
         publish(self.originals, self.places)
         self.vnet = PLAIN
+
+    def known(self, place: Place) -> Place:
+        """Return a place of IPv6 as packets know it."""
+        address, port, protocol = place
+        return name_of(self.node.tables, address), port, protocol | Protocol.IPV6
 
     def send(self, frame: bytes, vnet: bytes = PLAIN) -> Outcome:
         """Return what becomes of a frame behind a VNET header; `self.vnet` is what that has become."""
@@ -81,21 +112,27 @@ def unfinished(frame: bytes) -> tuple[bytes, bytes]:
     """Return (frame, VNET header) as a local stack gives it to a device: only the pseudo header is summed."""
     packet = Ether(frame)
     layer, offset = (packet[TCP], 16) if TCP in packet else (packet[UDP], 6)
-    ip = packet[IP]
-    length = ip.len - 4 * ip.ihl
-    words = struct.unpack("!6H", bytes(ip)[12:20] + struct.pack("!HH", ip.proto, length))
-    total = sum(words)
+    if IPv6 in packet:
+        ends, protocol, length = bytes(packet[IPv6])[8:40], packet[IPv6].nh, packet[IPv6].plen
+        start = 54
+    else:
+        ip = packet[IP]
+        ends, protocol, length = bytes(ip)[12:20], ip.proto, ip.len - 4 * ip.ihl
+        start = 14 + 4 * ip.ihl
+    total = sum(struct.unpack(f"!{len(ends) // 2}H", ends)) + protocol + length
     total = (total & 0xFFFF) + (total >> 16)
     layer.chksum = (total & 0xFFFF) + (total >> 16)
-    start = 14 + 4 * ip.ihl
     return bytes(packet), struct.pack("=BBHHHH", VNET_NEEDS_CSUM, 0, 0, 0, start, offset)
 
 
 def routed(frame: bytes, macs: bytes) -> bytes:
     """Return a frame as a router sends it on."""
     packet = Ether(frame)
-    packet[IP].ttl -= 1
-    del packet[IP].chksum
+    if IPv6 in packet:
+        packet[IPv6].hlim -= 1
+    else:
+        packet[IP].ttl -= 1
+        del packet[IP].chksum
     return macs + bytes(packet)[12:]
 
 
@@ -110,6 +147,19 @@ def test_a_checksum_that_a_device_is_to_finish_covers_the_new_addresses(copies, 
     layer = Ether(sent.frame)
     endpoint = packets.address(f"{layer[IP].dst}:{layer.dport}")
     whole = rewritten(make(), CLIENT, endpoint, HOPS[endpoint[0]].macs)
+    assert (sent.frame, copies.vnet) == (unfinished(whole)[0], vnet)
+
+
+@pytest.mark.parametrize(
+    "frame", [packets.syn(CLIENT6, VIP6), packets.udp(CLIENT6, packets.DNS_VIP6, b"odd")], ids=["tcp", "udp"]
+)
+def test_N9_such_a_checksum_of_ipv6_too(copies, frame):
+    given, vnet = unfinished(frame)
+    sent = copies.send(given, vnet)
+    assert sent.reason is Reason.ADMITTED
+    layer = Ether(sent.frame)
+    endpoint = packets.address(f"[{layer[IPv6].dst}]:{layer[IPv6].payload.dport}")
+    whole = rewritten(frame, CLIENT6, endpoint, HOPS[endpoint[0]].macs)
     assert (sent.frame, copies.vnet) == (unfinished(whole)[0], vnet)
 
 
@@ -136,6 +186,19 @@ def test_a_frame_larger_than_the_mtu_is_sent_if_its_segments_fit(copies):
     )
     assert copies.vnet == gso(1460)
     assert copies.send(frame, gso(1461)).reason is Reason.TOO_BIG
+
+
+@pytest.mark.parametrize("header", [b"", bytes(packets.end_options(16))], ids=["plain", "options"])
+def test_N9_an_ipv6_frame_larger_than_the_mtu_is_sent_if_its_segments_fit(copies, header):
+    copies.send(packets.syn(CLIENT6, VIP6))
+    frame = packets.data(CLIENT6, VIP6, b"x" * 60_000)
+    frame = packets.behind(packets.end_options(16), frame) if header else frame
+    start = 54 + len(header)
+    fits = 1440 - len(header)
+    for flags in (VNET_NEEDS_CSUM, 0) if not header else (VNET_NEEDS_CSUM,):
+        for segment, reason in ((fits, Reason.FORWARDED), (fits + 1, Reason.TOO_BIG)):
+            vnet = struct.pack("=BBHHHH", flags, packetrings.GSO_TCPV6, start + 20, segment, start * flags, 16 * flags)
+            assert copies.send(frame, vnet).reason is reason
 
 
 def test_datagrams_that_are_to_be_cut_fit_if_their_pieces_do(copies):
@@ -223,7 +286,63 @@ def test_errors_to_the_node_itself(copies):
         assert copies.send(frame) == (Reason.OTHER_ICMP, frame, 0)
 
 
+def test_N9_what_is_to_the_node_itself_by_ipv6(copies):
+    node_port, port = (OWN6, 30_080), SNAT_PORTS.first
+    places = [copies.known((*node_port, protocol)) for protocol in (Protocol.TCP, Protocol.UDP)]
+    publish(copies.originals, copies.places | {Kind.OWN_FRONTEND: places})
+    for frame in (packets.syn(CLIENT6, node_port), packets.udp(CLIENT6, node_port), packets.data(CLIENT6, GONE6)):
+        assert copies.send(frame) == (Reason.VANISHED, frame, 0)
+    for frame in (packets.syn_ack(ENDPOINT6, (OWN6, port)), packets.udp(DNS_ENDPOINT6, (OWN6, port))):
+        assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
+    for frame in (
+        packets.syn(CLIENT6, (OWN6, 22)),
+        packets.syn(CLIENT6, GONE6),
+        packets.syn_ack((ENDPOINT6[0], 22), (OWN6, port)),
+        packets.syn_ack(ENDPOINT6, (OWN6, port - 1)),
+        packets.syn_ack(CLIENT6, (OWN6, port)),
+    ):
+        assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+    for about in (
+        packets.syn_ack(node_port, CLIENT6),
+        packets.syn_ack(GONE6, CLIENT6),
+        packets.syn((OWN6, port), ENDPOINT6),
+    ):
+        assert copies.send(packets.icmp_error(about)).reason is Reason.ICMP_UNUSABLE
+    for about in (packets.syn_ack((OWN6, 22), CLIENT6), packets.syn((OWN6, port), CLIENT6)):
+        frame = packets.icmp_error(about)
+        assert copies.send(frame) == (Reason.OTHER_ICMP, frame, 0)
+    frame = packets.icmp_error(packets.of_protocol(47, VIP6, CLIENT6))
+    assert copies.send(frame) == (Reason.ICMP_UNUSABLE, frame, 0)
+
+
+def test_N9_answers_of_masqueraded_ipv6_connections_are_translated(copies):
+    layer = Ether(copies.send(packets.syn(CLIENT6, OUTER_VIP6)).frame)
+    assert (layer[IPv6].src, layer[IPv6].dst) == (packets.host(OWN6), packets.host(ENDPOINT6[0]))
+    answer = packets.syn_ack(ENDPOINT6, (OWN6, layer[TCP].sport))
+    back = rewritten(answer, OUTER_VIP6, CLIENT6, HOPS[CLIENT6[0]].macs)
+    assert copies.send(answer) == (Reason.FORWARDED, back, HOPS[CLIENT6[0]].ifindex)
+
+
 # What the pipeline leaves to the kernel.
+
+
+def test_N9_an_ipv6_endpoint_that_talks_past_its_services_is_sent_on(copies):
+    """Also to somebody who has no name yet, and what is not an endpoint's is the kernel's."""
+    for frame, client in (
+        (packets.syn_ack(ENDPOINT6, CLIENT6), CLIENT6),
+        (packets.udp(DNS_ENDPOINT6, OTHER_CLIENT6), OTHER_CLIENT6),
+        (packets.icmp_error(packets.syn(CLIENT6, ENDPOINT6)), CLIENT6),
+    ):
+        assert copies.send(frame) == (Reason.SENT_ON, routed(frame, HOPS[client[0]].macs), HOPS[client[0]].ifindex)
+    for frame in (
+        packets.syn_ack((ENDPOINT6[0], 8081), CLIENT6),
+        packets.udp(ENDPOINT6, CLIENT6),
+        packets.syn(CLIENT6, ENDPOINT6),
+        packets.syn_ack(ENDPOINT6, STRANGER6),
+        packets.syn_ack(ENDPOINT6, CLIENT6, ttl=1),
+    ):
+        assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+    assert copies.send(packets.data(ENDPOINT6, NARROW_ENDPOINT6, b"x" * 100)).reason is Reason.TOO_BIG
 
 
 def test_an_endpoint_that_talks_past_its_services_is_sent_on(copies):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -261,15 +261,3 @@ def test_a_row_that_finds_no_room_leaves_services_and_table_as_they_were():
     with pytest.raises(TableFullError, match="this version has room for"):
         node.table.update(plan.rows, plan.without)
     assert (node.packets_see(), node.live.snapshot()) == (seen, before)
-
-
-def test_a_node_without_a_feature_leaves_out_what_needs_it_and_says_so():
-    both = replace(service(1), cluster_ips=(IPv4Address("10.96.0.1"), IPv6Address("fd96::1")))
-    live = Live.of([both], [part(1, 1, 1)])
-    assert [port.family for port in live.snapshot().ports] == [4, 6]
-    without = live.without({"ipv6": "left out here"})
-    (note,) = without.snapshot().not_honoured
-    assert [port.family for port in without.snapshot().ports] == [4]
-    assert str(note) == "Service shop/web-1: spec.clusterIPs[1]: left out here"
-    again = without.plan(changes(replace(both, affinity_s=10)))  # what changes later, too
-    assert [row.frontends for row in again.rows] == [((IPv4Address("10.96.0.1"), 80, int(Protocol.TCP)),)]

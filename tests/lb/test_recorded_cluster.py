@@ -10,7 +10,7 @@ import pytest
 
 from lb import manifests
 from lb.model import Endpoint, EndpointState, Frontend, FrontendKind, HealthCheck, NodeView, ServicePort, Snapshot
-from lb.not_yet import NO_IPV6, NOT_YET
+from lb.not_yet import NOT_YET
 from lb.resolve import resolve
 from lb.rows import Here, rows_of
 from xdp.schema import Masquerade
@@ -175,14 +175,11 @@ def test_slices_made_by_hand_and_services_with_nobody_behind_them(cluster):
 
 
 def test_what_is_not_honoured_is_named(cluster):
-    entries = view(cluster, "node-1", not_yet={**NOT_YET, **NO_IPV6}).not_honoured
+    entries = view(cluster, "node-1", not_yet=NOT_YET).not_honoured
     assert [(entry.object.removeprefix("Service "), entry.field) for entry in entries] == [
-        ("infra/kube-dns", "spec.clusterIPs[1]"),
         ("infra/sip", "spec.externalIPs[0]"),
         ("infra/sip", "spec.ports[0].protocol"),
-        ("shop/web", "spec.clusterIPs[1]"),
     ]
-    assert str(entries[-1]) == "Service shop/web: spec.clusterIPs[1]: engine raw does not forward IPv6; left out"
 
 
 def test_a_node_that_does_not_know_who_it_is_says_what_it_cannot_honour(cluster):

@@ -23,7 +23,7 @@ from lb.model import (
     SlicePort,
     claims,
 )
-from lb.not_yet import NO_IPV6, NOT_YET
+from lb.not_yet import NOT_YET
 from lb.resolve import ranges_of_family, resolve
 
 READY, SERVING = EndpointState.READY, EndpointState.SERVING
@@ -275,10 +275,9 @@ def test_a_feature_that_is_there_is_honoured_everywhere():
         source_ranges=(ip_network("203.0.113.0/24"),),
     )
     part = slice_of(endpoint("10.0.0.1", zone_hints=("zone-a",)))
-    refused = resolve([everything], [part], not_yet={**NOT_YET, **NO_IPV6})
-    assert [(port.family, port.protocol) for port in refused.ports] == [(4, "TCP")]
+    refused = resolve([everything], [part], not_yet=NOT_YET)
+    assert [(port.family, port.protocol) for port in refused.ports] == [(4, "TCP"), (6, "TCP")]
     assert [entry.field for entry in refused.not_honoured] == [
-        "spec.clusterIPs[1]",
         "spec.ports[1].protocol",
         "spec.externalTrafficPolicy",
         "spec.internalTrafficPolicy",

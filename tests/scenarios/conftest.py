@@ -22,7 +22,6 @@ ENGINES = {
     "afxdp": (pytest.mark.root, pytest.mark.bpf),
     "raw": (pytest.mark.root,),
 }
-FAMILIES = {"raw": (4,)}  # of engines that have not both
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param((name, family, tuple(flags.items())), marks=marks, id=name if family == 4 else f"{name}-{family}")
         for name, marks in ENGINES.items()
         if name in names
-        for family in FAMILIES.get(name, (4, 6))
+        for family in (4, 6)
     ]
     metafunc.parametrize("whole", chosen, indirect=True, scope="session")
 

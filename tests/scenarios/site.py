@@ -15,14 +15,14 @@ from ipaddress import IPv4Address
 import numpy as np
 
 from perf import clients
-from perf.world import Host, World, wait_until
+from perf.world import Host, Interface, World, wait_until
 from tests.node import Daemon, Service, split, vip
 from xdp.files import SharedFile
 from xdp.maps import SharedMaps
 from xdp.schema import Reason
 
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
-ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "xdp-generic-6", "afxdp-6")
+ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "xdp-generic-6", "afxdp-6", "raw-6")
 SERVERS = ("web-1", "web-2", "web-3")
 WEB_PORT, DNS_PORT, ECHO_PORT, NODE_PORT = 8080, 5353, 9090, 30_080
 
@@ -60,6 +60,10 @@ class Site:
         """Return a port of hosts, as manifests write it."""
         ends = [self.world[host].interfaces[0] for host in hosts]
         return tuple(f"{end.ip}:{port}" if self.family == 4 else f"[{end.ip6}]:{port}" for end in ends)
+
+    def own(self, end: Interface, port: int) -> str:
+        """Return a port of one of the node's own addresses."""
+        return f"{end.ip}:{port}" if self.family == 4 else f"[{end.ip6}]:{port}"
 
     def serve(self) -> None:
         """Have the daemon running, with the two Services, and well."""

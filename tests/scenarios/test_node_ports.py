@@ -109,6 +109,7 @@ def test_T6_the_first_fragment_of_no_flow_at_a_node_port_is_the_kernel_s(node):
     assert (sent.left, sent.passed, sent.reason) == ([], passed, Reason.OTHER_FRAGMENT)
 
 
+@pytest.mark.families(4, why="fragments of IPv6 at node ports are the kernel's")
 @pytest.mark.engines("raw", why="the others leave it to the kernel, which says the same")
 def test_T6_the_first_fragment_of_no_flow_at_a_node_port_is_refused(node):
     frame = node.on_the_wire(first_fragment(node.client(), node.own("client", dns(node))), "client")

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,11 +34,13 @@ pytestmark = pytest.mark.root
 LARGE_BYTES = 20_000_000
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["raw", "raw-6"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Real clients and servers that leave checksums and segmentation to devices."""
-    with World(f"tr{os.getpid() % 100_000}", HOSTS, offloads=True) as world, Daemon(world, "raw") as daemon:
-        made = Site(world, daemon)
+    family = 6 if request.param == "raw-6" else 4
+    prefix = f"tr{os.getpid() % 100_000}"
+    with World(prefix, HOSTS, offloads=True, ipv6=family == 6) as world, Daemon(world, "raw") as daemon:
+        made = Site(world, daemon, family)
         daemon.start()
         yield made
 
@@ -117,7 +118,7 @@ def test_curl_downloads_and_uploads(site, finishing, tmp_path):
 
 
 _FILES = """
-import http.server, sys
+import http.server, socket, sys
 port, folder, taken = sys.argv[1:]
 class Handler(http.server.SimpleHTTPRequestHandler):
     def __init__(self, *a): super().__init__(*a, directory=folder)
@@ -125,7 +126,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def do_PUT(self):
         open(taken, "wb").write(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(201); self.send_header("Content-Length", "0"); self.end_headers()
-http.server.ThreadingHTTPServer(("", int(port)), Handler).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6  # and so both
+Server(("", int(port)), Handler).serve_forever()
 """
 
 
@@ -140,7 +143,7 @@ def test_datagrams_with_unfinished_checksums_are_answered(site, finishing):
 def test_an_endpoint_can_be_talked_to_past_its_service(site):
     before = reasons(site)
     for name in ("web-1", "web-2"):
-        result = clients.load_http(site.client, f"{site.world[name].ip}:{WEB_PORT}", connections=3, bytes=200_000)
+        result = clients.load_http(site.client, *site.places(WEB_PORT, name), connections=3, bytes=200_000)
         assert (result.answers, result.failures) == ({name: 3}, {})
     after = reasons(site)
     assert after["SENT_ON"] > before.get("SENT_ON", 0)
@@ -148,7 +151,7 @@ def test_an_endpoint_can_be_talked_to_past_its_service(site):
 
 def test_the_node_itself_can_talk_to_an_endpoint(site):
     before = reasons(site)
-    result = clients.load_http(site.world.node, f"{site.world['web-1'].ip}:{WEB_PORT}", connections=3)
+    result = clients.load_http(site.world.node, *site.places(WEB_PORT, "web-1"), connections=3)
     assert (result.answers, result.failures) == ({"web-1": 3}, {})
     after = reasons(site)
     assert after.get("SENT_ON") == before.get("SENT_ON")
@@ -158,23 +161,29 @@ def test_the_kernel_gets_no_packet_that_is_ours(site):
     """With the originals left alone, the endpoint's kernel would get every request twice."""
     host = site.world["web-1"]
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1")))
-    forwarded = site.world.node.run(["cat", "/proc/net/snmp"]).stdout
+    forwarded = _forwarded(site)
     received = host.packets("eth0")
     with site.asking() as ask:
         for _ in range(50):
             assert ask() == "web-1"
     assert host.packets("eth0") - received < 60
-    assert _forwarded(site.world.node.run(["cat", "/proc/net/snmp"]).stdout) == _forwarded(forwarded)
+    assert _forwarded(site) == forwarded
 
 
-def _forwarded(snmp: str) -> int:
-    return _snmp(snmp, "Ip", "ForwDatagrams")
+def _forwarded(site: Site) -> int:
+    counters = _snmp(site)
+    return counters["Ip.ForwDatagrams" if site.family == 4 else "Ip6OutForwDatagrams"]
 
 
-def _snmp(text: str, protocol: str, name: str) -> int:
-    """Return one of the kernel's counters from the text of /proc/net/snmp."""
-    names, values = (line.split() for line in text.splitlines() if line.startswith(f"{protocol}:"))
-    return int(dict(zip(names, values, strict=True))[name])
+def _snmp(site: Site) -> dict[str, int]:
+    """Return the counters of the node's kernel, of both families."""
+    text = site.world.node.run(["cat", "/proc/net/snmp", "/proc/net/snmp6"], check=False).stdout
+    lines = [line.split() for line in text.splitlines()]
+    found = {line[0]: int(line[1]) for line in lines if len(line) == 2 and not line[0].endswith(":")}
+    fours = [line for line in lines if line[0].endswith(":")]
+    for names, values in zip(fours[::2], fours[1::2], strict=True):
+        found |= {f"{names[0][:-1]}.{name}": int(value) for name, value in zip(names[1:], values[1:], strict=True)}
+    return found
 
 
 # What is addressed to the node.
@@ -203,9 +212,10 @@ def masquerade(request: pytest.FixtureRequest, site: Site) -> Iterator[str]:
 def silent(site: Site) -> Iterator[None]:
     """The node's kernel says meanwhile to nobody that a port is closed."""
 
-    def said() -> tuple[int, ...]:
-        text = site.world.node.run(["cat", "/proc/net/snmp"]).stdout
-        return _snmp(text, "Tcp", "OutRsts"), _snmp(text, "Udp", "NoPorts"), _snmp(text, "Icmp", "OutDestUnreachs")
+    def said() -> list[int]:
+        counters = _snmp(site)
+        told = ["Tcp.OutRsts", "Udp.NoPorts", "Icmp.OutDestUnreachs", "Udp6NoPorts", "Icmp6OutDestUnreachs"]
+        return [counters.get(name, 0) for name in told]
 
     before = said()
     yield
@@ -214,7 +224,7 @@ def silent(site: Site) -> Iterator[None]:
 
 def test_T6_clients_come_through_node_ports(site, masquerade, silent):
     for end in site.world.node.interfaces:
-        at = f"{end.ip}:{NODE_PORT}"
+        at = site.own(end, NODE_PORT)
         result = clients.load_http(site.client, at, connections=60, concurrent=20, requests=3)
         assert (result.flows, result.answered, result.failures, result.moved) == (60, 180, {}, 0)
         result = clients.load_http(site.client, at, connections=3, bytes=2_000_000)
@@ -229,17 +239,20 @@ def test_T2_clients_of_cluster_ips_while_all_are_masqueraded_or_none(site, masqu
     result = clients.load_udp(site.client, site.dns.frontend, flows=60, concurrent=20, requests=3)
     assert (result.flows, result.answered, result.failures, result.moved) == (60, 180, {}, 0)
     with site.world["web-2"].entered():
-        listening = socket.create_server(("", ECHO_PORT))
+        listening = socket.create_server(("", ECHO_PORT), family=site.socket_family)
     own = at_node_port(site.web).with_endpoints(*site.places(ECHO_PORT, "web-2"))
     site.daemon.apply(own, site.dns)
-    for at in (split(own.frontend), (site.world.node.interfaces[0].ip, NODE_PORT)):
+    for at in (own.frontend, site.own(site.world.node.interfaces[0], NODE_PORT)):
         with site.client.entered():
-            connection = socket.create_connection(at, timeout=5)
-        accepted, (seen, _) = listening.accept()
+            connection = socket.create_connection(split(at), timeout=5)
+        accepted, (seen, *_) = listening.accept()
         accepted.close()
         connection.close()
-        nodes = [end.ip for end in site.world.node.interfaces]
-        assert (seen in nodes, seen == site.client.ip) == (masquerade == "all", masquerade == "none")
+        nodes = [split(site.own(end, 0))[0] for end in site.world.node.interfaces]
+        assert (seen in nodes, seen == split(*site.places(0, "client"))[0]) == (
+            masquerade == "all",
+            masquerade == "none",
+        )
     listening.close()
 
 
@@ -249,6 +262,7 @@ def test_T5_an_endpoint_reaches_itself_through_its_service(site, silent):
     assert (result.answers, result.failures) == ({"web-1": 60}, {})
 
 
+@pytest.mark.families(4, why="fragments of IPv6 are not followed yet")
 def test_N4_datagrams_in_fragments_through_node_ports(site, masquerade, silent):
     """An ICMP error by the kernel, which gets the later fragments, would be the client's ConnectionRefusedError."""
     for at in (split(site.dns.frontend), (site.world.node.interfaces[0].ip, NODE_PORT)):
@@ -265,7 +279,7 @@ def test_N4_datagrams_in_fragments_through_node_ports(site, masquerade, silent):
 
 def test_connections_of_node_ports_outlast_a_killed_daemon(site, masquerade, silent):
     """Its filter stays, and with it the kernel keeps silent."""
-    at = f"{site.world.node.interfaces[0].ip}:{NODE_PORT}"
+    at = site.own(site.world.node.interfaces[0], NODE_PORT)
     asking = {"flows": 20, "concurrent": 20, "requests": 1_000_000, "interval": 0.005, "timeout": 30}
     with clients.Load(site.client, "http-load", at, **asking) as load:
         site.daemon.wait_for(lambda: count_active(site) >= 20)
@@ -279,18 +293,18 @@ def test_connections_of_node_ports_outlast_a_killed_daemon(site, masquerade, sil
 
 def test_T6_the_node_s_own_servers_and_clients_are_left_alone(site, masquerade):
     node = site.world.node
-    server = clients.serve_http(node, "node", "0.0.0.0:2222")
+    server = clients.serve_http(node, "node", "0.0.0.0:2222" if site.family == 4 else "[::]:2222")
     try:
-        result = clients.load_http(site.client, f"{node.interfaces[0].ip}:2222", connections=5, bytes=100_000)
+        result = clients.load_http(site.client, site.own(node.interfaces[0], 2222), connections=5, bytes=100_000)
         assert (result.answers, result.failures) == ({"node": 5}, {})
-        result = clients.load_http(site.world["web-1"], f"{node.interfaces[1].ip}:2222", connections=5)
+        result = clients.load_http(site.world["web-1"], site.own(node.interfaces[1], 2222), connections=5)
         assert (result.answers, result.failures) == ({"node": 5}, {})
     finally:
         site.world.end(server)
         server.stdout.close()
-    result = clients.load_http(node, f"{site.world['web-1'].ip}:{WEB_PORT}", connections=20, bytes=100_000)
+    result = clients.load_http(node, *site.places(WEB_PORT, "web-1"), connections=20, bytes=100_000)
     assert (result.answers, result.failures) == ({"web-1": 20}, {})
-    result = clients.load_http(site.client, f"{node.interfaces[0].ip}:2222", connections=1)
+    result = clients.load_http(site.client, site.own(node.interfaces[0], 2222), connections=1)
     assert result.failures == {"refused": 1}
 
 
@@ -305,26 +319,14 @@ def test_a_filter_that_somebody_takes_away_is_put_back(site):
     assert "it is put back" in site.daemon.said()
 
 
-def test_what_a_service_wants_of_ipv6_is_named_and_left_out(site):
-    """At a change, and at a start."""
-    both = replace(site.web, spec={"clusterIPs": ["10.96.0.1", "fd96::1"], "ipFamilyPolicy": "RequireDualStack"})
-    said = "Service shop/web: spec.clusterIPs[1]: engine raw does not forward IPv6; left out"
-    site.daemon.apply(both, site.dns)
-    assert said in site.daemon.said()
-    site.daemon.signal(signal.SIGTERM)
-    site.daemon.wait()
-    times = site.daemon.said().count(said)
-    site.daemon.start()
-    assert site.daemon.said().count(said) == times + 1
-    site.daemon.wait_for_services(site.web, site.dns)
-
-
 def test_connections_of_a_service_that_is_gone_stay_ours_and_new_ones_are_the_kernels(site):
+    retired = "retired" if site.family == 4 else "retired6"
+    vip, _ = split(site.web.frontend)
     with site.load("http-load", site.web) as load:
         site.daemon.wait_for(lambda: count_active(site) >= 20)  # not those that other tests have left
         site.daemon.apply(site.dns)
-        listed = f"list set netdev turnout_{site.daemon.settings.name} retired".split()
-        site.daemon.wait_for(lambda: "10.96.0.1" in site.world.node.run(["nft", *listed]).stdout)
+        listed = f"list set netdev turnout_{site.daemon.settings.name} {retired}".split()
+        site.daemon.wait_for(lambda: vip in site.world.node.run(["nft", *listed]).stdout)
         answered = reasons(site)["FORWARDED"]
         site.daemon.wait_for(lambda: reasons(site)["FORWARDED"] > answered + 200)
     assert (load.result.flows, load.result.failures) == (20, {})
@@ -392,6 +394,7 @@ def test_ctrl_c_leaves_nothing(site):
 # Losses.
 
 
+@pytest.mark.families(4, why="of what is lost nobody knows the family")
 def test_what_finds_no_room_in_the_ring_is_counted(site):
     daemon, count = site.daemon, 400_000
     there, here = site.world.node.mac, site.client.mac
@@ -420,10 +423,12 @@ def test_what_finds_no_room_in_the_ring_is_counted(site):
 # Many workers.
 
 
-def test_workers_share_an_interface_and_the_table():
+@pytest.mark.parametrize("family", [4, 6])
+def test_workers_share_an_interface_and_the_table(family):
     """Both directions of a connection may be different workers'."""
-    with World(f"tw{os.getpid() % 100_000}", HOSTS, queues=4, offloads=True) as world, Daemon(world, "raw") as daemon:
-        site = Site(world, daemon)
+    prefix = f"tw{os.getpid() % 100_000}"
+    with World(prefix, HOSTS, queues=4, offloads=True, ipv6=family == 6) as world, Daemon(world, "raw") as daemon:
+        site = Site(world, daemon, family)
         daemon.start()
         site.serve()
         result = clients.load_http(site.client, site.web.frontend, connections=200, concurrent=50, requests=5)
