@@ -21,8 +21,18 @@ from dataplane.answers import (
     turn_macs,
     write_reset,
 )
-from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, be16
-from dataplane.wire6 import DST, IPV6_BYTES, SRC, destination_of, is_martian, source_of
+from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, be16, store_mac
+from dataplane.wire6 import (
+    DST,
+    IPV6_BYTES,
+    SOLICITATION_BYTES,
+    SRC,
+    TARGET,
+    destination_of,
+    is_martian,
+    source_of,
+    target_of,
+)
 from xdp.byteorder import swapped16, swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Protocol, Reason
@@ -34,7 +44,11 @@ _TCP, _UDP, _ICMPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMPV6)
 _IPV6 = int(Protocol.IPV6)
 _RST = 4
 _UNREACHABLE, _PORT, _TOO_LONG, _PARAMETER, _PROTOCOL, _ECHO_REPLY = 1, 4, 2, 4, 1, 129
-_HOP_LIMIT = 64
+_HOP_LIMIT, _OF_NEIGHBOURS = 64, 255
+_ADVERTISEMENT, _SOLICITED, _OVERRIDE = 136, 0x40, 0x20
+_LINK_OPTION = 0x0102  # the target's address on the link, eight bytes long
+_ALL_NODES = np.uint64(0x02FF), np.uint64(1 << 56)  # ff02::1
+_ALL_NODES_MAC = np.uint32(0x3333), np.uint16(0x0100)
 _MOST_QUOTED = 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
 
 
@@ -62,12 +76,11 @@ def _write_ip(frames, ip, length, protocol, source, destination):
 
 @inlined
 def _finish(frames, start, length, protocol, check, packet):
-    """Store the checksum of a packet with `length` bytes behind its header, and send the frame back."""
+    """Store the checksum of a packet with `length` bytes behind its header, and so how long its frame is."""
     ip = start + ETHERNET_BYTES
     pseudo = sum_of(frames, ip + SRC, ip + IPV6_BYTES) + np.int64(swapped16(length)) + (protocol << 8)
     store16(frames, check, np.uint16(0))
     store_checksum(frames, check, pseudo + sum_of(frames, ip + IPV6_BYTES, ip + IPV6_BYTES + length))
-    turn_macs(frames, start)
     packet.length = ETHERNET_BYTES + IPV6_BYTES + length
 
 
@@ -80,6 +93,7 @@ def _reset(frames, start, packet):
     write_reset(frames, tcp, asked, tcp + be16(frames, ip + 4) - asked, packet)
     _write_ip(frames, ip, TCP_BYTES, _TCP, vip, client)
     _finish(frames, start, TCP_BYTES, _TCP, tcp + 16, packet)
+    turn_macs(frames, start)
 
 
 @compiled
@@ -103,6 +117,7 @@ def _error(frames, start, packet, kind, code, rest, source):
     store_be32(frames, icmp + 4, rest)
     _write_ip(frames, ip, ICMP_BYTES + quoted, _ICMPV6, source, destination)
     _finish(frames, start, ICMP_BYTES + quoted, _ICMPV6, icmp + 2, packet)
+    turn_macs(frames, start)
 
 
 @inlined
@@ -168,3 +183,35 @@ def answer_echo(node, frames, start, now):
     replace_byte(frames, icmp, _ECHO_REPLY, icmp + 2)
     turn_macs(frames, start)
     return Reason.ECHO_ANSWERED, node.link[0].ifindex
+
+
+@compiled
+def answer_solicitation(node, frames, start):
+    """Turn a question for a VIP into its answer where it lies, no longer than it is; return whether there is one.
+
+    Who has no address yet, and asks whether it may have the VIP, is answered before all nodes (RFC 4861 section 7.2.4).
+    The link's address is in the answer where the question had room for it: one for a group has.
+    """
+    packet, mac = node.packet[0], node.link[0].mac
+    ip = start + ETHERNET_BYTES
+    icmp = ip + IPV6_BYTES
+    client, vip = source_of(frames, start), target_of(frames, start)
+    is_nobody = client[0] == 0 and client[1] == 0
+    if is_martian(frames, start) and not is_nobody:
+        return False
+    length = SOLICITATION_BYTES + (8 if be16(frames, ip + 4) >= SOLICITATION_BYTES + 8 else 0)
+    turn_macs(frames, start)
+    store_mac(frames, start + 6, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
+    if is_nobody:
+        client = _ALL_NODES
+        store_mac(frames, start, _ALL_NODES_MAC[0], _ALL_NODES_MAC[1])
+    _write_ip(frames, ip, length, _ICMPV6, vip, client)
+    frames[ip + 7] = _OF_NEIGHBOURS
+    frames[icmp] = _ADVERTISEMENT
+    store_be32(frames, icmp + 4, (_OVERRIDE if is_nobody else _SOLICITED | _OVERRIDE) << 24)
+    option = icmp + TARGET + 16
+    if length > SOLICITATION_BYTES:
+        store16(frames, option, np.uint16(_LINK_OPTION))
+        store_mac(frames, option + 2, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
+    _finish(frames, start, length, _ICMPV6, icmp + 2, packet)
+    return True

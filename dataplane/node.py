@@ -14,7 +14,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from ipaddress import IPv4Address
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ from lb.model import NodeView, NotHonoured, ServicePort, Snapshot
 from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, kernel, loader, maps
-from xdp.addresses import IPAddress
+from xdp.addresses import IPAddress, number_of
 from xdp.clock import JiffyClock, MonotonicClock
 from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
 from xdp.names import Names
@@ -470,7 +469,7 @@ class Node:
         if self.announcer is not None:
             own = self.next_hops.own_addresses()  # the kernel's to answer for
             vips = {frontend.address for port in self.snapshot.ports for frontend in port.frontends}
-            self._vips = frozenset(int(vip) for vip in vips if isinstance(vip, IPv4Address) and vip not in own)
+            self._vips = frozenset(number_of(vip) for vip in vips if vip is not None and vip not in own)
         self._changed.set()
         self._checks_changed.set()
         self._loads_changed.set()

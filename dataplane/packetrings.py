@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from dataplane.libc import EINTR, MSG_DONTWAIT, POLLERR, errno, memcpy, poll, recvfrom, sendto
 from dataplane.wire import TYPE_ARP
+from dataplane.wire6 import is_solicitation
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
 from xdp.jit import compiled, inlined
@@ -41,7 +42,7 @@ _NEXT, _SNAPLEN, _LEN, _FRAME_STATUS, _MAC, _PKTTYPE = 0, 12, 16, 20, 24, 58  # 
 _KERNEL, _USER, _VLAN_VALID = 0, 1, 1 << 4
 _AVAILABLE, _SEND_REQUEST = 0, 1
 _SLOT_STATUS, _SLOT_LEN = 0, 1  # struct tpacket2_hdr, in words of 32 bits
-_HOST, _BROADCAST = 0, 1  # sll_pkttype: addressed to this interface, or to all
+_HOST, _BROADCAST, _MULTICAST = 0, 1, 2  # sll_pkttype: addressed to this interface, to all, to a group
 _TRIES = 3
 _TX_FULL = int(Reason.TX_FULL)
 _FIRST_DROP = 64  # reasons from here on are drops
@@ -84,7 +85,8 @@ def receive(queue, burst, limit):
     """Fill `burst` (FRAME rows) with up to `limit` received frames; return how many.
 
     They stay where they are until the next call. One that is tagged, addressed to another machine or cut short is not
-    `is_ours`; of those addressed to all, only ARP is.
+    `is_ours`; of those addressed to all, only ARP is, of those to a
+    group, only questions for a neighbour.
     """
     at, frames = queue.at, queue.frames
     if at[LEFT] == 0 and at[IS_OPEN]:
@@ -108,6 +110,7 @@ def receive(queue, burst, limit):
         burst[i].len = length
         kind = frames[place + _PKTTYPE]
         is_to_us = kind == _HOST or (kind == _BROADCAST and load16(frames, burst[i].addr + 12) == TYPE_ARP)
+        is_to_us |= kind == _MULTICAST and is_solicitation(frames, burst[i].addr, length)
         burst[i].is_ours = is_whole and not is_tagged and is_to_us
         place += load32(frames, place + _NEXT)
     at[OFFSET] = place

@@ -15,6 +15,8 @@ from dataplane.context import AWAITED, KERNEL, NOWHERE
 from dataplane.forwarding import forward, is_left_to_egress, translate_error, way_to
 from dataplane.rings import lock, unlock
 from lb import compiled as services
+from xdp import naming
+from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Event, Limit, Protocol, Reason, State
 
@@ -27,6 +29,35 @@ _FIRST_DROP = 64  # reasons from here on are drops
 
 
 @inlined
+def _may_answer_arp(tables, link, now):
+    """Tell whether another question for a VIP may be answered in this second, and count that it is."""
+    if np.int32(np.uint32(now) - link.since) >= np.int32(tables.control[0].hertz):
+        link.since = now
+        link.answers = 0
+    if link.answers == _ARP_ANSWERS:
+        return False
+    link.answers += np.uint32(1)
+    return True
+
+
+@inlined
+def _answer_neighbour(node, frames, start, length, now):
+    """Answer a question for an IPv6 VIP where it lies. Return (reason, egress ifindex)."""
+    tables, link = node.tables, node.link[0]
+    nowhere = np.uint32(NOWHERE)
+    if not wire6.is_solicitation(frames, start, length):
+        return Reason.OTHER_ICMP, nowhere
+    first, second = wire6.target_of(frames, start)
+    if not _is_vip_of(tables, swapped32(naming.find(tables, first, second)), _IPV6):
+        return Reason.OTHER_ICMP, nowhere
+    if not _may_answer_arp(tables, link, now):
+        return Reason.ARP_LIMITED, nowhere
+    if not answers6.answer_solicitation(node, frames, start):
+        return Reason.OTHER_ICMP, nowhere
+    return Reason.ARP_ANSWERED, link.ifindex
+
+
+@inlined
 def _answer_arp(node, frames, start, length, now):
     """Answer a question for a VIP where it lies. Return (reason, egress ifindex)."""
     tables, link = node.tables, node.link[0]
@@ -35,12 +66,8 @@ def _answer_arp(node, frames, start, length, now):
         return Reason.NOT_IPV4, np.uint32(NOWHERE)
     if not _is_vip(tables, asked):
         return Reason.NOT_IPV4, np.uint32(NOWHERE)
-    if np.int32(np.uint32(now) - link.since) >= np.int32(tables.control[0].hertz):
-        link.since = now
-        link.answers = 0
-    if link.answers == _ARP_ANSWERS:
+    if not _may_answer_arp(tables, link, now):
         return Reason.ARP_LIMITED, np.uint32(NOWHERE)
-    link.answers += np.uint32(1)
     wire.answer_arp(frames, start, link.mac)
     return Reason.ARP_ANSWERED, link.ifindex
 
@@ -62,6 +89,8 @@ def _begin_ipv6(node, frames, start, length, longest, now):
     """Parse an IPv6 packet. Return (reason, egress); FORWARDED and NOWHERE: to go on with names for addresses."""
     tables, packet = node.tables, node.packet[0]
     found = wire6.parse(frames, start, length, packet)
+    if found == Reason.OTHER_ICMP and tables.control[0].answers_arp:
+        return _answer_neighbour(node, frames, start, length, now)
     if found == Reason.TOO_SHORT or found == Reason.NOT_IPV4 or found == Reason.OTHER_ICMP:
         return found, np.uint32(NOWHERE)
     wire6.name_ends(tables, frames, start, packet, found == Reason.ICMP_ERROR)

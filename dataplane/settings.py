@@ -245,7 +245,9 @@ OPTIONS: Mapping[str, Option] = {
     "xdp-mode": _choice("xdp_mode", XDP_MODES, "In the driver, or after it; auto: in the driver if it can."),
     "capacity": Option("capacity", _read_capacity, "CONNECTIONS", "Room in the flow table, 165 bytes each."),
     "announce": _choice(
-        "announce", ("none", "arp"), "Whether to answer ARP for the Services' addresses, and to announce them."
+        "announce",
+        ("none", "arp"),
+        "Whether to answer ARP, and NDP, for the Services' addresses, and to announce them.",
     ),
     "ping": _choice("ping", ("answer", "drop"), "What becomes of echo requests to the Services' addresses."),
     "on-exit": _choice(

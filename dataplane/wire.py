@@ -375,16 +375,17 @@ def answer_arp(frames, start, mac):
     """Turn an ARP request round where it lies: what it asks for is at `mac` (six bytes, the first one lowest)."""
     arp = start + ETHERNET_BYTES
     asked = load32(frames, arp + 24)
-    _store_mac(frames, start, load32(frames, arp + 8), load16(frames, arp + 12))
-    _store_mac(frames, start + 6, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
+    store_mac(frames, start, load32(frames, arp + 8), load16(frames, arp + 12))
+    store_mac(frames, start + 6, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
     store16(frames, arp + 6, _ARP_REPLY)
     for offset in range(0, 10, 2):  # the sender, MAC and address, becomes the target
         store16(frames, arp + 18 + offset, load16(frames, arp + 8 + offset))
-    _store_mac(frames, arp + 8, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
+    store_mac(frames, arp + 8, np.uint32(mac), np.uint16(mac >> np.uint64(32)))
     store32(frames, arp + 14, asked)
 
 
 @inlined
-def _store_mac(frames, offset, first, last):
+def store_mac(frames, offset, first, last):
+    """Store a MAC address: its first four bytes and its last two, as they lie in memory."""
     store32(frames, offset, first)
     store16(frames, offset + 4, last)

@@ -14,9 +14,11 @@ from xdp.unaligned import load16, load32, load64, store16, store64
 IPV6_BYTES = 40
 TYPE_IPV6 = 0xDD86  # 0x86dd on the wire
 SRC, DST = 8, 24  # offsets in an IPv6 header
+TARGET, SOLICITATION_BYTES = 8, 24  # where a question names a neighbour, and how long it is without options
 _NEXT, _HOPS = 6, 7
 _ICMPV6 = int(Protocol.ICMPV6)
-_ECHO, _FIRST_ERROR, _LAST_ERROR = 128, 1, 4  # of those that RFC 4443 knows
+_ECHO, _SOLICITATION = 128, 135
+_FIRST_ERROR, _LAST_ERROR = 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
 _FRAGMENT, _NOTHING = int(Extension.FRAGMENT), 59  # "no next header"
@@ -137,6 +139,25 @@ def parse(frames, start, length, packet):
     packet.protocol = _IPV6 | protocol
     packet.ports = load32(frames, start + l4)
     return Reason.FORWARDED
+
+
+@inlined
+def is_solicitation(frames, start, length):
+    """Tell whether a frame asks for the neighbour at `target_of`, and no router has sent it on (RFC 4861)."""
+    ip = start + ETHERNET_BYTES
+    icmp = ip + IPV6_BYTES
+    if not is_ipv6(frames, start, length) or length < ETHERNET_BYTES + IPV6_BYTES + SOLICITATION_BYTES:
+        return False
+    if frames[ip + _NEXT] != _ICMPV6 or frames[ip + _HOPS] != 255 or be16(frames, ip + 4) < SOLICITATION_BYTES:
+        return False
+    return frames[icmp] == _SOLICITATION and frames[icmp + 1] == 0
+
+
+@inlined
+def target_of(frames, start):
+    """Return whom a frame asks for, as `source_of` does."""
+    target = start + ETHERNET_BYTES + IPV6_BYTES + TARGET
+    return load64(frames, target), load64(frames, target + 8)
 
 
 @inlined

@@ -110,6 +110,19 @@ static inline struct result handle_rest_ipv6(struct xdp_md *ctx, const struct pa
 				     drop(REASON_NOT_SERVED);
 }
 
+/* Neighbour discovery, while VIPs are announced: a question for one is punted, as by ARP (lb.c). */
+static inline struct result handle_neighbour(struct xdp_md *ctx, const struct control *words)
+{
+	struct neighbour *neighbour = parse_neighbour((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	u32 name = neighbour ? find_name(neighbour->target[0], neighbour->target[1], words) : 0;
+
+	if (!neighbour || !name || !is_vip_of(name, PROTOCOL_IPV6, words))
+		return pass(REASON_OTHER_ICMP);
+	if (neighbour->type == NEIGHBOUR_ADVERTISEMENT)
+		return pass(REASON_VIP_CLAIMED);
+	return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), REASON_VIP_ARP);
+}
+
 static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine *rules, const struct control *words)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -120,6 +133,8 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, const struct machine
 	u64 *addresses;
 
 	found = parse_ipv6(data, end, &packet);
+	if (found == REASON_OTHER_ICMP && words->answers_arp)
+		return handle_neighbour(ctx, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
 		return pass(found);
 	addresses = addresses_of(data, found);

@@ -57,6 +57,31 @@ static inline enum reason parse_icmpv6(void *data, void *end, __u32 payload, str
 	return REASON_ICMP_ERROR;
 }
 
+/* A question for a neighbour, or an answer, of RFC 4861 section 4.3. */
+struct neighbour {
+	__u8   type;
+	__u8   code;
+	__be16 check;
+	__u32  flags;
+	__u64  target[2];
+};
+
+enum neighbour_type { NEIGHBOUR_SOLICITATION = 135, NEIGHBOUR_ADVERTISEMENT = 136 };
+
+/* Return what follows the IPv6 header of a frame that parse_ipv6() has seen, if it is such and no router has sent it on
+ * (sections 7.1.1 and 7.1.2), else nothing. */
+static inline struct neighbour *parse_neighbour(void *data, void *end)
+{
+	struct ipv6 *ip = data + sizeof(struct ethernet);
+	struct neighbour *neighbour = (void *)(ip + 1);
+
+	if ((void *)(neighbour + 1) > end || ip->next_header != PROTOCOL_ICMPV6 || ip->hop_limit != 255)
+		return 0;
+	if (be16(ip->payload_length) < sizeof(*neighbour) || neighbour->code)
+		return 0;
+	return neighbour->type == NEIGHBOUR_SOLICITATION || neighbour->type == NEIGHBOUR_ADVERTISEMENT ? neighbour : 0;
+}
+
 /* Whether an IPv6 packet has extension headers. */
 static inline bool has_extensions(const struct packet *packet)
 {

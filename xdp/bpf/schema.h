@@ -25,7 +25,7 @@ enum limits {
 	BURST = 64,          /* frames that a worker handles at a time */
 	STATE_BITS = 15,     /* of a flow's state: how it stands; those above are the number of its set of timeouts */
 	TIMEOUT_SETS = 16,   /* that Services may have, of which the first is everybody's who asks for no other */
-	ARP_ANSWERS = 1000,  /* a second and worker, at most */
+	ARP_ANSWERS = 1000,  /* a second and worker, at most; NDP's among them */
 	DATAGRAMS = 4096,    /* that XDP may know to be in fragments */
 	FRAGMENT_S = 30,     /* so long fragments wait for one another */
 	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests */
@@ -54,7 +54,7 @@ enum reason {
 	REASON_SENT_ON = 2,            /* engine raw: of no flow, but its original was dropped at ingress: routed */
 	REASON_TO_KERNEL = 3,          /* rewritten along its flow, for the kernel to route */
 
-	REASON_ARP_ANSWERED = 4,       /* a question for a VIP, turned round */
+	REASON_ARP_ANSWERED = 4,       /* a question for a VIP, by ARP or NDP, turned round */
 	REASON_ECHO_ANSWERED = 5,      /* an echo request to a VIP, turned round */
 
 	/* PASS: to the kernel, byte for byte */
@@ -69,7 +69,7 @@ enum reason {
 	REASON_MID_STREAM_PASSED = 40, /* TCP from the middle of an unknown connection, and the Service says pass */
 
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
-	REASON_VIP_CLAIMED = 44,       /* ARP by somebody who says that he has a VIP of ours */
+	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
 
 	/* DROP */
 	REASON_STALLED_DROPPED = 64,   /* new flow, userspace stalled (the default) */
@@ -358,7 +358,7 @@ struct control {
 	__u64 busiest;         /* the range that most flows lie in: where they are looked for first */
 	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
 	__u64 learned;         /* next hops that XDP has taken for clients it has met */
-	__u64 answers_arp;     /* 1: questions for VIPs are answered */
+	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 answers_echo;    /* 1: echo requests to VIPs, too */
 	__u64 names;           /* rows of `names` that are not free */
 	__u8  pad[40];
