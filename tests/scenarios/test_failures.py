@@ -14,7 +14,7 @@ import pytest
 from perf import clients
 from perf.world import Host, wait_until
 from tests.node import Service, split, write_manifests
-from tests.scenarios.site import DNS_PORT, WEB_PORT, Site, count_active, undisturbed
+from tests.scenarios.site import WEB_PORT, Site, count_active, undisturbed
 from xdp.schema import Reason, WhenStalled
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -198,12 +198,6 @@ def test_changes_of_services_move_no_connection(site):
 # The network.
 
 
-def mac_of(site: Site, destination: str) -> str:
-    """Return the MAC address of a next hop."""
-    hops = {hop["destination"]: hop for hop in site.daemon.ask("nexthops")}
-    return str(hops[destination]["mac"])
-
-
 @contextlib.contextmanager
 def silent_address(host: Host, number: int = 100) -> Iterator[str]:
     """Give a host another address of its network, and answer no question for its MAC address."""
@@ -251,63 +245,6 @@ def test_who_never_answers_takes_no_place_from_who_does(site):
             node.run(["ip", "neigh", "replace", address, "lladdr", site.client.mac, "dev", node.interfaces[0].name])
             assert sock.recv(100).endswith(b" asked once")
         node.run(["ip", "neigh", "delete", address, "dev", node.interfaces[0].name])
-
-
-def test_the_new_mac_of_an_endpoint_is_followed(site):
-    host = site.world["web-1"]
-    site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1")))
-    host.sysctl("net/ipv4/conf/eth0/arp_notify", 1)  # announce it, as a failover does
-    with site.asking() as ask:
-        assert ask() == "web-1"
-        try:
-            host.run(["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"])
-            site.daemon.wait_for(lambda: mac_of(site, host.ip) == "02:00:00:00:be:ef")
-            assert ask() == "web-1"
-        finally:
-            host.run(["ip", "link", "set", "eth0", "address", host.mac])
-        site.daemon.wait_for(lambda: mac_of(site, host.ip) == host.mac)
-        assert ask() == "web-1"
-
-
-def test_the_new_gateway_of_an_endpoint_is_followed(site):
-    network, address = "10.88.0.0/24", "10.88.0.1"
-    node = site.world.node
-    for name in ("web-1", "web-2"):
-        site.world[name].run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
-    node.run(["ip", "route", "replace", network, "via", site.world["web-1"].ip])
-    try:
-        site.daemon.apply(site.web, site.dns.with_endpoints(f"{address}:{DNS_PORT}"))
-        site.wait_until_ok()
-        with site.asking() as ask:
-            assert ask() == "web-1"
-            node.run(["ip", "route", "replace", network, "via", site.world["web-2"].ip])
-            site.daemon.wait_for(lambda: ask(0.2) == "web-2")
-    finally:
-        node.run(["ip", "route", "delete", network])
-        for name in ("web-1", "web-2"):
-            site.world[name].run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
-
-
-@pytest.mark.parametrize("interface", ["eth0", "eth1"])
-def test_an_interface_that_goes_down_and_comes_up_serves_again(site, interface):
-    node = site.world.node
-    with site.asking() as ask:
-        name = ask()
-        assert name is not None
-        try:
-            node.run(["ip", "link", "set", interface, "down"])
-            site.daemon.wait_for(lambda: site.daemon.ask("status")["state"] == "degraded")
-            told = site.daemon.turnout("status", check=False)
-            assert (told.returncode, f"{interface}: the interface is down" in told.stdout) == (5, True)
-            assert ask(0.1) is None
-        finally:
-            node.run(["ip", "link", "set", interface, "up"])
-        site.wait_until_ok()
-        site.daemon.wait_for(lambda: ask(0.2) == name)
-    with site.asking() as ask:
-        site.daemon.wait_for(lambda: ask(0.2) is not None)
-    result = clients.load_http(site.client, site.web.frontend, connections=10)
-    assert (result.answered, result.failures) == (10, {})
 
 
 # The end.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from perf import clients
 from perf.world import Host, World, wait_until
 from tests.node import Daemon
 from tests.scenarios.site import DNS_PORT, HOSTS, Site, undisturbed
@@ -274,6 +275,28 @@ def test_frames_that_go_on_being_lost_on_their_way_out_are_told(site):
     site.daemon.wait_for(lambda: told not in why(site))
 
 
+@pytest.mark.parametrize("interface", ["eth0", "eth1"])
+def test_an_interface_that_goes_down_and_comes_up_serves_again(site, interface):
+    node = site.world.node
+    with site.asking() as ask:
+        name = ask()
+        assert name is not None
+        try:
+            node.run(["ip", "link", "set", interface, "down"])
+            site.daemon.wait_for(lambda: site.daemon.ask("status")["state"] == "degraded")
+            told = site.daemon.turnout("status", check=False)
+            assert (told.returncode, f"{interface}: the interface is down" in told.stdout) == (5, True)
+            assert ask(0.1) is None
+        finally:
+            node.run(["ip", "link", "set", interface, "up"])
+        site.wait_until_ok()
+        site.daemon.wait_for(lambda: ask(0.2) == name)
+    with site.asking() as ask:
+        site.daemon.wait_for(lambda: ask(0.2) is not None)
+    result = clients.load_http(site.client, site.web.frontend, connections=10)
+    assert (result.answered, result.failures) == (10, {})
+
+
 # Programs.
 
 
@@ -364,7 +387,30 @@ def test_F098_our_link_made_to_run_another_program_runs_ours_again(site):
     os.close(other)
 
 
-# Routes.
+# Neighbours and routes.
+
+
+def mac_of(site: Site, destination: str) -> str:
+    """Return the MAC address of a next hop."""
+    hops = {hop["destination"]: hop for hop in site.daemon.ask("nexthops")}
+    return str(hops[destination]["mac"])
+
+
+def test_the_new_mac_of_an_endpoint_is_followed(site):
+    host = site.world["web-1"]
+    site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1")))
+    host.sysctl("net/ipv4/conf/eth0/arp_notify", 1)  # announce it, as a failover does
+    with site.asking() as ask:
+        assert ask() == "web-1"
+        try:
+            host.run(["ip", "link", "set", "eth0", "address", "02:00:00:00:be:ef"])
+            site.daemon.wait_for(lambda: mac_of(site, host.ip) == "02:00:00:00:be:ef")
+            assert ask() == "web-1"
+        finally:
+            host.run(["ip", "link", "set", "eth0", "address", host.mac])
+        site.daemon.wait_for(lambda: mac_of(site, host.ip) == host.mac)
+        assert ask() == "web-1"
+
 
 NETWORK, BEHIND = "10.88.0.0/24", "10.88.0.1"
 
@@ -379,6 +425,18 @@ def behind(site: Site) -> Iterator[str]:
     site.world.node.run(["ip", "route", "delete", NETWORK], check=False)
     for name in ("web-1", "web-2"):
         site.world[name].run(["ip", "address", "delete", f"{BEHIND}/32", "dev", "lo"])
+
+
+def test_the_new_gateway_of_an_endpoint_is_followed(site, behind):
+    node = site.world.node
+    node.run(["ip", "route", "replace", NETWORK, "via", site.world["web-1"].ip])
+    site.daemon.apply(site.web, site.dns.with_endpoints(f"{behind}:{DNS_PORT}"))
+    site.wait_until_ok()
+    with site.asking() as ask:
+        assert ask() == "web-1"
+        node.run(["ip", "route", "replace", NETWORK, "via", site.world["web-2"].ip])
+        with within_a_second():
+            site.daemon.wait_for(lambda: ask(0.2) == "web-2")
 
 
 def test_a_route_with_several_next_hops_leads_to_one_that_lives(site, behind):
