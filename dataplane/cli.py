@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -24,6 +24,7 @@ from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError
 _EXIT_OF_STATE = {"ok": 0, "degraded": 5, "failed": 1}
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 _POLL_S = 0.1
+_DRAIN_POLL_S = 0.5  # the node looks at every connection
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -380,6 +381,57 @@ _getter("reasons", "Packets by what became of them.")
 def flows(name: str | None, output: str, **filters: Any) -> None:
     """Connections: who talks to whom, and how much."""
     _show("flows", name, output, {key: value for key, value in filters.items() if value is not None})
+
+
+def _administrator(state: str, text: str, *more: Callable[[Any], Any]) -> None:
+    """Add the command STATE, which is what an operator wants of endpoints from now on; `more` are its own options."""
+
+    def administer(name: str | None, output: str, endpoints: tuple[str, ...], wait: float | None = None) -> None:
+        from dataplane.output import as_json, show_table
+
+        settings = _named(name)
+        data = _ask(settings, "administer", {"endpoints": list(endpoints), "state": state})
+        if wait is not None:
+            data = _wait_until_idle(settings, endpoints, wait)
+        _end_with_the_reader()
+        if output == "json":
+            click.echo(as_json(data))
+        else:
+            show_table("administered", data)
+
+    examples = f"turnout {state} 10.244.1.5:8080\nturnout {state} 10.244.1.5 10.244.1.6"
+    command = turnout.command(state, cls=Command, help=text, examples=examples)
+    argument = click.argument("endpoints", nargs=-1, required=True, metavar="IP[:PORT]...")
+    for decorate in (common, output("table", "json"), *more, argument, command):
+        administer = decorate(administer)
+
+
+def _wait_until_idle(settings: Settings, endpoints: Sequence[str], seconds: float) -> Any:
+    """Return what is told of endpoints once no connection to them is open. TimedOutError: some are after `seconds`."""
+    from dataplane.output import countdown
+
+    deadline = time.monotonic() + seconds
+    with countdown("connections") as tell:
+        while True:
+            data = _ask(settings, "administer", {"endpoints": list(endpoints)})
+            left = sum(row["open"] for row in data)
+            if not left:
+                return data
+            tell(left)
+            if time.monotonic() >= deadline:
+                raise TimedOutError(f"{left:,} connections are open after {seconds:g} s; the endpoints stay drained")
+            time.sleep(min(_DRAIN_POLL_S, max(0.0, deadline - time.monotonic())))
+
+
+_administrator(
+    "drain",
+    "Give endpoints no new connections; those that they have go on. Kept over restarts, until `turnout ready`.",
+    click.option(
+        "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for the last connection to end."
+    ),
+)
+_administrator("maint", "Give endpoints no new connections, and end those that they have: TCP connections are reset.")
+_administrator("ready", "Give endpoints new connections again.")
 
 
 @turnout.command(

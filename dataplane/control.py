@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,7 +26,11 @@ from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError,
 if TYPE_CHECKING:
     from dataplane.settings import Settings
 
-COMMANDS = ("status", "services", "endpoints", "flows", "nexthops", "interfaces", "reasons")
+COMMANDS = ("status", "services", "endpoints", "flows", "nexthops", "interfaces", "reasons", "administer")
+_OPTIONS: Mapping[str, Mapping[str, type]] = {
+    "flows": {"service": str, "endpoint": str, "client": str, "limit": int},
+    "administer": {"endpoints": list, "state": str},
+}
 ANSWER_TIMEOUT_S = 30.0  # a million flows take a few seconds
 
 _LONGEST_REQUEST = 1 << 16  # bytes
@@ -170,14 +174,14 @@ def _parse(line: bytes) -> tuple[str, dict[str, Any]]:
     command, options = request.get("command"), request.get("options") or {}
     if not isinstance(command, str) or command not in COMMANDS:
         raise UsageError(f"{json.dumps(command)[:60]} is no command; known are {', '.join(COMMANDS)}")
-    known = ("service", "endpoint", "client", "limit") if command == "flows" else ()
+    known = _OPTIONS.get(command, {})
     if not isinstance(options, dict) or any(name not in known for name in options):
         raise UsageError(
             f"{command}: unknown options {json.dumps(options)[:60]}; known are {', '.join(known) or 'none'}"
         )
     for name, value in options.items():
-        expected = int if name == "limit" else str
-        if type(value) is not expected:
+        expected = known[name]
+        if type(value) is not expected or (isinstance(value, list) and any(type(item) is not str for item in value)):
             raise UsageError(f"{command}: option {name} is not of type {expected.__name__}")
     return command, options
 

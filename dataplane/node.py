@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import views
+from dataplane.administered import Administered
 from dataplane.announce import Announcer
 from dataplane.control import Lock, Server
 from dataplane.detach import remove_raw
@@ -37,13 +38,13 @@ from dataplane.watch import changes
 from lb import maglev, manifests
 from lb.incarnations import Incarnations
 from lb.live import Live, Plan
-from lb.model import NodeView, NotHonoured, ServicePort, Snapshot
+from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
 from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, kernel, loader, maps
 from xdp.addresses import IPAddress, number_of
 from xdp.clock import JiffyClock, MonotonicClock
-from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError
+from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError, UsageError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Protocol, Reason, Verdict
@@ -81,6 +82,7 @@ class Node:
         self.started = time.monotonic()
         self.live = Live()
         self._incarnations = Incarnations()
+        self._administered = Administered(settings.administered_path)
         self.here = Here()  # what was programmed with it
         self.desired = 0
         self.programmed = 0
@@ -111,6 +113,8 @@ class Node:
 
         What looks at every flow is returned as an awaitable: it runs in a thread, beside the event loop.
         """
+        if command == "administer":
+            return self._administer(**options)
         view = views.VIEWS[command]
         if view in views.LONG:
             return asyncio.to_thread(view, self, **options)
@@ -408,6 +412,7 @@ class Node:
         change = self._program(snapshot)
         known = set(self.snapshot.not_honoured)
         self.live = live
+        self._administered.retain(live.places())
         self.next_hops.retain(live.endpoint_addresses())
         self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
 
@@ -420,6 +425,7 @@ class Node:
         self.next_hops.add_local(local_addresses(plan.rows))
         change = self.services.update(plan.rows, plan.without)
         self.next_hops.leave(self.live.commit(plan))
+        self._administered.retain(self.live.places())
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
         self._has_applied(change, plan.not_honoured)
@@ -430,6 +436,19 @@ class Node:
         self._is_in_step, self.rejected, self.applied_at_s = True, None, time.time()
         self.programmed = self.desired
         self._has_programmed(change)
+
+    def _administer(self, endpoints: Sequence[str] = (), state: str | None = None) -> Awaitable[list[dict[str, Any]]]:
+        """Have an operator's word of endpoints, or only tell of them; return them with what is open to each."""
+        places = sorted({place for text in endpoints for place in views.places_of(self, text)}, key=str)
+        if state is not None:
+            try:
+                self._administered.say(places, AdminState(state))
+            except ValueError:
+                raise UsageError(f"{state!r} is no state; known are {', '.join(AdminState)}") from None
+            except OSError as error:
+                raise Error(f"{self.settings.administered_path}: {error.strerror}; nothing has changed") from None
+            self._has_programmed(self._program(self.snapshot))
+        return asyncio.to_thread(views.administered, self, places)
 
     def _reprogram(self) -> None:
         """Bring the rows up to date when not the Services but the node's addresses have changed."""
@@ -444,7 +463,7 @@ class Node:
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
         timeouts = {port.options.timeouts_s for port in snapshot.ports} - {()}
         sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
-        here = Here(self._node_port_addresses(), settings.masquerades, knows_inside=families, timeout_sets=sets)
+        here = Here(self._node_port_addresses(), settings.masquerades, families, dict(self._administered.states), sets)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)
@@ -455,12 +474,18 @@ class Node:
 
     def _end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
         """End the connections to endpoints whose place is another Pod's now, before that one is given any (C9)."""
-        places = self._incarnations.succeeded(before, after)
-        names = Names(self.shared.tables)
-        for version in {address.version for address, _ in places}:
-            ends = [known_as((*place, 0), names) for place in places if place[0].version == version]
-            ended = self.flows.end_at(ends[0][2], [end[:2] for end in ends])
+        ended = self._end_at(self._incarnations.succeeded(before, after))
+        if ended:
             log.info("%d connections ended: another Pod has the place of their endpoint", ended)
+
+    def _end_at(self, places: Iterable[Place]) -> int:
+        """End the connections to endpoints; return how many."""
+        names = Names(self.shared.tables)
+        of_family: dict[int, list[tuple[int, int]]] = {}
+        for place in places:
+            address, port, family = known_as((*place, 0), names)
+            of_family.setdefault(family, []).append((address, port))
+        return sum(self.flows.end_at(family, ends) for family, ends in of_family.items())
 
     def _node_port_addresses(self) -> tuple[IPAddress, ...]:
         return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)
@@ -574,6 +599,7 @@ class Node:
             lost = impatient(self.snapshot, self.here, protocol, names)
             if lost:
                 self.flows.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
+        self._end_at(place for place, state in self.here.administered.items() if state is AdminState.MAINT)
 
     async def _tidy(self) -> None:
         while True:

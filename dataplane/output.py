@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 _BAR = 20  # characters
@@ -148,6 +149,24 @@ def _console(stream: IO[str] | None) -> Any:
 
     stream = stream or sys.stdout
     return Console(file=stream, width=None if stream.isatty() else _WIDEST, highlight=False, markup=False, emoji=False)
+
+
+@contextlib.contextmanager
+def countdown(what: str) -> Iterator[Callable[[int], None]]:
+    """Show on stderr, if that is a terminal, how few are left of what; yield the function that is told how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(f"{what} {{task.fields[left]:,}} left"), BarColumn(), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None, left=0)
+
+        def tell(left: int) -> None:
+            total = max(left, int(progress.tasks[0].total or 0))
+            progress.update(task, total=total, completed=total - left, left=left)
+
+        yield tell
 
 
 def _rows(data: Any) -> list[Row]:

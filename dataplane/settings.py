@@ -95,6 +95,11 @@ class Settings:
         return self.run_folder / f"{self.name}.ports"
 
     @property
+    def administered_path(self) -> Path:
+        """The file that says which endpoints an operator wants drained, or in maintenance."""
+        return self.run_folder / f"{self.name}.administered"
+
+    @property
     def bpffs(self) -> Path:
         """The mount that holds the pins of all nodes."""
         return self.run_folder / "bpf"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from ipaddress import ip_address
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conntrack.table import Connection
-from lb.rows import frontends_of, known_as
-from xdp.addresses import IPAddress, with_port
+from lb.model import AdminState, Endpoint, Place
+from lb.rows import Here, frontends_of, known_as
+from xdp.addresses import read_place, with_port
 from xdp.byteorder import swap16, swap32
 from xdp.errors import UsageError
 from xdp.names import Names
-from xdp.schema import Protocol, Reason, Verdict, verdict_of
+from xdp.schema import ENDPOINT, Protocol, Reason, Verdict, verdict_of
 
 if TYPE_CHECKING:
     from dataplane.node import Node
@@ -215,18 +215,10 @@ def _shown_place(address: int, port: int, protocol: int, addresses: Names) -> st
     return with_port(addresses.address_of(address) if protocol & Protocol.IPV6 else address, port)
 
 
-def _read_place(text: str) -> tuple[IPAddress, int | None]:
-    """Return (address, port) of "ip", "ip:port", "ip6", "[ip6]" or "[ip6]:port"; the port is None if not given."""
-    bare, _, port = text.removeprefix("[").partition("]:" if text.startswith("[") else ":")
-    if text.count(":") > 1 and not text.startswith("["):
-        bare, port = text, ""
-    return ip_address(bare.removesuffix("]")), int(port) if port else None
-
-
 def _is_at(records: Any, way: str, text: str, addresses: Names) -> Any:
     """Return which records have the place `text` as their src or dst (or new_src, new_dst)."""
     try:
-        address, port = _read_place(text)
+        address, port = read_place(text)
     except ValueError:
         raise UsageError(f"{text!r} is not an address, with a port or without: like 10.0.0.1 or 10.0.0.1:80") from None
     number, _, family = known_as((address, 0, 0), addresses)
@@ -286,7 +278,7 @@ def services(node: Node) -> list[dict[str, Any]]:
             "endpoints": [
                 {
                     "address": with_port(endpoint.address, endpoint.port),
-                    "state": endpoint.state.value,
+                    "state": _state_of(endpoint, here),
                     "weight": endpoint.weight,
                     "flows": held[port.key, with_port(endpoint.address, endpoint.port)],
                 }
@@ -295,6 +287,11 @@ def services(node: Node) -> list[dict[str, Any]]:
         }
         for port in node.snapshot.ports
     ]
+
+
+def _state_of(endpoint: Endpoint, here: Here) -> str:
+    wanted = here.state_of(endpoint)
+    return endpoint.state.value if wanted is AdminState.READY else wanted.value
 
 
 def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
@@ -317,6 +314,32 @@ def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
         shown = _shown_place(swap32(place & 0xFFFFFFFF), swap16(place >> 32), frontend >> 48, addresses)
         counted[names.get(frontend, ""), shown] += count
     return counted
+
+
+def places_of(node: Node, text: str) -> set[Place]:
+    """Return where the endpoints are that an operator means: an address, with a port or without."""
+    try:
+        address, port = read_place(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not an endpoint; write it as 10.0.0.1:8080, or 10.0.0.1 for all ports") from None
+    found = {place for place in node.live.places() if place[0] == address and port in (None, place[1])}
+    if not found:
+        raise UsageError(f"{text} is no endpoint of any Service; `turnout get endpoints` lists them")
+    return found
+
+
+def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Return endpoints with what an operator wants of them, and how many connections to each are open."""
+    names = Names(node.shared.tables)
+    rows = np.zeros(len(places), ENDPOINT)
+    for row, place in zip(rows, places, strict=True):
+        address, port, _ = known_as((*place, 0), names)
+        row["addr"], row["port"] = swap32(address), swap16(port)
+    states = node.here.administered
+    return [
+        {"address": with_port(*place), "state": states.get(place, AdminState.READY).value, "open": int(count)}
+        for place, count in zip(places, node.flows.count_open(rows), strict=True)
+    ]
 
 
 def endpoints(node: Node) -> list[dict[str, Any]]:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lb.model import ServicePort
-from xdp.addresses import IPAddress
-
-Place = tuple[IPAddress, int]
+from lb.model import Place, ServicePort
 
 _REMEMBERED = 65_536  # places that have changed hands, or have gone
 

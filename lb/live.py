@@ -18,6 +18,7 @@ from lb.model import (
     HealthCheck,
     NodeView,
     NotHonoured,
+    Place,
     Service,
     ServicePort,
     Snapshot,
@@ -149,12 +150,16 @@ class Live:
             self._add_slice(name, part)
         return left
 
-    def endpoint_addresses(self) -> Iterator[IPAddress]:
-        """Yield the address of every endpoint, some more than once."""
+    def places(self) -> Iterator[Place]:
+        """Yield where every endpoint is, some more than once."""
         for resolved in self._resolved.values():
             for port in resolved.ports:
                 for endpoint in port.endpoints:
-                    yield endpoint.address
+                    yield endpoint.address, endpoint.port
+
+    def endpoint_addresses(self) -> Iterator[IPAddress]:
+        """Yield the address of every endpoint, some more than once."""
+        return (address for address, _ in self.places())
 
     def _counted(self) -> Counter[IPAddress]:
         """Return how many endpoints have an address; counted when first asked."""

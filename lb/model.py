@@ -39,6 +39,17 @@ class EndpointState(StrEnum):
     UNREADY = "unready"
 
 
+class AdminState(StrEnum):
+    """What an operator wants of an endpoint, whatever its EndpointSlice says."""
+
+    READY = "ready"
+    DRAIN = "drain"  # no new connections
+    MAINT = "maint"  # nor those that it has
+
+
+Place = tuple[IPAddress, int]  # of an endpoint: address and port
+
+
 # What was written.
 
 

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TYPE_CHECKING, NamedTuple
 
 from lb.garbage import no_collections
-from lb.model import Endpoint, EndpointState, FrontendKind, Service, ServicePort, Snapshot
+from lb.model import AdminState, Endpoint, EndpointState, FrontendKind, Place, Service, ServicePort, Snapshot
 from xdp.addresses import IPAddress, IPNetwork, number_of
 from xdp.schema import Masquerade, MidStream, Protocol, Scheduler, WhenStalled
 
@@ -50,7 +50,12 @@ class Here:
     node_port_addresses: tuple[IPAddress, ...] = ()
     masquerade: str = "none"  # or external, or all: settings.MASQUERADES
     knows_inside: tuple[int, ...] = ()  # families of which it is known which clients are inside the cluster
+    administered: Mapping[Place, AdminState] = field(default_factory=dict)  # who is not ready for all, by an operator
     timeout_sets: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict)  # by what Services ask for
+
+    def state_of(self, endpoint: Endpoint) -> AdminState:
+        """Return what the operator wants of an endpoint."""
+        return self.administered.get((endpoint.address, endpoint.port), AdminState.READY)
 
     def has_timeouts(self, services: Iterable[Service]) -> bool:
         """Tell whether there is a set of timeouts for each of these Services."""
@@ -119,7 +124,11 @@ def living(
     for port in snapshot.ports:
         if port.family != family or Protocol[port.protocol] != protocol & ~Protocol.IPV6:
             continue
-        alive = [each for each in port.endpoints if each.state in (EndpointState.READY, EndpointState.SERVING)]
+        alive = [
+            each
+            for each in port.endpoints
+            if each.state in (EndpointState.READY, EndpointState.SERVING) and here.state_of(each) != AdminState.MAINT
+        ]
         places = [known_as((each.address, each.port, 0), names)[:2] for each in alive]
         for _, frontend in frontends_of(port, here):
             address, number, _ = known_as(frontend, names)
@@ -152,7 +161,7 @@ def rows_of_port(port: ServicePort, here: Here = NOTHING_HERE) -> Iterator[Servi
 
 def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
     """Return what is to become of connections to frontends of this kind."""
-    row = _row_to(port, port.candidates(kind))._replace(timeouts=here.timeouts_of(port))
+    row = _row_to(port, port.candidates(kind), here)._replace(timeouts=here.timeouts_of(port))
     if kind is FrontendKind.CLUSTER_IP:
         return row._replace(masquerade=_masquerade_inside(here, port.family))
     if kind is FrontendKind.LOAD_BALANCER:
@@ -162,7 +171,7 @@ def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
     if port.external_traffic_policy != "Local":
         return row._replace(masquerade=Masquerade.NOBODY if here.masquerade == "none" else Masquerade.REMOTE)
     if port.family in here.knows_inside and port.cluster != port.local:
-        return row._replace(inside=_row_to(port, port.cluster)._replace(timeouts=row.timeouts))
+        return row._replace(inside=_row_to(port, port.cluster, here)._replace(timeouts=row.timeouts))
     return row
 
 
@@ -173,8 +182,9 @@ def _masquerade_inside(here: Here, family: int) -> Masquerade:
     return Masquerade.OUTSIDE if here.masquerade == "external" and family in here.knows_inside else Masquerade.NOBODY
 
 
-def _row_to(port: ServicePort, endpoints: tuple[Endpoint, ...]) -> ServiceRow:
-    weighty = [endpoint for endpoint in endpoints if endpoint.weight]  # without weight no new connections
+def _row_to(port: ServicePort, endpoints: tuple[Endpoint, ...], here: Here) -> ServiceRow:
+    # Without weight no new connections, nor while an operator wants none.
+    weighty = [each for each in endpoints if each.weight and here.state_of(each) is AdminState.READY]
     candidates = _places(weighty)
     are_equal = len({endpoint.weight for endpoint in weighty}) <= 1
     return ServiceRow(

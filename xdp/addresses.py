@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -28,6 +28,17 @@ def with_port(address: int | IPAddress, port: int) -> str:
     """Return address and port as text, an IPv6 address in brackets (RFC 5952 6)."""
     shown = address_of(number_of(address))
     return f"[{shown}]:{port}" if shown.version == 6 else f"{shown}:{port}"
+
+
+def read_place(text: str) -> tuple[IPAddress, int | None]:
+    """Return (address, port) of "ip", "ip:port", "ip6", "[ip6]" or "[ip6]:port"; the port is None if not given.
+
+    ValueError: it is none of these.
+    """
+    bare, _, port = text.removeprefix("[").partition("]:" if text.startswith("[") else ":")
+    if text.count(":") > 1 and not text.startswith("["):
+        bare, port = text, ""
+    return ip_address(bare.removesuffix("]")), int(port) if port else None
 
 
 def is_ipv6(number: int) -> bool:

@@ -264,7 +264,9 @@ def test_a_wrong_configuration_file_exits_4(tmp_path):
 # Asking a node.
 
 
-@pytest.mark.parametrize("command", [["status"], *(["get", name] for name in COMMANDS[1:])], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["status"], *(["get", name] for name in COMMANDS[1:-1]), ["drain", "10.0.0.1"]], ids=" ".join
+)
 def test_without_a_node_it_is_not_running(command, call):
     assert call(*command) == (3, "", "turnout: node 'node' is not running; start it with `turnout run`\n")
 

@@ -10,6 +10,7 @@ import pytest
 from conntrack import states
 from lb.annotations import read_options
 from lb.model import (
+    AdminState,
     EndpointSlice,
     EndpointState,
     Ingress,
@@ -111,6 +112,17 @@ def test_a_service_port_without_endpoints_has_a_row():
 def test_what_happens_while_userspace_stalls_is_in_the_row():
     (row,) = rows(options=Options(when_stalled="pass"))
     assert row.when_stalled is WhenStalled.PASS
+
+
+def test_L_who_is_drained_is_no_candidate_and_who_is_in_maintenance_does_not_live():
+    service = Service("shop", "web", cluster_ips=(VIP,), ports=(PortSpec("http", 80),))
+    snapshot = resolve([service], [SLICE], NodeView("node-1"), not_yet={})
+    names = Names(Tables.in_memory(Capacity(connections=1, maglev_slots=16, names=8)))
+    for state, lives in ((AdminState.DRAIN, 2), (AdminState.MAINT, 1)):
+        here = Here(administered={(HERE, 8080): state, (THERE, 9090): state})
+        (row,) = rows_of(snapshot, here)
+        assert row.endpoints == ((THERE, 8080),)
+        assert len([*living(snapshot, here, TCP, names)]) == lives
 
 
 def test_C5_timeouts_are_in_the_row_as_the_flow_table_numbers_them():

@@ -65,6 +65,11 @@ class Site:
         """Return a port of one of the node's own addresses."""
         return f"{end.ip}:{port}" if self.family == 4 else f"[{end.ip6}]:{port}"
 
+    def addresses(self, *hosts: str) -> list[str]:
+        """Return the addresses of hosts."""
+        ends = [self.world[host].interfaces[0] for host in hosts]
+        return [str(end.ip if self.family == 4 else end.ip6) for end in ends]
+
     def serve(self) -> None:
         """Have the daemon running, with the two Services, and well."""
         process = self.daemon.process

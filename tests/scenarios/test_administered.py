@@ -1,0 +1,124 @@
+"""Endpoints that an operator drains, takes into maintenance and gives back, with real clients and each engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from perf import clients
+from tests.node import split
+from tests.scenarios.site import DNS_PORT, ENGINES_4, ENGINES_6, WEB_PORT, Site
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.bpf,
+    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="module"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _services(site: Site) -> Iterator[None]:
+    site.serve()
+    two = ("web-1", "web-2")
+    web, dns = site.places(WEB_PORT, *two), site.places(DNS_PORT, *two)
+    site.daemon.apply(site.web.with_endpoints(*web), site.dns.with_endpoints(*dns))
+    yield
+    site.daemon.turnout("ready", *site.addresses(*two))
+    site.check_accounts()
+
+
+def say(site: Site, state: str, *words: str) -> list[dict[str, object]]:
+    return json.loads(site.daemon.turnout(state, *words, "-o", "json").stdout)  # type: ignore[no-any-return]
+
+
+def states(site: Site) -> set[tuple[str, str]]:
+    return {(shown["address"], shown["state"]) for shown in site.daemon.ask("endpoints")}
+
+
+def ask_anew(site: Site, count: int = 12) -> set[str | None]:
+    """Return who answers so many new UDP flows."""
+    found = set()
+    for _ in range(count):
+        with site.asking() as ask:
+            found.add(ask())
+    return found
+
+
+def test_L_a_drained_endpoint_keeps_what_it_has_and_gets_no_more(site):
+    (place,) = site.places(WEB_PORT, "web-1")
+    with site.load("http-load", site.web, flows=30, concurrent=30) as load:
+        site.daemon.wait_for(lambda: sum(f["state"] == "established" for f in site.daemon.ask("flows")) >= 30)
+        told = say(site, "drain", place)
+        assert [(row["address"], row["state"]) for row in told] == [(place, "drain")]
+        assert told[0]["open"], "Maglev gives it some of thirty"
+        assert (place, "drain") in states(site)
+        late = site.daemon.turnout("drain", place, "--wait", "0.1", check=False)
+        assert (late.returncode, late.stdout) == (6, "")
+        assert f"{told[0]['open']} connections are open after 0.1 s; the endpoints stay drained" in late.stderr
+        new = clients.load_http(site.client, site.web.frontend, connections=20)
+    assert (load.result.failures, load.result.moved) == ({}, 0)
+    assert set(load.result.flows_by_server) == {"web-1", "web-2"}
+    assert (new.answers, new.failures) == ({"web-2": 20}, {})
+    assert [row["open"] for row in say(site, "drain", place, "--wait", "10")] == [0]
+    assert ask_anew(site) == {"web-1", "web-2"}, "another port of the same address is another endpoint"
+
+
+def test_L_maintenance_resets_connections_and_moves_datagrams(site):
+    with site.asking() as ask:
+        name = ask()
+        (address,) = site.addresses(name)
+        with site.client.entered():
+            sock = socket.socket(site.socket_family)
+        alone = site.web.with_endpoints(*site.places(WEB_PORT, name))
+        site.daemon.apply(alone, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1", "web-2")))
+        with sock:
+            sock.settimeout(5)
+            sock.connect(split(site.web.frontend))
+            told = say(site, "maint", address)
+            assert {row["address"] for row in told} == {*site.places(WEB_PORT, name), *site.places(DNS_PORT, name)}
+            site.daemon.wait_for(lambda: {"reset"} == {f["state"] for f in site.daemon.ask("flows", endpoint=address)})
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with pytest.raises(ConnectionResetError):
+                sock.recv(100)
+        assert ask() == ({"web-1", "web-2"} - {name}).pop()
+    say(site, "ready", address)
+    assert ask_anew(site) == {"web-1", "web-2"}
+
+
+def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(site):
+    (place,) = site.places(DNS_PORT, "web-1")
+    say(site, "drain", place)
+    site.daemon.signal(signal.SIGTERM)
+    assert site.daemon.wait() == 0
+    site.daemon.start()
+    assert (place, "drain") in states(site)
+    assert ask_anew(site) == {"web-2"}
+    site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-2")))
+    site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1", "web-2")))
+    assert ask_anew(site) == {"web-1", "web-2"}
+
+
+def test_L_without_an_endpoint_that_is_ready_new_clients_are_refused(site):
+    say(site, "drain", *site.addresses("web-1", "web-2"))
+    done = site.client.run(["curl", "-sS", "-g", "-m", "5", f"http://{site.web.frontend}/"], check=False)
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["192.0.2.9"], "192.0.2.9 is no endpoint of any Service; `turnout get endpoints` lists them"),
+        (["192.0.2.9:80"], "192.0.2.9:80 is no endpoint of any Service; `turnout get endpoints` lists them"),
+        (["web-1"], "'web-1' is not an endpoint; write it as 10.0.0.1:8080, or 10.0.0.1 for all ports"),
+    ],
+    ids=["address", "place", "name"],
+)
+def test_an_endpoint_that_there_is_not_is_refused_and_changes_nothing(site, words, message):
+    before = states(site)
+    done = site.daemon.turnout("drain", *words, *site.addresses("web-1"), check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"turnout: {message}\n")
+    assert states(site) == before
