@@ -1,0 +1,45 @@
+"""What engine `raw` holds: the names of the IPv6 addresses that its packet loops ask for. The rest: tests/scenarios."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+import numpy as np
+
+from conntrack.table import FlowTable
+from dataplane.rawengine import RawEngine
+from dataplane.settings import Settings
+from lb.rows import ServiceRow
+from tests.small_node import SEED, SMALL
+from xdp import naming
+from xdp.clock import ManualClock
+from xdp.names import Names
+from xdp.schema import Protocol
+from xdp.tables import Tables
+
+OWN, VIP, ENDPOINT = IPv6Address("2001:db8::1"), IPv6Address("fd96::1"), IPv6Address("2001:db8:2::20")
+ROW = ServiceRow(frontends=((VIP, 80, Protocol.TCP), (OWN, 30080, Protocol.TCP)), endpoints=((ENDPOINT, 8080),))
+
+
+def test_N9_names_of_what_is_held_live_and_are_let_go_with_it():
+    tables, clock = Tables.in_memory(SMALL), ManualClock()
+    flows = FlowTable(tables, clock)
+    flows.create()
+    engine = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, "")
+
+    def alive() -> set[IPv6Address]:
+        """Return which addresses have a name after passes of the sweep in which no flow uses any."""
+        for _ in range(3):
+            naming.end_pass(tables, np.zeros(len(tables.names), np.uint8))
+            naming.release(tables)
+        return {address for address in (OWN, VIP, ENDPOINT) if Names(tables).find(address)}
+
+    engine.expect([ROW], [OWN, IPv4Address("10.1.0.1")])
+    assert alive() == {OWN, ENDPOINT}  # of a VIP it is the table of Services that holds the name
+    engine.expect([ROW._replace(endpoints=())], [OWN])
+    assert alive() == {OWN, ENDPOINT}  # there may be connections
+    engine.tidy(flows)
+    assert alive() == {OWN}
+    engine.expect([], [])
+    engine.tidy(flows)
+    assert alive() == set()
