@@ -95,6 +95,30 @@ def test_each_kind_is_served_or_refused_with_the_reason(daemon, made, mode, why)
     assert bool(why) == bool(shown[made]["why"])
 
 
+@pytest.mark.parametrize(
+    ("made", "how"),
+    [
+        pytest.param("link add made0 type bridge", "packet sockets", id="bridge"),
+        pytest.param("link add made0 link eth0 type macvlan", "packet sockets", id="macvlan"),
+        pytest.param("link add made0 type vxlan id 5 dstport 4789", "packet sockets", id="vxlan"),
+        pytest.param("tuntap add made0 mode tap", "packet sockets", id="tap"),
+        pytest.param("link add made0 mtu 9000 type veth peer name made1 mtu 9000", "packet sockets", id="large MTU"),
+        pytest.param("tuntap add made0 mode tun", None, id="tun"),
+    ],
+    indirect=["made"],
+)
+def test_engine_raw_serves_whatever_has_ethernet_frames(world, made, how):
+    with Daemon(world, "raw") as daemon:
+        serving(daemon, "eth0", made)
+        if how is None:
+            code, told = refusal(daemon)
+            assert (code, f"{made}: has no Ethernet address (tun)" in told) == (2, True)
+            return
+        daemon.start()
+        assert f"{made}: {how} (asked for)" in daemon.said()
+        assert shown_modes(daemon) == {"eth0": None, made: None}
+
+
 def test_the_loopback_is_refused(daemon):
     code, told = refusal(serving(daemon, "lo"))
     assert (code, "lo: has no Ethernet address (loopback)" in told) == (2, True)

@@ -21,7 +21,7 @@ QUEUES = 2
 CONNECTIONS = 100
 
 
-@pytest.fixture(scope="module", params=["xdp", "afxdp"])
+@pytest.fixture(scope="module", params=["xdp", "afxdp", "raw"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """A node whose interfaces, and all others, have two queues."""
     with (
@@ -36,7 +36,12 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 
 def received(site: Site, interface: str) -> list[int]:
-    """Return how many packets each queue of an interface of the node has handed to XDP."""
+    """Return how many packets each queue of an interface of the node has handed to XDP or, of engine raw, a worker."""
+    if site.daemon.engine == "raw":
+        first = QUEUES * int(interface.removeprefix("eth"))
+        with site.tables() as shared:
+            counts = shared.tables.worker_counters["packets"][first : first + QUEUES]
+            return [int(count) for count in counts.sum(axis=1)]
     text = site.world.node.run(["ethtool", "-S", interface]).stdout
     found = dict(re.findall(r"rx_queue_(\d+)_xdp_packets: (\d+)", text))
     return [int(found[str(queue)]) for queue in range(QUEUES)]
