@@ -6,7 +6,7 @@ import numpy as np
 
 from conntrack import compiled as flows
 from dataplane import hops_compiled, wire6
-from dataplane.context import AWAITED, KERNEL, NOWHERE
+from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import forward, way_to
 from lb import affinity
 from lb import compiled as services
@@ -244,8 +244,6 @@ def admit(node, frames, start, length, longest, row, event, now):
             chosen = services.schedule(tables, row, whose, which, protocol, node.seed, attempt, now)
         endpoint = tables.endpoints[chosen]
         reason, egress = way_to(tables, np.int64(endpoint.next_hop), packet.ttl, longest)
-        if egress == KERNEL and is_ipv6:
-            reason, egress = Reason.NOT_FORWARDABLE, nowhere
         if reason != Reason.FORWARDED:
             packet.next_hop = endpoint.next_hop
             return reason, egress

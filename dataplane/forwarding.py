@@ -53,8 +53,6 @@ def forward(node, frames, start, length, longest, slot, event, now):
     reason, egress = way_to(tables, row, packet.ttl, longest)
     packet.next_hop = row
     if egress == KERNEL:
-        if packet.protocol & _IPV6:  # no program translates what leaves by way of the kernel
-            return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
         if is_left_to_egress(flow):
             return Reason.TO_KERNEL, egress
         # The kernel takes no packet that comes from its own address.
@@ -84,16 +82,13 @@ def translate_error(node, frames, start, longest, now):
     flow = tables.flows[slot]
     row = np.int64(flow.next_hop)
     reason, egress = way_to(tables, row, packet.ttl, longest)
-    if packet.protocol & _IPV6:
-        if egress == KERNEL:
-            return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
-        if reason == Reason.FORWARDED:
-            wire6.translate_error(frames, start, flow, tables, row)
-        return reason, egress
     if egress == KERNEL:
-        if not is_left_to_egress(flow):
-            wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, wire.TO_KERNEL)
-        return Reason.TO_KERNEL, egress
-    if reason == Reason.FORWARDED:
-        wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
+        reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
+        if is_left_to_egress(flow):
+            return reason, egress
+    if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:
+        if packet.protocol & _IPV6:
+            wire6.translate_error(frames, start, flow, tables, row)
+        else:
+            wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
     return reason, egress

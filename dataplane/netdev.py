@@ -57,6 +57,7 @@ _SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS = 0x8946, 0x3C, 0x2B
 _FLAG_LRO = 1 << 15
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
+FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}  # what has the kernel route, by family
 OUR_PROTOCOL = 84  # marks the neighbour entries that we asked for, so that a successor knows them
 
 _BUFFER_BYTES = 1 << 16
@@ -539,9 +540,9 @@ class NetDev:
         for _ in self._requests.change((_DELNEIGH, 0, _neighbour_request(key, 0, 0)) for key in unresolved):
             pass  # gone already, like its interface
 
-    def is_forwarding(self) -> bool:
-        """Return whether the kernel routes packets between interfaces (net.ipv4.ip_forward)."""
-        return kernel.read_sysctl("net/ipv4/ip_forward") == "1"
+    def is_forwarding(self, family: int) -> bool:
+        """Return whether the kernel routes packets of a family between interfaces."""
+        return kernel.read_sysctl(FORWARDING[family].replace(".", "/")) == "1"
 
     def takes_redirects(self, ifindex: int) -> bool | None:
         """Return whether the driver accepts frames that XDP redirects to the interface; None: the kernel cannot tell.

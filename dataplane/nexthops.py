@@ -20,7 +20,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -199,19 +200,24 @@ class NextHops:
 
     def interfaces_of_local(self) -> dict[str, int]:
         """Return {interface that is not ours: endpoints on this node behind it, which the kernel routes to}."""
-        counts: dict[str, int] = {}
+        return dict(Counter(name for _, name in self._locals()))
+
+    def families_of_local(self) -> set[int]:
+        """Return the families of such endpoints."""
+        return {6 if is_ipv6(address) else 4 for address, _ in self._locals()}
+
+    def _locals(self) -> Iterator[tuple[int, str]]:
         for row in self._rows.values():
             link = self._mirror.interfaces.get(row.hop.ifindex)
             if row.is_endpoint and row.hop.state is HopState.KERNEL and link and not self._mirror.is_ours(link.ifindex):
-                counts[link.name] = counts.get(link.name, 0) + 1
-        return counts
+                yield row.prefix[0], link.name
 
     def _as_we_go(self, prefix: Prefix, hop: Hop) -> Hop:
         """Return a hop as the network has it, changed where the kernel is to route."""
         if not self._serves_through_kernel:
             return hop
         is_here = _is_host(prefix) and (prefix[0] in self._local or self._mirror.is_own(prefix[0]))
-        if hop.state is HopState.FOREIGN and is_here and not is_ipv6(prefix[0]):  # no program translates its replies
+        if hop.state is HopState.FOREIGN and is_here:
             return hop._replace(state=HopState.KERNEL)
         if hop.state is HopState.FORWARD and hop.ifindex in self._refusing:
             return hop._replace(state=HopState.KERNEL, source=0)

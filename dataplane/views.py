@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conntrack.table import Connection
+from dataplane.netdev import FORWARDING
 from lb.model import AdminState, Endpoint, Place
 from lb.rows import Here, frontends_of, known_as
 from xdp.addresses import read_place, with_port
@@ -117,8 +118,11 @@ def _complaints(node: Node) -> list[str]:
         "a veth's far end needs an XDP program or GRO"
         for name in node.losses.refusing.values()
     ]
-    if node.next_hops.interfaces_of_local() and not node.netdev.is_forwarding():
-        found.append("endpoints on this node: the kernel does not forward to them; set net.ipv4.ip_forward to 1")
+    found += [
+        f"endpoints on this node: the kernel does not forward to them; set {FORWARDING[family]} to 1"
+        for family in sorted(node.next_hops.families_of_local())
+        if not node.netdev.is_forwarding(family)
+    ]
     names = {link.ifindex: link.name for link in node.netdev.interfaces()}
     return found + node.losses.complaints(_ours(node), names, now)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, UDP_BYTES, be16, checksum_add, write_macs
+from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, TO_KERNEL, UDP_BYTES, be16, checksum_add, write_macs
 from xdp import naming
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
@@ -120,7 +120,7 @@ def parse(frames, start, length, packet):
         refusal, protocol, named_at = _skip_extensions(frames, start, stop, packet)
         if refusal != Reason.FORWARDED:
             return refusal
-    l4 = np.int64(packet.l4)
+    l4, reason = np.int64(packet.l4), Reason.FORWARDED
     if protocol == _TCP:
         if l4 + TCP_BYTES > stop:
             return Reason.TOO_SHORT
@@ -129,7 +129,7 @@ def parse(frames, start, length, packet):
         if l4 + UDP_BYTES > stop:
             return Reason.TOO_SHORT
         if load16(frames, start + l4 + _UDP_CHECK) == 0:
-            return Reason.UNSUMMED
+            reason = Reason.UNSUMMED
     elif protocol == _ICMPV6:
         if l4 > ip + IPV6_BYTES:
             return Reason.OTHER_ICMP
@@ -138,7 +138,7 @@ def parse(frames, start, length, packet):
         return _what_else(protocol, named_at, packet)
     packet.protocol = _IPV6 | protocol
     packet.ports = load32(frames, start + l4)
-    return Reason.FORWARDED
+    return reason
 
 
 @inlined
@@ -221,13 +221,20 @@ def _store_address(frames, offset, tables, word):
     store64(frames, offset + 8, name.addr[1])
 
 
+@inlined
+def _route(frames, start, tables, row):
+    """Change a frame as a router does, on its way to the next hop `row`; not at all to the kernel (TO_KERNEL)."""
+    if row != TO_KERNEL:
+        write_macs(frames, start, tables.next_hops, row)
+        frames[start + ETHERNET_BYTES + _HOPS] -= np.uint8(1)
+
+
 @compiled
 def rewrite(frames, start, l4, flow, tables, row):
     """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
     ip = start + ETHERNET_BYTES
     l4 = start + np.int64(l4)
-    write_macs(frames, start, tables.next_hops, row)
-    frames[ip + _HOPS] -= np.uint8(1)
+    _route(frames, start, tables, row)
     _store_address(frames, ip + SRC, tables, flow.new_src_addr)
     _store_address(frames, ip + DST, tables, flow.new_dst_addr)
     store16(frames, l4, flow.new_src_port)
@@ -307,5 +314,4 @@ def translate_error(frames, start, flow, tables, row):
         grown += _exchange(frames, ip + SRC, tables, flow.new_src_addr)
     grown += _exchange(frames, ip + DST, tables, flow.new_dst_addr)
     store16(frames, icmp + 2, checksum_add(load16(frames, icmp + 2), _folded(grown)))
-    frames[ip + _HOPS] -= np.uint8(1)
-    write_macs(frames, start, tables.next_hops, row)
+    _route(frames, start, tables, row)

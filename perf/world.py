@@ -46,6 +46,7 @@ _NAMESPACES = Path("/run/netns")
 _OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
 _SPACE = IPv4Network("10.77.0.0/16")
 _POD_SPACE = IPv4Network("10.244.0.0/24")
+_POD_GATEWAY6 = "fd77::1"
 _PODS = "pods"
 _LONGEST_PREFIX = 40  # a namespace is a file name; pins and sockets are named after it too
 _TERM_S = 3.0  # a process that ignores SIGTERM for so long is killed
@@ -404,7 +405,7 @@ class World:
     def add_pod(self, name: str) -> Host:
         """Make a pod of the node: behind a veth that keeps all its offloads, with a route of its own.
 
-        The node's end is called `cali-NAME`. Pods have addresses from 10.244.0.2 on.
+        The node's end is called `cali-NAME`. Pods have addresses from 10.244.0.2 and fd77::2 on.
         """
         number = sum(host.interfaces[0].network == _PODS for host in self.hosts.values())
         end = Interface("eth0", IPv4Interface((_POD_SPACE[number + 2], 32)), _PODS)
@@ -414,17 +415,26 @@ class World:
         self._record.save()
         _ip_batch([f"netns add {pod.namespace}"])
         with pod.entered():
-            _write_sysctls(_SYSCTLS)
-        wire = [
-            self._veth(node_end, None, end.name, end.mac, pod.namespace),
-            f"address add {gateway}/32 dev {node_end}",
-            f"link set {node_end} up",
-        ]
-        _ip_batch(wire, self.node.namespace)
-        lines = ["link set lo up", f"address add {end.address} dev eth0", "link set eth0 up"]
-        _ip_batch([*lines, f"route add {gateway} dev eth0", f"route add default via {gateway}"], pod.namespace)
-        _ip_batch([f"route add {end.ip} dev {node_end}"], self.node.namespace)
+            _write_sysctls(_SYSCTLS | _WITH_IPV6 if self._ipv6 else _SYSCTLS)
+        _ip_batch([self._veth(node_end, None, end.name, end.mac, pod.namespace)], self.node.namespace)
+        families = [(end.ip, gateway), (end.ip6, _POD_GATEWAY6)] if self._ipv6 else [(end.ip, gateway)]
+        lines = ["link set lo up", "link set eth0 up"]
+        for address, through in families:
+            lines += [f"address add {address} dev eth0", f"route add {through} dev eth0"]
+            lines.append(f"route add default via {through}")
+        _ip_batch(lines, pod.namespace)
+        self.lead_to_pod(name)
         return pod
+
+    def lead_to_pod(self, name: str) -> None:
+        """Have the node's end of a pod's veth up, with its addresses and routes, whatever it has lost."""
+        (end,), node_end = self.hosts[name].interfaces, f"cali-{name}"
+        lines = [f"link set {node_end} up", f"address replace {_POD_SPACE[1]}/32 dev {node_end}"]
+        lines.append(f"route replace {end.ip} dev {node_end}")
+        if self._ipv6:
+            lines.append(f"address replace {_POD_GATEWAY6} dev {node_end} nodad")
+            lines.append(f"route replace {end.ip6} dev {node_end}")
+        _ip_batch(lines, self.node.namespace)
 
     def owns_folder(self, folder: Path) -> None:
         """Promise that `folder` goes with the world (pins of a daemon, state, logs), also after a crash."""

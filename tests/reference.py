@@ -567,12 +567,11 @@ class Reference:
         is_reopened = flow is not None and self._reopens(flow, packet)
         if flow and not is_reopened:
             is_for_kernel = self._hop_to(flow[0].after(flow[1]).destination[0]).state == HopState.KERNEL
+            is_walked = packet.has_options or not (offloads or is_for_kernel)
+            if packet.ttl > 1 and is_walked and not is_stalled:
+                return Outcome(Reason.OPTIONS if offloads else Reason.NOT_OFFLOADED, frame)
             if packet.ttl > 1 and is_for_kernel and _is_left_to_egress(packet.key, *flow):
                 return Outcome(Reason.LEFT_TO_EGRESS, frame)
-            if packet.ttl > 1 and not offloads and not is_stalled and not is_for_kernel:
-                return Outcome(Reason.NOT_OFFLOADED, frame)
-            if packet.ttl > 1 and packet.has_options and not is_stalled:
-                return Outcome(Reason.OPTIONS, frame)
             sent = self._send(frame, packet, flow, length, now)
             is_punted = sent.reason == Reason.TOO_BIG and not is_stalled
             return Outcome(Reason.OVERSIZED, frame) if is_punted else sent
@@ -1010,8 +1009,8 @@ class Reference:
     def egress(self, frame: bytes, now: int) -> Outcome:
         """Return what the program does with a frame that the kernel sends by an interface of ours."""
         packet = parse(frame)
-        if is_ipv6(frame):
-            return Outcome(Reason.NOT_IPV4, frame)
+        if packet.reason == Reason.UNSUMMED:  # half a checksum may look like none
+            packet = replace(packet, reason=Reason.FORWARDED)
         if packet.reason in (Reason.VIP_FRAGMENT, Reason.FLOW_FRAGMENT):
             return Outcome(Reason.OTHER_FRAGMENT, frame)
         if packet.reason == Reason.VIP_ECHO:
@@ -1154,16 +1153,12 @@ def _unreachable(frame: bytes, code: int, source: int, mtu: int) -> bytes:
 
 
 def _rewritten(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
-    if after.is_ipv6:
-        return _rewritten6(frame, packet, after, hop)
     return _routed(_translated(frame, packet, after), hop)
 
 
-def _rewritten6(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
+def _translated6(frame: bytes, packet: Packet, after: Key) -> bytes:
     new = bytearray(frame)
     l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.transport)]
-    new[:12] = hop.macs
-    new[21] -= 1
     new[22:54] = octets_of(after.source[0]) + octets_of(after.destination[0])
     new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
     _adjust(new, check_at, frame[22:54] + frame[l4 : l4 + 4], new[22:54] + new[l4 : l4 + 4])
@@ -1184,6 +1179,8 @@ def _routed(frame: bytes, hop: Hop) -> bytes:
 
 
 def _translated(frame: bytes, packet: Packet, after: Key) -> bytes:
+    if after.is_ipv6:
+        return _translated6(frame, packet, after)
     new = bytearray(frame)
     l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.protocol)]
     new[26:34] = struct.pack("!II", after.source[0], after.destination[0])

@@ -100,13 +100,24 @@ NARROW_ENDPOINT = address("10.2.0.32:8080")
 DEAD_VIP6 = address("[fd00:96::20]:80")
 NARROW_VIP6 = address("[fd00:96::23]:80")
 OUTER_VIP6 = address("[fd00:96::27]:80")
+HERE_VIP6 = address("[fd00:96::24]:80")  # XDP admits even while userspace is there
 PASSED_VIP6 = address("[fd00:96::40]:80")  # of mid-stream segments
 RESET_VIP6 = address("[fd00:96::41]:80")
 STICKY_VIP6 = address("[fd00:96::30]:80")
 PASSING_VIP6 = address("[fd00:96::2]:80")
+POD_VIP6 = address("[fd00:96::35]:80")  # its endpoint is on this node; everybody is masqueraded
+POD_DNS_VIP6 = address("[fd00:96::36]:53")
+DEAF_VIP6 = address("[fd00:96::37]:80")  # its endpoint is behind a driver that takes no redirected frames; masqueraded
+POD_ENDPOINT6 = address("[2001:db8:244::2]:8080")
+DEAF_ENDPOINT6 = address("[2001:db8:2::50]:8080")
+DEAF_CLIENT6 = address("[2001:db8:1::12]:40000")
 NARROW_ENDPOINT6 = address("[2001:db8:2::32]:8080")
 DNS_ENDPOINT6 = address("[2001:db8:2::40]:5353")
-TCP_VIPS6 = (VIP6, VIP6, VIP6, DEAD_VIP6, NARROW_VIP6, OUTER_VIP6, STICKY_VIP6, PASSING_VIP6, PASSED_VIP6, RESET_VIP6)
+MID_STREAM_VIPS6 = (PASSED_VIP6, RESET_VIP6)
+TCP_VIPS6 = (
+    *(VIP6, VIP6, VIP6, HERE_VIP6, HERE_VIP6, DEAD_VIP6, NARROW_VIP6, OUTER_VIP6, STICKY_VIP6, PASSING_VIP6),
+    *MID_STREAM_VIPS6,
+)
 CLIENTS6 = (CLIENT6, OTHER_CLIENT6, (CLIENT6[0], 40_001), (ENDPOINT6[0], 40_001))
 INSIDE6 = ((OTHER_CLIENT6[0], OTHER_CLIENT6[0]),)
 OWN6 = address("[2001:db8:2::1]:0")[0]
@@ -114,6 +125,7 @@ DNS_ENDPOINTS = (address("10.2.0.40:5353"), address("10.2.0.41:5353"))
 
 TCP_VIPS = (VIP, OTHER_VIP, DEAD_VIP, LOST_VIP, FOREIGN_VIP, NARROW_VIP, HERE_VIP, ELSEWHERE_VIP, CLOSED_VIP)
 POD_VIPS = (POD_VIP, POD_DNS_VIP)
+POD_VIPS6 = (POD_VIP6, POD_DNS_VIP6)
 STICKY_VIPS = (STICKY_VIP, STICKY_TOO_VIP)
 SCHEDULED_VIPS = (RANDOM_VIP, TURNS_VIP, LOADS_VIP)
 MID_STREAM_VIPS = (PASSING_VIP, RESETTING_VIP)
@@ -123,6 +135,7 @@ MARTIANS = [address(f"{each}:40000") for each in ("0.0.0.9", "127.0.0.1", "224.0
 MARTIANS6 = [address(f"[{each}]:40000") for each in ("::", "::1", "ff02::1", "::ffff:10.1.0.10")]
 HAIRPIN = (ENDPOINT[0], 40_001)  # an endpoint that is a client
 POD_HAIRPIN = (POD_ENDPOINT[0], 40_001)  # one on this node
+POD_HAIRPIN6 = (POD_ENDPOINT6[0], 40_001)
 INSIDE = ((OTHER_CLIENT[0], OTHER_CLIENT[0]),)
 SNAT_PORTS = PortRange(40_001, 40_003)  # one of them is the port of two clients
 OWN = address("10.2.0.1:0")[0]  # the node's own address towards the endpoints
@@ -166,12 +179,16 @@ SERVICES: dict[tuple[int, int, int], Service] = {
     (*PASSING_VIP6, _TCP6): Service((ENDPOINT6, OTHER_ENDPOINT6), WhenStalled.PASS),
     (*DNS_VIP6, _UDP6): Service((DNS_ENDPOINT6,), WhenStalled.DROP, timeouts=QUICK),
     (*DEAD_VIP6, _TCP6): Service(()),
+    (*HERE_VIP6, _TCP6): Service((ENDPOINT6, POD_ENDPOINT6), admits_here=True),
     (*PASSED_VIP6, _TCP6): Service((ENDPOINT6,), mid_stream=MidStream.PASS),
     (*RESET_VIP6, _TCP6): Service((ENDPOINT6,), mid_stream=MidStream.RESET),
     (*NARROW_VIP6, _TCP6): Service((NARROW_ENDPOINT6,)),
     (*OUTER_VIP6, _TCP6): Service((ENDPOINT6,), masquerade=Masquerade.OUTSIDE),
     (*STICKY_VIP6, _TCP6): Service((ENDPOINT6, OTHER_ENDPOINT6, NARROW_ENDPOINT6), affinity_s=3600, identity=9),
     (*DEAF_VIP, Protocol.TCP): Service((DEAF_ENDPOINT,), masquerade=Masquerade.EVERYBODY),
+    (*POD_VIP6, _TCP6): Service((POD_ENDPOINT6,), local=frozenset({POD_ENDPOINT6}), masquerade=Masquerade.EVERYBODY),
+    (*POD_DNS_VIP6, _UDP6): Service(((POD_ENDPOINT6[0], 5353),)),
+    (*DEAF_VIP6, _TCP6): Service((DEAF_ENDPOINT6,), masquerade=Masquerade.EVERYBODY),
 }
 _CLIENT_SIDE, _SERVER_SIDE = 2, 3  # interfaces
 LINK = 7  # the interface that the packet loop serves, and that answers leave by
@@ -188,6 +205,9 @@ HOPS: dict[int, Hop] = {
     POD_ENDPOINT[0]: Hop(HopState.KERNEL, ifindex=9, mtu=100),
     DEAF_ENDPOINT[0]: Hop(HopState.KERNEL, _macs(8), _SERVER_SIDE),
     DEAF_CLIENT[0]: Hop(HopState.KERNEL, _macs(9), _CLIENT_SIDE),
+    POD_ENDPOINT6[0]: Hop(HopState.KERNEL, ifindex=9, mtu=100),
+    DEAF_ENDPOINT6[0]: Hop(HopState.KERNEL, _macs(15), _SERVER_SIDE),
+    DEAF_CLIENT6[0]: Hop(HopState.KERNEL, _macs(16), _CLIENT_SIDE),
     **{host: Hop(HopState.UNRESOLVED) for host in (LOST_ENDPOINT[0], LOST_CLIENT[0])},
     FOREIGN_ENDPOINT[0]: Hop(HopState.FOREIGN, _macs(4), 9),
     NARROW_ENDPOINT[0]: Hop(macs=_macs(5), ifindex=_SERVER_SIDE, mtu=100),

@@ -146,7 +146,11 @@ def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
 
     # What a packet that nothing is known of comes by: the last call of each, as the guards before leave early.
     calls = {
-        "lb.c, handle": (program[program.index("handle(") :], ("parse(", "find_flow(", "decide(")),
+        "lb.c, handle": (program[program.index("handle(") :], ("parse(", "handle_ipv4(", "decide(")),
+        "lb.c, handle_ipv4": (
+            program[program.index("handle_ipv4(") : program.index("decide(")],
+            ("find_flow(", "follow("),
+        ),
         "lb.c, decide": (
             program[program.index("decide(") : program.index("handle(")],
             ("find_frontend(", "reader_of(", "admit(", "punt("),

@@ -10,15 +10,18 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 
 import numpy as np
 
 from perf import clients
 from perf.world import Host, Interface, World, wait_until
 from tests.node import Daemon, Service, split, vip
+from xdp.addresses import IPV6
+from xdp.byteorder import swap16, swap32
 from xdp.files import SharedFile
 from xdp.maps import SharedMaps
+from xdp.names import words_of
 from xdp.schema import Reason
 
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
@@ -50,6 +53,11 @@ class Site:
     def socket_family(self) -> int:
         """The family of sockets that clients open."""
         return socket.AF_INET if self.family == 4 else socket.AF_INET6
+
+    def ip(self, host: str) -> str:
+        """Return a host's address."""
+        end = self.world[host].interfaces[0]
+        return end.ip if self.family == 4 else end.ip6
 
     @property
     def client(self) -> Host:
@@ -130,11 +138,14 @@ class Site:
 
     def row(self, service: Service) -> np.void:
         """Return the row of a Service in the tables: what a packet finds."""
-        address, port = IPv4Address(service.at[0]).packed, service.at[1]
+        host, port = service.at
         with self.tables() as shared:
             frontends = shared.tables.frontends
-            is_it = frontends["addr"] == int.from_bytes(address, "little")
-            (place,) = np.flatnonzero(is_it & (frontends["port"] == int.from_bytes(port.to_bytes(2, "big"), "little")))
+            if self.family == 6:
+                words = np.array(words_of(IPv6Address(host ^ IPV6)), np.uint64)
+                (host,) = np.flatnonzero((shared.tables.names["addr"] == words).all(axis=1))
+            is_it = frontends["addr"] == swap32(int(host))
+            (place,) = np.flatnonzero(is_it & (frontends["port"] == swap16(port)))
             return shared.tables.services[frontends[place]["service"]].copy()  # type: ignore[no-any-return]
 
     def endpoints_of_flows(self) -> dict[tuple[str, str], str]:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -15,9 +16,11 @@ from perf import clients
 from perf.world import Host, wait_until
 from tests.node import Service, split, write_manifests
 from tests.scenarios.site import WEB_PORT, Site, count_active, undisturbed
+from xdp.addresses import with_port
 from xdp.schema import Reason, WhenStalled
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
+both_families = pytest.mark.parametrize("site", ["xdp", "xdp-6"], indirect=True, scope="module")
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,7 @@ def wait_for_packets(site: Site, count: int) -> None:
 # The daemon.
 
 
+@both_families
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_restart_loses_and_moves_nothing(site, number):
     with undisturbed(site):
@@ -108,6 +112,7 @@ def ask_until(site: Site, condition: Callable[[], bool]) -> None:
     assert wait_until(attempt, 5, 0)
 
 
+@both_families
 @pytest.mark.parametrize(
     ("word", "reason"), [("drop", Reason.STALLED_DROPPED), ("pass", Reason.STALLED_PASSED)], ids=["drop", "pass"]
 )
@@ -142,7 +147,7 @@ def test_while_the_daemon_is_dead_xdp_admits_new_connections(site):
             assert site.counted(Reason.ADMITTED) == admitted + 31
             site.daemon.start()
             assert ask() == name
-            client = f"{site.client.ip}:{ask.port}"
+            client = with_port(ip_address(site.ip("client")), ask.port)
             assert any(flow["client"] == client for flow in site.daemon.ask("flows"))
 
 

@@ -24,12 +24,16 @@ from tests.reference import Key, adjusted, is_ipv6, octets_of
 from tests.small_node import (
     CLIENTS,
     CLIENTS6,
+    DEAF_CLIENT6,
+    DEAF_VIP6,
     HAIRPIN,
     LOST_CLIENT,
     MARTIANS,
     MARTIANS6,
     MASQUERADED_VIPS,
     MID_STREAM_VIPS,
+    POD_DNS_VIP6,
+    POD_VIP6,
     SCHEDULED_VIPS,
     SNAT_PORTS,
     STICKY_VIPS,
@@ -46,8 +50,8 @@ _FRAMES = 120  # in a batch: no more connections than the tables hold
 _FIRST, _END = map(int, os.environ.get("BATCHES", "0:260").split(":"))
 _CLIENTS = (*CLIENTS * 5, *[HAIRPIN, (CLIENT[0], SNAT_PORTS[1] + 1)] * 5, LOST_CLIENT, *MARTIANS)
 _VIPS = (*TCP_VIPS, *MASQUERADED_VIPS, *STICKY_VIPS, *SCHEDULED_VIPS, *MID_STREAM_VIPS, VIP, VIP, DNS_VIP, STRANGER)
-_CLIENTS6 = (*CLIENTS6 * 5, *MARTIANS6)
-_VIPS6 = (*TCP_VIPS6, DNS_VIP6, STRANGER6)
+_CLIENTS6 = (*CLIENTS6 * 5, DEAF_CLIENT6, *MARTIANS6)
+_VIPS6 = (*TCP_VIPS6, DNS_VIP6, POD_VIP6, POD_DNS_VIP6, DEAF_VIP6, STRANGER6)
 _MACS = NAMED["syn"][:12]
 _LONGEST = 3000  # what a page holds beside what XDP needs
 _TCP_FLAGS = (0x02, 0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14)  # SYN, SYN ACK, ACK, PSH ACK, FIN ACK, RST, RST ACK
@@ -145,7 +149,7 @@ def _fresh(random: Random, _: Twins) -> bytes:
 
 def _fresh6(random: Random, _: Twins) -> bytes:
     vip = random.choice(_VIPS6)
-    protocol = Protocol.UDP if vip == DNS_VIP6 or random.random() < 0.05 else Protocol.TCP
+    protocol = Protocol.UDP if vip in (DNS_VIP6, POD_DNS_VIP6) or random.random() < 0.05 else Protocol.TCP
     key = Key(random.choice(_CLIENTS6), vip, protocol | Protocol.IPV6)
     return _ipv6(random, key, _transport(random, key))
 

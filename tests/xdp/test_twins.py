@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from scapy.layers.inet import TCP
+from scapy.layers.inet import TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketTooBig, ICMPv6ParamProblem, IPv6
 from scapy.layers.l2 import Ether
 
@@ -41,11 +41,12 @@ from tests.packets import (
     VIP,
     VIP6,
 )
-from tests.reference import IPV6, Key, Outcome, Reference, is_ipv6
+from tests.reference import IPV6, Key, Outcome, Reference
 from tests.small_node import (
     CLIENTS,
     DEAD_VIP,
     DEAF_CLIENT,
+    DEAF_CLIENT6,
     DEAF_VIP,
     ELSEWHERE_VIP,
     EXTERNAL_VIP,
@@ -68,10 +69,14 @@ from tests.small_node import (
     OWN,
     OWN6,
     POD_DNS_VIP,
+    POD_DNS_VIP6,
     POD_ENDPOINT,
     POD_HAIRPIN,
+    POD_HAIRPIN6,
     POD_VIP,
+    POD_VIP6,
     POD_VIPS,
+    POD_VIPS6,
     ROUTES,
     SCHEDULED_VIPS,
     SMALL,
@@ -242,9 +247,7 @@ class Twins:
         """Whether a frame was rewritten for the kernel to route: its MAC addresses are those of before."""
         if outcome.reason not in (Reason.TO_KERNEL, Reason.ADMITTED):
             return False
-        if is_ipv6(outcome.frame):
-            return False
-        return HOPS[int.from_bytes(outcome.frame[30:34])].state == HopState.KERNEL
+        return HOPS[packets.addresses_of(outcome.frame)[1]].state == HopState.KERNEL
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Return how many frames XDP has counted, by reason."""
@@ -325,17 +328,17 @@ def test_a_frame_when_its_client_has_flows(name: str, twins: Twins):
         twins.leave(NAMED[name])
 
 
-def endpoint_of(twins: Twins, client: packets.Address, vip: packets.Address, protocol: Protocol) -> packets.Address:
+def endpoint_of(twins: Twins, client: packets.Address, vip: packets.Address, protocol: int) -> packets.Address:
     """Return the endpoint of a connection; that of another, if there is none."""
     return translated_of(twins, client, vip, protocol)[1]
 
 
 def translated_of(
-    twins: Twins, client: packets.Address, vip: packets.Address, protocol: Protocol
+    twins: Twins, client: packets.Address, vip: packets.Address, protocol: int
 ) -> tuple[packets.Address, packets.Address]:
     """Return source and destination of a connection as its endpoint sees them; if there is none, of another."""
     flow = twins.reference.flows.get(Key(client, vip, protocol))
-    return flow[0].translated[:2] if flow else (client, ENDPOINT)
+    return flow[0].translated[:2] if flow else (client, ENDPOINT6 if vip[0] & IPV6 else ENDPOINT)
 
 
 MORE_VIPS = (*STICKY_VIPS, *SCHEDULED_VIPS, *MID_STREAM_VIPS)
@@ -666,57 +669,86 @@ def test_every_reason_of_xdp_is_brought_about(twins: Twins):
     assert seen == set(Reason) - _NEVER_XDP
 
 
-@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
-def test_an_endpoint_on_this_node_is_reached_by_way_of_the_kernel(protocol: Protocol, twins: Twins):
-    packet, vip = (packets.tcp_packet, POD_VIP) if protocol == Protocol.TCP else (packets.udp_packet, POD_DNS_VIP)
-    more = ("A", bytes(1000)) if protocol == Protocol.TCP else (bytes(1000),)
-    first = ("S",) if protocol == Protocol.TCP else ()
-    admitted = twins.send(bytes(packet(CLIENT, vip, *first)))
-    endpoint = endpoint_of(twins, CLIENT, vip, protocol)
-    assert (admitted.reason, admitted.frame[:26]) == (Reason.ADMITTED, bytes(packet(CLIENT, endpoint, *first))[:26])
-    assert admitted.frame == bytes(packet(CLIENT, endpoint, *first))  # with the client's address, and its TTL
-    known = twins.send(bytes(packet(CLIENT, vip, *more)))
-    assert (known.reason, known.frame) == (Reason.TO_KERNEL, bytes(packet(CLIENT, endpoint, *more)))
-    left = twins.leave(bytes(packet(endpoint, CLIENT, *more)))
-    assert (left.reason, left.frame) == (Reason.FORWARDED, bytes(packet(vip, CLIENT, *more)))
+@pytest.mark.parametrize("is_stalled", [False, True], ids=["alive", "stalled"])
+@pytest.mark.parametrize(
+    ("protocol", "client", "vip"),
+    [
+        pytest.param(Protocol.TCP, CLIENT, POD_VIP, id="tcp"),
+        pytest.param(Protocol.UDP, CLIENT, POD_DNS_VIP, id="udp"),
+        pytest.param(Protocol.TCP | Protocol.IPV6, CLIENT6, POD_VIP6, id="tcp-6"),
+        pytest.param(Protocol.UDP | Protocol.IPV6, CLIENT6, POD_DNS_VIP6, id="udp-6"),
+    ],
+)
+def test_an_endpoint_on_this_node_is_reached_by_way_of_the_kernel(
+    protocol: int, client: packets.Address, vip: packets.Address, is_stalled: bool, twins: Twins
+):
+    is_tcp = protocol & ~Protocol.IPV6 == Protocol.TCP
+    packet = packets.tcp_packet if is_tcp else packets.udp_packet
+    first, more = (("S",), ("A", bytes(1000))) if is_tcp else ((), (bytes(1000),))
+    admitted = twins.send(bytes(packet(client, vip, *first)))
+    endpoint = endpoint_of(twins, client, vip, protocol)
+    assert admitted.reason == Reason.ADMITTED
+    assert admitted.frame == bytes(packet(client, endpoint, *first))  # with the client's address, and its TTL
+    twins.is_stalled = is_stalled
+    known = twins.send(bytes(packet(client, vip, *more)))
+    assert (known.reason, known.frame) == (Reason.TO_KERNEL, bytes(packet(client, endpoint, *more)))
+    left = twins.leave(bytes(packet(endpoint, client, *more)))
+    assert (left.reason, left.frame) == (Reason.FORWARDED, bytes(packet(vip, client, *more)))
+    left = twins.leave(packets.icmp_error(bytes(packet(client, endpoint, *more)), source=endpoint))
+    assert left.reason == Reason.FORWARDED
+    assert left.frame == packets.icmp_error(bytes(packet(client, vip, *more)), source=vip)
 
 
+@pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=["tcp", "udp"])
-def test_T5_an_endpoint_on_this_node_reaches_itself_from_the_vip(protocol: Protocol, twins: Twins):
+def test_T5_an_endpoint_on_this_node_reaches_itself_from_the_vip(protocol: Protocol, family: int, twins: Twins):
     """What it sends comes back by a router; what it answers turns round where it would leave."""
+    itself, vips = (POD_HAIRPIN, POD_VIPS) if family == 4 else (POD_HAIRPIN6, POD_VIPS6)
     packet, vip, port = (
-        (packets.tcp_packet, POD_VIP, POD_ENDPOINT[1])
+        (packets.tcp_packet, vips[0], POD_ENDPOINT[1])
         if protocol == Protocol.TCP
-        else (packets.udp_packet, POD_DNS_VIP, 5353)
+        else (packets.udp_packet, vips[1], 5353)
     )
     more = ("A", bytes(999)) if protocol == Protocol.TCP else (bytes(999),)
     first = ("S",) if protocol == Protocol.TCP else ()
-    admitted = twins.send(bytes(packet(POD_HAIRPIN, vip, *first)))
-    source, endpoint = translated_of(twins, POD_HAIRPIN, vip, protocol)
-    assert (source[0], endpoint) == (vip[0], (POD_HAIRPIN[0], port))
+    admitted = twins.send(bytes(packet(itself, vip, *first)))
+    source, endpoint = translated_of(twins, itself, vip, protocol | (0 if family == 4 else Protocol.IPV6))
+    assert (source[0], endpoint) == (vip[0], (itself[0], port))
     assert SNAT_PORTS.first <= source[1] <= SNAT_PORTS.last
     assert admitted[:2] == (Reason.ADMITTED, bytes(packet(source, endpoint, *first)))
-    assert twins.send(bytes(packet(POD_HAIRPIN, vip, *more)))[:2] == (
+    assert twins.send(bytes(packet(itself, vip, *more)))[:2] == (
         Reason.TO_KERNEL,
         bytes(packet(source, endpoint, *more)),
     )
-    answer, arrives = bytes(packet(endpoint, source, *more)), bytes(packet(vip, POD_HAIRPIN, *more))
+    answer, arrives = bytes(packet(endpoint, source, *more)), bytes(packet(vip, itself, *more))
     assert twins.leave(answer)[:2] == (Reason.TO_KERNEL, answer[6:12] + arrives[6:])
     assert twins.send(answer)[:2] == (Reason.TO_KERNEL, arrives)  # it has come back by the router, too
     error = packets.icmp_error(bytes(packet(source, endpoint, *more)))
     assert twins.leave(error)[:2] == (Reason.OTHER_ICMP, error)
-    quoted = Ether(twins.send(error).frame)["ICMP"].payload
-    assert (quoted.src, quoted.dst, quoted.sport) == (
-        packets.host(POD_HAIRPIN[0]),
-        packets.host(vip[0]),
-        POD_HAIRPIN[1],
-    )
+    quoted = Ether(twins.send(error).frame).payload.payload.payload
+    expected = packets.host(itself[0]), packets.host(vip[0]), itself[1]
+    assert (quoted.src, quoted.dst, quoted.sport) == expected
 
 
-def test_a_client_behind_a_driver_without_redirects_is_answered_by_way_of_the_kernel(twins: Twins):
-    assert twins.send(packets.syn(DEAF_CLIENT)).reason == Reason.ADMITTED
-    endpoint = endpoint_of(twins, DEAF_CLIENT, VIP, Protocol.TCP)
-    answer = packets.syn_ack(endpoint, DEAF_CLIENT)
+@pytest.mark.parametrize("check", [0, 1, 0xFFFE, 0xFFFF])
+def test_N7_an_answer_over_ipv6_leaves_with_the_checksum_that_it_had_by_as_much(check: int, twins: Twins):
+    """A checksum that is to be finished by a device may look like none, and one that comes to zero is sent as ones."""
+    assert twins.send(packets.udp(CLIENT6, POD_DNS_VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, POD_DNS_VIP6, Protocol.UDP | Protocol.IPV6)
+    answer = packets.udp(endpoint, CLIENT6)
+    assert twins.leave(answer[:60] + check.to_bytes(2) + answer[62:]).reason == Reason.FORWARDED
+    payload = bytes(Ether(packets.udp_with_checksum(0xFFFF, POD_DNS_VIP6, CLIENT6))[UDP].payload)
+    left = twins.leave(packets.udp(endpoint, CLIENT6, payload))
+    assert left.frame[60:62] == b"\xff\xff"
+
+
+@pytest.mark.parametrize(("client", "vip"), [(DEAF_CLIENT, VIP), (DEAF_CLIENT6, VIP6)], ids=["4", "6"])
+def test_a_client_behind_a_driver_without_redirects_is_answered_by_way_of_the_kernel(
+    client: packets.Address, vip: packets.Address, twins: Twins
+):
+    assert twins.send(packets.syn(client, vip)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, client, vip, Protocol.TCP | (Protocol.IPV6 if vip == VIP6 else 0))
+    answer = packets.syn_ack(endpoint, client)
     assert twins.send(answer) == (Reason.LEFT_TO_EGRESS, answer, 0)
     assert twins.leave(answer).reason == Reason.FORWARDED
 

@@ -358,13 +358,14 @@ static inline u32 way_back(struct xdp_md *ctx, __be32 addr, bool may_learn, stru
 	return word && may_learn ? learn(ctx, client, word, words) : 0;
 }
 
-/* Admit a packet's connection to the Service, in place of an `old` one that is over, and send it on. What this cannot do
- * is the caller's to punt or drop: the reason says why. */
-static inline struct result admit(struct xdp_md *ctx, const struct packet *packet, u32 event, struct flow *old,
-				  const struct service *service, bool may_learn, const struct machine *rules, u32 now, struct control *words)
+/* Admit a packet's connection to the Service, in place of an old one that is over, and send it on. What this cannot do is
+ * the caller's to punt or drop: the reason says why. */
+static inline struct result admit(struct xdp_md *ctx, const struct packet *packet, const struct question *question,
+				  const struct service *service, bool may_learn, const struct machine *rules,
+				  struct control *words)
 {
-	u32 length = ctx->data_end - ctx->data, back, out = 0, place, line, row, attempt;
-	u8 state = rules->first_state[event & 7];
+	u32 length = ctx->data_end - ctx->data, back, out = 0, place, line, row, attempt, now = question->now;
+	u8 state = rules->first_state[question->event & 7];
 	struct tuple after = packet->tuple, reply;
 	struct maglev_line *slots;
 	struct endpoint *endpoint;
@@ -375,10 +376,10 @@ static inline struct result admit(struct xdp_md *ctx, const struct packet *packe
 	bool is_taken = true;
 	u64 hash, reply_hash;
 
-	if (old)
-		retire(old, now);
+	if (question->old)
+		retire(question->old, now);
 	if (!state)
-		return drop(event == EVENT_RST ? REASON_STRAY_RST : REASON_BAD_FLAGS);
+		return drop(question->event == EVENT_RST ? REASON_STRAY_RST : REASON_BAD_FLAGS);
 	if (state == STATE_ADOPTED && service->mid_stream)
 		return drop(REASON_MID_STREAM_RESET);
 	if (!service->slots)
@@ -419,7 +420,7 @@ static inline struct result admit(struct xdp_md *ctx, const struct packet *packe
 	flow = insert(&packet->tuple, &after, state | service->timeouts, out, back, now, rules, words, &reason);
 	if (!flow)
 		return drop(reason);
-	result = forward(ctx, packet, flow, event, rules, now);
+	result = forward(ctx, packet, flow, false, question->event, rules, now);
 	if (result.reason == REASON_FORWARDED || result.reason == REASON_TO_KERNEL)
 		result.reason = REASON_ADMITTED;
 	return result;

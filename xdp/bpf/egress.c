@@ -9,27 +9,28 @@
 #include "checksum.h"
 #include "parse.h"
 #include "rewrite.h"
+#include "ipv6.h"
 #include "find.c"
+#include "names.c"
 
 TABLE(struct counters, egress_counters, EGRESS_COUNTERS_ROWS);
 
 enum {
 	NEXT_PROGRAM = -1,     /* TCX_NEXT */
-	ERROR_BYTES = 14 + 60 + 8 + 60 + 18, /* of an ICMP error, up to the checksum of what it quotes */
+	ERROR_BYTES = 14 + 40 + EXTENSION_BYTES + 8 + 60 + 18, /* of an ICMP error, up to the checksum of what it quotes */
 };
 
 /* One end of a packet, and where it lies in it. */
 struct end {
 	u32 addr_at;
 	u32 port_at;
-	__be32 addr;
+	__be32 addr;           /* or name */
 	__be16 port;
 };
 
 /* Rewrite: an end that was `old` becomes `new`. */
-static inline void replace(struct __sk_buff *skb, const struct packet *packet, bool is_udp, struct end old, struct end new)
+static inline void replace(struct __sk_buff *skb, u32 check, bool is_udp, struct end old, struct end new)
 {
-	u32 check = packet->l4 + (is_udp ? __builtin_offsetof(struct udp, check) : __builtin_offsetof(struct tcp, check));
 	u32 flags = is_udp ? BPF_F_MARK_MANGLED_0 : 0;  /* none stays none, and a sum of zero is sent as 0xffff */
 
 	/* With half a checksum there is the pseudo header in it, and not yet the ports: so they are told apart. */
@@ -41,27 +42,93 @@ static inline void replace(struct __sk_buff *skb, const struct packet *packet, b
 	bpf_skb_store_bytes(skb, old.port_at, &new.port, sizeof(new.port), 0);
 }
 
+/* The same of IPv6, whose addresses are longer than what a checksum helper takes. There is always a checksum: half of one
+ * may be zero, and so may a sum, which is sent as 0xffff. */
+static inline void replace_ipv6(struct __sk_buff *skb, u32 check, bool is_udp, struct end old, struct end new)
+{
+	struct name *before = name_of(old.addr), *after = name_of(new.addr);
+	u16 sum = 1;
+	s64 grown;
+
+	if (!before || !after)
+		return;
+	grown = bpf_csum_diff((void *)before->addr, sizeof(before->addr), (void *)after->addr, sizeof(after->addr), 0);
+	bpf_l4_csum_replace(skb, check, 0, grown, BPF_F_PSEUDO_HDR);
+	bpf_l4_csum_replace(skb, check, old.port, new.port, sizeof(new.port));
+	bpf_skb_store_bytes(skb, old.addr_at, after->addr, sizeof(after->addr), 0);
+	bpf_skb_store_bytes(skb, old.port_at, &new.port, sizeof(new.port), 0);
+	if (is_udp && !bpf_skb_load_bytes(skb, check, &sum, sizeof(sum)) && !sum) {
+		sum = 0xffff;
+		bpf_skb_store_bytes(skb, check, &sum, sizeof(sum), 0);
+	}
+}
+
 /* Rewrite: the source, which is all that changes where the client is elsewhere. */
 static inline void translate(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
-	u32 ip = sizeof(struct ethernet);
-	bool is_udp = flow->protocol == PROTOCOL_UDP;
-	struct end source = { ip + __builtin_offsetof(struct ipv4, src_addr), packet->l4, flow->src_addr, flow->src_port };
-	struct end destination = { ip + __builtin_offsetof(struct ipv4, dst_addr), packet->l4 + 2, flow->dst_addr, flow->dst_port };
+	bool is_udp = (flow->protocol & ~PROTOCOL_IPV6) == PROTOCOL_UDP, is_ipv6 = flow->protocol & PROTOCOL_IPV6;
+	u32 check = packet->l4 + (is_udp ? __builtin_offsetof(struct udp, check) : __builtin_offsetof(struct tcp, check));
+	u32 source_at = is_ipv6 ? __builtin_offsetof(struct ipv6, src_addr) : __builtin_offsetof(struct ipv4, src_addr);
+	u32 destination_at = is_ipv6 ? __builtin_offsetof(struct ipv6, dst_addr) : __builtin_offsetof(struct ipv4, dst_addr);
+	struct end source = { sizeof(struct ethernet) + source_at, packet->l4, flow->src_addr, flow->src_port };
+	struct end destination = {
+		sizeof(struct ethernet) + destination_at, packet->l4 + 2, flow->dst_addr, flow->dst_port
+	};
+	struct end new_source = { 0, 0, flow->new_src_addr, flow->new_src_port };
+	struct end new_destination = { 0, 0, flow->new_dst_addr, flow->new_dst_port };
 
-	replace(skb, packet, is_udp, source, (struct end){ 0, 0, flow->new_src_addr, flow->new_src_port });
-	if (reaches_itself(flow))
-		replace(skb, packet, is_udp, destination, (struct end){ 0, 0, flow->new_dst_addr, flow->new_dst_port });
+	if (is_ipv6)
+		replace_ipv6(skb, check, is_udp, source, new_source);
+	else
+		replace(skb, check, is_udp, source, new_source);
+	if (!reaches_itself(flow))
+		return;
+	if (is_ipv6)
+		replace_ipv6(skb, check, is_udp, destination, new_destination);
+	else
+		replace(skb, check, is_udp, destination, new_destination);
 }
 
 /* Bytes of headers up to the payload, which every frame that this one becomes will have. */
 static inline u32 header_bytes(struct __sk_buff *skb, const struct packet *packet)
 {
-	struct tcp *tcp = (void *)(long)skb->data + (packet->l4 & 0x7f);
+	struct tcp *tcp = (void *)(long)skb->data + (packet->l4 & 0xff);
 
-	if (packet->tuple.protocol == PROTOCOL_UDP)
+	if ((packet->tuple.protocol & ~PROTOCOL_IPV6) == PROTOCOL_UDP)
 		return packet->l4 + sizeof(struct udp);
 	return (void *)(tcp + 1) > (void *)(long)skb->data_end ? packet->l4 : packet->l4 + (tcp->offset >> 4) * 4;
+}
+
+/* Fill `packet` from a frame of either family whose headers lie there, with names in place of IPv6 addresses. */
+static inline enum reason parse_any(struct __sk_buff *skb, struct packet *packet, const struct control *words)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	enum reason found = parse_headers(data, end, skb->len, packet);
+	u64 *addresses;
+	u32 first, second;
+
+	if (found != REASON_NOT_IPV4 || !is_ipv6(data, end))
+		return found;
+	found = parse_headers_ipv6(data, end, skb->len, packet);
+	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR)
+		return found;
+	addresses = addresses_of(data, found);
+	if ((void *)(addresses + 4) > end)
+		return REASON_TOO_SHORT;
+	first = find_name(addresses[0], addresses[1], words);
+	second = find_name(addresses[2], addresses[3], words);
+	packet->tuple.addrs = found == REASON_ICMP_ERROR ? (u64)first << 32 | second : (u64)second << 32 | first;
+	return found == REASON_ICMP_ERROR ? found : REASON_FORWARDED;  /* half a checksum may look like none */
+}
+
+/* An ICMP error that leaves is to be about what its destination has sent. */
+static inline int complain(void *data, void *end, u32 size, const struct packet *packet, const struct flow *flow)
+{
+	struct name *old = name_of(flow->src_addr), *source = name_of(flow->new_src_addr);
+
+	if (!(flow->protocol & PROTOCOL_IPV6))
+		return translate_quote(data, end, packet->l4, size, flow);
+	return old && source ? translate_quote_ipv6(data, end, packet->l4, flow, old, source) : -1;
 }
 
 static inline enum reason handle(struct __sk_buff *skb)
@@ -75,11 +142,11 @@ static inline enum reason handle(struct __sk_buff *skb)
 
 	if (!words || !rules)
 		return REASON_NOT_OURS;
-	found = parse_headers((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet);
+	found = parse_any(skb, &packet, words);
 	if (found == REASON_TOO_SHORT || found == REASON_ICMP_ERROR) {
 		/* Headers may lie in fragments of the frame; and what is pulled may be written. */
 		bpf_skb_pull_data(skb, skb->len < ERROR_BYTES ? skb->len : ERROR_BYTES);
-		found = parse_headers((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet);
+		found = parse_any(skb, &packet, words);
 	}
 	if (found == REASON_VIP_FRAGMENT || found == REASON_FLOW_FRAGMENT)
 		return REASON_OTHER_FRAGMENT;
@@ -93,9 +160,9 @@ static inline enum reason handle(struct __sk_buff *skb)
 	if (found == REASON_ICMP_ERROR && reaches_itself(flow))
 		return REASON_OTHER_ICMP;  /* comes back, as what it is about did, and is userspace's then */
 	if (found == REASON_ICMP_ERROR)
-		return translate_quote((void *)(long)skb->data, (void *)(long)skb->data_end, packet.l4, skb->len, flow) ?
+		return complain((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet, flow) ?
 			REASON_TOO_SHORT : REASON_FORWARDED;
-	if (packet.tuple.protocol == PROTOCOL_TCP)
+	if ((packet.tuple.protocol & ~PROTOCOL_IPV6) == PROTOCOL_TCP)
 		event = rules->event_of_flags[packet.tcp_flags & TCP_FLAGS];
 	if (frames > 1)
 		bytes += (frames - 1) * header_bytes(skb, &packet);

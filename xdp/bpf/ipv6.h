@@ -119,11 +119,12 @@ static inline enum reason skip_extensions(void *data, void *end, __u32 stop, __u
 	return REASON_FORWARDED;
 }
 
-/* Fill `packet`, but for its addresses, from an IPv6 frame; return FORWARDED if it is TCP or UDP in one piece, else
- * what it is. Of an ICMP error, what it quotes; behind extension headers there is no ICMP for us. The caller has seen
- * the Ethernet type. */
-static inline enum reason parse_ipv6(void *data, void *end, struct packet *packet)
+/* Fill `packet`, but for its addresses, from an IPv6 frame of `size` bytes, the headers of which lie before `end`; return
+ * FORWARDED if it is TCP or UDP in one piece, else what it is. Of an ICMP error, what it quotes; behind extension
+ * headers there is no ICMP for us. The caller has seen the Ethernet type. */
+static inline enum reason parse_headers_ipv6(void *data, void *end, __u64 size, struct packet *packet)
 {
+	enum reason reason = REASON_FORWARDED;
 	struct ipv6 *ip = data + sizeof(struct ethernet);
 	struct ports *ports;
 	__u32 stop;
@@ -134,7 +135,7 @@ static inline enum reason parse_ipv6(void *data, void *end, struct packet *packe
 	if ((*(__u8 *)ip) >> 4 != 6)
 		return REASON_NOT_IPV4;
 	stop = sizeof(struct ethernet) + sizeof(*ip) + be16(ip->payload_length);
-	if (stop > (__u64)(end - data))
+	if (stop > size)
 		return REASON_TOO_SHORT;
 	packet->tuple.protocol = PROTOCOL_IPV6;
 	packet->ttl = ip->hop_limit;
@@ -159,7 +160,7 @@ static inline enum reason parse_ipv6(void *data, void *end, struct packet *packe
 		if (packet->l4 + sizeof(*udp) > stop || (void *)(udp + 1) > end)
 			return REASON_TOO_SHORT;
 		if (!udp->check)
-			return REASON_UNSUMMED;
+			reason = REASON_UNSUMMED;
 	} else if (next == PROTOCOL_ICMPV6) {
 		return has_extensions(packet) ? REASON_OTHER_ICMP : parse_icmpv6(data, end, stop - packet->l4, packet);
 	} else {
@@ -167,7 +168,13 @@ static inline enum reason parse_ipv6(void *data, void *end, struct packet *packe
 	}
 	packet->tuple.protocol |= next;
 	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
-	return REASON_FORWARDED;
+	return reason;
+}
+
+/* The same of a frame that lies there whole. */
+static inline enum reason parse_ipv6(void *data, void *end, struct packet *packet)
+{
+	return parse_headers_ipv6(data, end, end - data, packet);
 }
 
 /* Where the addresses of a packet begin: of an ICMP error, those of its quote, which are to be turned round. */
@@ -190,7 +197,7 @@ static inline bool is_martian_ipv6(const __u64 *source)
 }
 
 /* Rewrite an IPv6 packet that parse_ipv6() accepted, to what the names of its flow record's new addresses stand for;
- * return 0, or -1 if the frame is shorter than it said. */
+ * return 0, or -1 if the frame is shorter than it said. Without a next hop it stays as it is for the kernel to route. */
 static inline int rewrite_ipv6(void *data, void *end, __u32 l4, const struct flow *flow, const struct name *source,
 			       const struct name *destination, const struct next_hop *hop)
 {
@@ -200,12 +207,58 @@ static inline int rewrite_ipv6(void *data, void *end, __u32 l4, const struct flo
 
 	if ((void *)(ip + 1) > end || (void *)(ports + 2) > end)
 		return -1;
-	*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
-	*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
-	ip->hop_limit -= 1;
+	if (hop) {
+		*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
+		*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
+		ip->hop_limit -= 1;
+	}
 	ip->src_addr[0] = source->addr[0];
 	ip->src_addr[1] = source->addr[1];
 	ip->dst_addr[0] = destination->addr[0];
 	ip->dst_addr[1] = destination->addr[1];
 	return rewrite_transport(ports, end, flow, flow->protocol == (PROTOCOL_IPV6 | PROTOCOL_UDP));
+}
+
+/* The folded sum of an address's words. */
+static inline __u32 sum_of_address(const __u64 *address)
+{
+	__u64 sum = (address[0] & 0xffffffff) + (address[0] >> 32) + (address[1] & 0xffffffff) + (address[1] >> 32);
+
+	return fold(fold((__u32)(sum & 0xffff) + (__u32)(sum >> 16 & 0xffff) + (__u32)(sum >> 32)));
+}
+
+/* As translate_quote(), of ICMPv6; `old` is the name of the address that becomes `source`. The checksum of ICMPv6 covers
+ * the addresses of the packet, too (RFC 4443 section 2.3). */
+static inline int translate_quote_ipv6(void *data, void *end, __u32 l4, const struct flow *flow, const struct name *old,
+				       const struct name *source)
+{
+	struct ipv6 *ip = data + sizeof(struct ethernet), *quote;
+	struct icmp *icmp = data + (l4 & 0xff);
+	__u32 check_at, addr_delta, outer_delta, port_delta, is_udp = flow->protocol == (PROTOCOL_IPV6 | PROTOCOL_UDP);
+	struct ports *ports;
+	__u16 before, *check;
+
+	quote = (void *)(icmp + 1);
+	ports = (void *)(quote + 1);
+	if ((void *)(ip + 1) > end || (void *)(ports + 1) > end)
+		return -1;
+	addr_delta = fold(0xffff - old->sum + source->sum);
+	outer_delta = fold(0xffff - sum_of_address(ip->src_addr) + source->sum);
+	port_delta = fold((__u16)~flow->src_port + (__u32)flow->new_src_port);
+
+	check_at = (l4 & 0xff) + sizeof(*icmp) + sizeof(*quote) +
+		   (is_udp ? __builtin_offsetof(struct udp, check) : __builtin_offsetof(struct tcp, check));
+	check = data + check_at;
+	if (check_at + 2 <= sizeof(struct ethernet) + sizeof(*ip) + be16(ip->payload_length) && (void *)(check + 1) <= end) {
+		before = *check;
+		*check = checksum_add(*check, fold(addr_delta + port_delta));
+		if (is_udp && !*check)
+			*check = 0xffff;
+		icmp->check = checksum_add(icmp->check, fold((__u16)~before + (__u32)*check));
+	}
+	icmp->check = checksum_add(icmp->check, fold(fold(addr_delta + outer_delta) + port_delta));
+	quote->dst_addr[0] = ip->src_addr[0] = source->addr[0];
+	quote->dst_addr[1] = ip->src_addr[1] = source->addr[1];
+	ports->dst_port = flow->new_src_port;
+	return 0;
 }

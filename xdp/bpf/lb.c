@@ -12,6 +12,7 @@
 #include "ipv6.h"
 
 #include "find.c"
+#include "names.c"
 
 TABLE(struct frontend, frontends, FRONTENDS_ROWS);
 TABLE(struct service, services, SERVICES_ROWS);
@@ -37,6 +38,17 @@ enum { NO_READER = 0xffffffff };
 struct result {
 	int action;
 	enum reason reason;
+};
+
+enum { UNDECIDED = -1 };       /* no verdict yet: the packet may begin a connection */
+
+/* What is to be decided about such a packet. */
+struct question {
+	u64 source[2];         /* of an IPv6 packet, as in its header */
+	struct flow *old;      /* what was known of its five-tuple, and is over */
+	enum reason why;       /* it would be punted for */
+	u32 event;
+	u32 now;
 };
 
 static inline struct result pass(enum reason reason)
@@ -138,11 +150,24 @@ static inline enum reason refusal_of(const struct next_hop *hop, u32 length)
 	return REASON_FORWARDED;
 }
 
+/* Rewrite a packet of either family; return 0, or -1 if it cannot be. Without a next hop it is for the kernel to route. */
+static inline int rewrite_any(void *data, void *end, const struct packet *packet, const struct flow *flow,
+			      const struct next_hop *hop, const bool is_ipv6)
+{
+	struct name *source, *destination;
+
+	if (!is_ipv6)
+		return rewrite(data, end, packet->l4, flow, hop);
+	source = name_of(flow->new_src_addr);
+	destination = name_of(flow->new_dst_addr);
+	return source && destination ? rewrite_ipv6(data, end, packet->l4, flow, source, destination, hop) : -1;
+}
+
 /* Rewrite for the kernel, which routes the packet, counts its TTL down and minds the MTU. It is to see client and endpoint
  * in both directions: a reply goes to it as it is, and is translated as it leaves (egress.c). An endpoint that reaches
  * itself is to see the VIP. */
-static inline struct result hand_over(void *data, void *end, const struct packet *packet, struct flow *flow, u8 event,
-				      const struct machine *rules, u32 now)
+static inline struct result hand_over(void *data, void *end, const struct packet *packet, struct flow *flow, const bool is_ipv6,
+				      u8 event, const struct machine *rules, u32 now)
 {
 	if (!reaches_itself(flow)) {
 		if (flow->direction == REPLY)
@@ -150,7 +175,7 @@ static inline struct result hand_over(void *data, void *end, const struct packet
 		if (flow->new_src_addr != flow->src_addr)  /* it takes no packet that comes from its own address */
 			return drop(REASON_NOT_FORWARDABLE);
 	}
-	if (rewrite(data, end, packet->l4, flow, 0))
+	if (rewrite_any(data, end, packet, flow, 0, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	advance(flow, event, rules);
 	touch(flow, now, 1, end - data);
@@ -167,8 +192,8 @@ static inline bool is_for_kernel(const struct flow *flow)
 }
 
 /* Rewrite: send a packet along its flow. */
-static inline struct result forward(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, u8 event,
-				    const struct machine *rules, u32 now)
+static inline struct result forward(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, const bool is_ipv6,
+				    u8 event, const struct machine *rules, u32 now)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	u32 number = flow->next_hop;
@@ -177,10 +202,10 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 	enum reason refusal = refusal_of(hop, length);
 
 	if (!hop || refusal != REASON_FORWARDED)
-		return refusal == REASON_TO_KERNEL ? hand_over(data, end, packet, flow, event, rules, now) :
+		return refusal == REASON_TO_KERNEL ? hand_over(data, end, packet, flow, is_ipv6, event, rules, now) :
 						     drop(refusal);
 	advance(flow, event, rules);
-	if (rewrite(data, end, packet->l4, flow, hop))
+	if (rewrite_any(data, end, packet, flow, hop, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	touch(flow, now, 1, length);
 	/* Back out of the same interface, too: on a veth, XDP_TX does not wake a peer that has GRO and no program. */
@@ -239,35 +264,117 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 	return punt(reader_of(ctx, words), drop(REASON_STALLED_DROPPED), found);
 }
 
+/* Whether more headers follow than IPv4's or IPv6's own: options, or extension headers. */
+static inline bool has_more_headers(const struct packet *packet, const bool is_ipv6)
+{
+	return is_ipv6 ? has_extensions(packet) : has_options(packet);
+}
+
+/* TCP or UDP in one piece: along its flow, if that is not over. */
+static inline struct result follow(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, const bool is_ipv6,
+				   struct question *question, const struct machine *rules, const struct control *words)
+{
+	struct result result;
+	bool is_over;
+
+	question->old = flow;
+	question->why = REASON_NEW_FLOW;
+	question->event = EVENT_DATA;
+	if (packet->tuple.protocol == (is_ipv6 ? PROTOCOL_IPV6 | PROTOCOL_TCP : PROTOCOL_TCP))
+		question->event = rules->event_of_flags[packet->tcp_flags & TCP_FLAGS];
+	if (!flow)
+		return (struct result){ UNDECIDED, 0 };
+	is_over = is_expired(flow, rules->timeout[flow->state], question->now, words);
+	if (!is_over && question->event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[flow->state & STATE_BITS]) {
+		is_over = true;
+		question->why = REASON_REOPENED;
+	}
+	if (!is_over) {
+		if (packet->ttl <= 1)
+			return pass(REASON_TTL_EXPIRED);
+		/* If nobody reads, what is known goes on here until somebody does. Options are walked there: it would take the
+		 * verifier more than all the rest. */
+		if ((!OFFLOAD && !is_for_kernel(flow)) || has_more_headers(packet, is_ipv6)) {
+			result = punt(reader_of(ctx, words), drop(0), OFFLOAD ? REASON_OPTIONS : REASON_NOT_OFFLOADED);
+			if (result.action == XDP_REDIRECT)
+				return result;
+		}
+		result = forward(ctx, packet, flow, is_ipv6, question->event, rules, question->now);
+		if (result.reason == REASON_TOO_BIG)
+			return punt(reader_of(ctx, words), result, REASON_OVERSIZED);
+		return result;
+	}
+	/* Over for every packet, so that those of others need not be asked; but for the SYN that begins another. */
+	if ((flow->state & STATE_BITS) == STATE_RESET && (question->event != EVENT_SYN || flow->direction != ORIGINAL))
+		return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
+	return (struct result){ UNDECIDED, 0 };
+}
+
 #include "admit.c"
 #include "ipv6.c"
 
+static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packet, enum reason found,
+					struct question *question, const struct machine *rules, const struct control *words)
+{
+	struct flow *flow;
+	u32 now;
+
+	if (found == REASON_NOT_IPV4 && words->answers_arp)
+		return handle_arp(ctx, words);
+	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT)
+		return pass(found);
+
+	question->now = now = bpf_jiffies64();
+	flow = found == REASON_FORWARDED || found == REASON_ICMP_ERROR || found == REASON_FLOW_FRAGMENT ?
+	       find_flow(&packet->tuple, words) : 0;
+	if (found == REASON_ICMP_ERROR) {
+		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
+			return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found);
+		found = REASON_OTHER_ICMP;
+	}
+	if (found == REASON_FLOW_FRAGMENT) {
+		struct datagram *datagram = datagram_of(packet, words);
+
+		if (flow && datagram && !is_expired(flow, rules->timeout[flow->state], now, words)) {
+			datagram->addrs = packet->tuple.addrs;
+			datagram->which = packet->datagram;
+			datagram->seen = now;
+		}
+		found = REASON_VIP_FRAGMENT;
+	}
+	if (found != REASON_FORWARDED)
+		return handle_rest(ctx, packet, found, now, words);
+	return follow(ctx, packet, flow, false, question, rules, words);
+}
+
 /* Whether a packet comes from an address that no host has: "this" network, loopback, multicast or broadcast. The kernel
  * would not route it either, but for most of "this" network. */
-static inline bool is_martian(const struct packet *packet)
+static inline bool is_martian(const struct packet *packet, const struct question *question, const bool is_ipv6)
 {
 	u32 source = packet->tuple.addrs;
 	u8 network = source;
 
+	if (is_ipv6)
+		return is_martian_ipv6(question->source);
 	return network == 0 || network == 127 || (network & 0xf0) == 0xe0 || source == 0xffffffff;
 }
 
 /* Who decides on a new connection: XDP itself if the Service says so, else userspace; and while that is away, XDP again,
- * unless the Service would rather have such packets dropped or passed. */
-static inline struct result decide(struct xdp_md *ctx, const struct packet *packet, u32 event, enum reason why,
-				   struct flow *old, const struct machine *rules, u32 now, struct control *words)
+ * unless the Service would rather have such packets dropped or passed. Those of IPv6 are userspace's: only there are
+ * clients given names. */
+static inline struct result decide(struct xdp_md *ctx, const struct packet *packet, const struct question *question,
+				   const bool is_ipv6, const struct machine *rules, struct control *words)
 {
-	struct frontend *frontend =
-		find_frontend(packet->tuple.addrs >> 32, packet->tuple.ports >> 16, packet->tuple.protocol, words);
+	u32 destination = packet->tuple.addrs >> 32, row, reader;
+	struct frontend *frontend = find_frontend(destination, packet->tuple.ports >> 16, packet->tuple.protocol, words);
 	struct service *service;
 	struct result result;
-	u32 row, reader;
 
-	if (!frontend && !is_vip(packet->tuple.addrs >> 32, words))
+	if (!frontend && !is_vip_of(destination, is_ipv6 ? PROTOCOL_IPV6 : 0, words))
 		return pass(REASON_NOT_OURS);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
-	if (is_martian(packet))
+	if (is_martian(packet, question, is_ipv6))
 		return drop(REASON_MARTIAN_SOURCE);
 	reader = reader_of(ctx, words);
 	if (!frontend)
@@ -275,32 +382,42 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 	row = frontend->service;
 	service = services.lookup(&row);
 	/* Now or never: what is given back from userspace, as it was, would come by here again in generic mode. */
-	if (service && service->mid_stream == MID_STREAM_PASS && rules->first_state[event & 7] == STATE_ADOPTED)
+	if (service && service->mid_stream == MID_STREAM_PASS && rules->first_state[question->event & 7] == STATE_ADOPTED)
 		return pass(REASON_MID_STREAM_PASSED);
-	if (!service || service->needs || !service->admits_here || has_options(packet) || !OFFLOAD) {
-		result = punt(reader, drop(REASON_STALLED_DROPPED), why);
+	if (is_ipv6 || !service || service->needs || !service->admits_here || has_options(packet) || !OFFLOAD) {
+		result = punt(reader, drop(REASON_STALLED_DROPPED), question->why);
 		if (result.action == XDP_REDIRECT || !service || service->when_stalled == WHEN_STALLED_DROP)
 			return result;
 		if (service->when_stalled == WHEN_STALLED_PASS)
 			return pass(REASON_STALLED_PASSED);
-		if (service->needs)
+		if (is_ipv6 || service->needs)
 			return result;
 	}
-	result = admit(ctx, packet, event, old, service, reader == NO_READER, rules, now, words);
+	result = admit(ctx, packet, question, service, reader == NO_READER, rules, words);
 	/* What cannot be decided here, userspace may know better. */
-	return result.action == XDP_DROP ? punt(reader, result, why) : result;
+	return result.action == XDP_DROP ? punt(reader, result, question->why) : result;
+}
+
+/* A value that the verifier knows nothing of any more, given one that it knows nothing of: what follows is then looked at
+ * once, and not for each way that leads there. */
+static inline u32 forgotten(u32 value, u32 unknown)
+{
+	value ^= unknown;
+	asm volatile("" : "+r"(value));
+	return value ^ unknown;
 }
 
 static inline struct result handle(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	enum reason found, why = REASON_NEW_FLOW;
+	struct question question = {};
 	struct packet packet = {};
 	struct control *words;
 	struct machine *rules;
 	struct result result;
-	struct flow *flow;
-	u32 zero = 0, now, event = EVENT_DATA;
+	enum reason found;
+	bool is_six;
+	u32 zero = 0;
 
 	words = control.lookup(&zero);
 	rules = machine.lookup(&zero);
@@ -308,62 +425,17 @@ static inline struct result handle(struct xdp_md *ctx)
 		return pass(REASON_NOT_OURS);
 
 	found = parse(data, end, &packet);
-	if (found == REASON_NOT_IPV4 && is_ipv6(data, end))
-		return handle_ipv6(ctx, rules, words);
-	if (found == REASON_NOT_IPV4 && words->answers_arp)
-		return handle_arp(ctx, words);
-	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT)
-		return pass(found);
-
-	now = bpf_jiffies64();
-	flow = found == REASON_FORWARDED || found == REASON_ICMP_ERROR || found == REASON_FLOW_FRAGMENT ?
-	       find_flow(&packet.tuple, words) : 0;
-	if (found == REASON_ICMP_ERROR) {
-		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
-			return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found);
-		found = REASON_OTHER_ICMP;
-	}
-	if (found == REASON_FLOW_FRAGMENT) {
-		struct datagram *datagram = datagram_of(&packet, words);
-
-		if (flow && datagram && !is_expired(flow, rules->timeout[flow->state], now, words)) {
-			datagram->addrs = packet.tuple.addrs;
-			datagram->which = packet.datagram;
-			datagram->seen = now;
-		}
-		found = REASON_VIP_FRAGMENT;
-	}
-	if (found != REASON_FORWARDED)
-		return handle_rest(ctx, &packet, found, now, words);
-	if (packet.tuple.protocol == PROTOCOL_TCP)
-		event = rules->event_of_flags[packet.tcp_flags & TCP_FLAGS];
-	if (flow) {
-		bool is_over = is_expired(flow, rules->timeout[flow->state], now, words);
-
-		if (!is_over && event == EVENT_SYN && flow->direction == ORIGINAL && rules->reopens[flow->state & STATE_BITS]) {
-			is_over = true;
-			why = REASON_REOPENED;
-		}
-		if (!is_over) {
-			if (packet.ttl <= 1)
-				return pass(REASON_TTL_EXPIRED);
-			/* If nobody reads, what is known goes on here until somebody does. Options are walked there: it
-			 * would take the verifier more than all the rest. */
-			if ((!OFFLOAD && !is_for_kernel(flow)) || has_options(&packet)) {
-				result = punt(reader_of(ctx, words), drop(0), OFFLOAD ? REASON_OPTIONS : REASON_NOT_OFFLOADED);
-				if (result.action == XDP_REDIRECT)
-					return result;
-			}
-			result = forward(ctx, &packet, flow, event, rules, now);
-			if (result.reason == REASON_TOO_BIG)
-				return punt(reader_of(ctx, words), result, REASON_OVERSIZED);
-			return result;
-		}
-		/* Over for every packet, so that those of others need not be asked; but for the SYN that begins another. */
-		if ((flow->state & STATE_BITS) == STATE_RESET && (event != EVENT_SYN || flow->direction != ORIGINAL))
-			return punt(reader_of(ctx, words), drop(REASON_ENDPOINT_REMOVED), REASON_TO_BE_RESET);
-	}
-	return decide(ctx, &packet, event, why, flow, rules, now, words);
+	is_six = found == REASON_NOT_IPV4 && is_ipv6(data, end);
+	result = is_six ? handle_ipv6(ctx, &packet, &question, rules, words) :
+			  handle_ipv4(ctx, &packet, found, &question, rules, words);
+	if (result.action != UNDECIDED)
+		return result;
+	packet.l4 = forgotten(packet.l4, question.now) & 0xff;
+	packet.tuple.protocol = forgotten(packet.tuple.protocol, question.now) & 0xff;
+	question.event = forgotten(question.event, question.now);
+	question.why = forgotten(question.why, question.now);
+	return is_six ? decide(ctx, &packet, &question, true, rules, words) :
+			decide(ctx, &packet, &question, false, rules, words);
 }
 
 int xdp_lb(struct xdp_md *ctx)
