@@ -22,6 +22,7 @@ _UNRESOLVED, _KERNEL = int(HopState.UNRESOLVED), int(HopState.KERNEL)
 _RANGES, _SHORT_CUT, _AFFINITY = int(Needs.RANGES), int(Needs.SHORT_CUT), int(Needs.AFFINITY)
 _OUTSIDE, _REMOTE = int(Masquerade.OUTSIDE), int(Masquerade.REMOTE)
 _EVERYBODY = int(Masquerade.EVERYBODY)
+_LOW = np.uint64(0xFFFFFFFF)
 _DESTINATION = np.uint64(0xFFFFFFFF00000000)  # of both addresses
 _ADOPTED = int(State.ADOPTED)
 _PASS = int(MidStream.PASS)
@@ -83,31 +84,6 @@ def _insert(node, endpoint, new_addrs, port, state, hop_back, now):
 
 
 @inlined
-def _insert_masqueraded(node, endpoint, new_addrs, state, hop_back, now):
-    """Insert the packet's connection from one of the node's ports: the client's own, if it may be, else any.
-
-    To allocate a port *is* to insert the reply's key: TAKEN means another one. The five-tuple and the table's secret
-    give where to begin and how far to go on (double hashing), so that no two connections try the same ports in the same
-    order: with a common step, runs of taken ports grow. NO_PORT: all that were tried are taken.
-    """
-    tables, packet, masquerading = node.tables, node.packet[0], node.masquerading
-    first, count = masquerading.first_port, masquerading.ports
-    hash_key = tables.control[0].hash_key
-    tried = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[1], hash_key[0])
-    port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
-    if port - first >= count:  # u64: also if it is below
-        port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
-    step = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[0], hash_key[1]) | np.uint64(1)
-    for _ in range(_PORTS_TRIED):
-        slot = _insert(node, endpoint, new_addrs, swapped16(port), state, hop_back, now)
-        if slot != flows.TAKEN or flows.find(tables, packet.addrs, packet.ports, packet.protocol) != flows.MISS:
-            return slot
-        tried += step
-        port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
-    return np.int64(_NO_PORT)
-
-
-@inlined
 def _source_towards(tables, packet, endpoint):
     """Return the address that the packet's connection is to come from: the node's own on the way, or 0 if it has none.
 
@@ -123,21 +99,49 @@ def _source_towards(tables, packet, endpoint):
 
 
 @inlined
+def _insert_masqueraded(node, endpoint, state, hop_back, now):
+    """Insert the packet's connection from a port of the node: the client's own, if it may be, else any.
+
+    To allocate a port *is* to insert the reply's key: TAKEN means another one. The five-tuple and the table's secret
+    give where to begin and how far to go on (double hashing), so that no two connections try the same ports in the same
+    order: with a common step, runs of taken ports grow. NO_PORT: all that were tried are taken.
+    Where addresses were given to come from, each try draws one of these, too; by way of the kernel none is of use.
+    """
+    tables, packet, masquerading = node.tables, node.packet[0], node.masquerading
+    sources = masquerading.sources6 if packet.protocol & _IPV6 else masquerading.sources
+    choices = 0 if tables.next_hops[np.int64(endpoint.next_hop)].state == _KERNEL else len(sources)
+    own = _source_towards(tables, packet, endpoint)
+    if own == 0 and choices == 0:
+        return np.int64(_NO_ADDRESS)
+    first, count = masquerading.first_port, masquerading.ports
+    hash_key = tables.control[0].hash_key
+    tried = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[1], hash_key[0])
+    port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
+    if port - first >= count:  # u64: also if it is below
+        port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
+    step = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[0], hash_key[1]) | np.uint64(1)
+    for _ in range(_PORTS_TRIED):
+        source = sources[np.int64((tried & _LOW) * np.uint64(choices) >> np.uint64(32))] if choices else own
+        new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(source)
+        slot = _insert(node, endpoint, new_addrs, swapped16(port), state, hop_back, now)
+        if slot != flows.TAKEN or flows.find(tables, packet.addrs, packet.ports, packet.protocol) != flows.MISS:
+            return slot
+        tried += step
+        port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
+    return np.int64(_NO_PORT)
+
+
+@inlined
 def _begin(node, service, endpoint, state, hop_back, now):
     """Insert the packet's connection to an endpoint; return its slot, FULL, TAKEN, or why it has no source."""
-    tables, packet = node.tables, node.packet[0]
+    packet = node.packet[0]
     client = np.uint32(packet.addrs)
-    new_addrs = np.uint64(endpoint.addr) << np.uint64(32)
     first = np.uint8(state | service.timeouts)
     if _is_masqueraded(node, service, endpoint, client):
         if state == _ADOPTED:
             return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
-        source = _source_towards(tables, packet, endpoint)
-        if source == 0:
-            return np.int64(_NO_ADDRESS)
-        new_addrs |= np.uint64(source)
-        return _insert_masqueraded(node, endpoint, new_addrs, first, hop_back, now)
-    new_addrs |= np.uint64(client)
+        return _insert_masqueraded(node, endpoint, first, hop_back, now)
+    new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(client)
     return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), first, hop_back, now)
 
 

@@ -161,6 +161,7 @@ def turnout() -> None:
 @flag("masquerade", default="auto")
 @flag("cluster-cidr")
 @flag("snat-ports", default=str(DEFAULT_SNAT_PORTS))
+@flag("snat-addresses")
 @flag("metrics")
 @flag("log-format", default="text")
 @common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,11 @@ from dataplane import answers, wire
 from dataplane.fragments import Fragments, new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.settings import DEFAULT_SNAT_PORTS, PortRange
+from lb.rows import ranges_of
 from xdp import schema
+from xdp.addresses import IPAddress, IPNetwork, halves, is_ipv6
 from xdp.bundle import Bundle
+from xdp.names import Names
 from xdp.tables import Tables
 
 NOWHERE = 0  # the egress of a frame that is not forwarded
@@ -33,12 +37,48 @@ def _new_link() -> npt.NDArray[np.void]:
 
 @dataclass(frozen=True, eq=False)
 class Masquerading(Bundle):
-    """Who is inside the cluster (rows of RANGE and RANGE6, ascending, disjoint), and whose ports others leave from."""
+    """Who is inside the cluster (rows of RANGE and RANGE6, ascending, disjoint), and where others come from.
+
+    `sources` are addresses, and names of IPv6 ones, as they lie in flows; of a family without any it is the node's
+    address on the way to the endpoint.
+    """
 
     inside: npt.NDArray[np.void]
     inside6: npt.NDArray[np.void]
     first_port: np.uint64
     ports: np.uint64
+    sources: npt.NDArray[np.uint32]
+    sources6: npt.NDArray[np.uint32]
+
+
+def masquerading(
+    inside: Iterable[IPNetwork] = (),
+    ports: PortRange = DEFAULT_SNAT_PORTS,
+    sources: Iterable[IPAddress] = (),
+    names: Names | None = None,
+) -> Masquerading:
+    """Return what is said of masquerading by networks, a range of ports, and addresses, as packet loops take it.
+
+    The names of IPv6 addresses are pinned in `names`. TableFullError: there is no room for one.
+    """
+    ranges = ranges_of(inside) or ()
+    fours = [pair for pair in ranges if not is_ipv6(pair[0])]
+    sixes = [(halves(first), halves(last)) for first, last in ranges if is_ipv6(first)]
+    numbers: dict[int, list[int]] = {4: [], 6: []}
+    for address in sources:
+        if isinstance(address, IPv6Address):
+            assert names is not None
+            numbers[6].append(names.pin(address))
+        else:
+            numbers[4].append(int(address))
+    return Masquerading(
+        np.array(fours, schema.RANGE),
+        np.array(sixes, schema.RANGE6),
+        np.uint64(ports.first),
+        np.uint64(ports.last - ports.first + 1),
+        np.array(numbers[4], np.uint32).byteswap(),
+        np.array(numbers[6], np.uint32).byteswap(),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +103,10 @@ def new_node(
     tables: Tables,
     hops: Hops,
     seed: int,
-    inside: Iterable[tuple[int, int]] = (),
-    snat_ports: PortRange = DEFAULT_SNAT_PORTS,
+    masqueraded: Masquerading | None = None,
     datagrams: Fragments | None = None,
-    inside6: Iterable[tuple[tuple[int, int], tuple[int, int]]] = (),
 ) -> Node:
-    """Return the Node of a packet loop; `inside` are first and last addresses (lb.rows.ranges_of).
-
-    Those of `inside6` are IPv6 addresses, as (higher half, lower half). `datagrams` are those in fragments, which all
-    loops of a node share.
-    """
-    first, last = snat_ports
-    ranges = np.array(list(inside), schema.RANGE)
-    ranges6 = np.array(list(inside6), schema.RANGE6)
-    masquerading = Masquerading(ranges, ranges6, np.uint64(first), np.uint64(last - first + 1))
+    """Return the Node of a packet loop. `datagrams` are those in fragments, which all loops of a node share."""
     packet = np.zeros(1, wire.PACKET)
     shared = datagrams or new_fragments()
-    return Node(tables, hops, np.uint64(seed), masquerading, packet, fragments=shared)
+    return Node(tables, hops, np.uint64(seed), masqueraded or masquerading(), packet, fragments=shared)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from conntrack.table import FlowTable
 from dataplane.context import Node
 from dataplane.netdev import Interface
 from dataplane.worker import Thread
-from lb.rows import Ranges, ServiceRow, ranges_of
-from xdp.addresses import IPAddress, IPNetwork, halves
+from lb.rows import ServiceRow
+from xdp.addresses import IPAddress
 from xdp.clock import Clock
 from xdp.errors import Error, UsageError
 from xdp.tables import Tables
@@ -104,13 +104,6 @@ class Crew:
         for worker in self._workers:
             worker.stop()
         self._workers = []
-
-
-def inside_of(networks: Iterable[IPNetwork]) -> tuple[Ranges, list[tuple[tuple[int, int], tuple[int, int]]]]:
-    """Return who is inside the cluster, as `new_node` takes it: addresses of IPv4, and of IPv6."""
-    given = list(networks)
-    fours, sixes = (ranges_of(one for one in given if one.version == version) or () for version in (4, 6))
-    return fours, [(halves(first), halves(last)) for first, last in sixes]
 
 
 def set_link(node: Node, interface: Interface) -> None:

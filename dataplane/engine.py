@@ -24,8 +24,8 @@ from typing import NamedTuple
 from conntrack.table import FlowTable
 from dataplane import wire
 from dataplane.afxdp import Socket, Umem
-from dataplane.context import new_node
-from dataplane.crew import Crew, Queue, inside_of, need_ethernet, set_link
+from dataplane.context import Masquerading, new_node
+from dataplane.crew import Crew, Queue, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.handback import open_handback
 from dataplane.hops_compiled import Hops
@@ -82,6 +82,7 @@ class Engine(Crew):
         self._egress = -1
         self._egress_id = 0
         self._hops: Hops | None = None
+        self._masquerading: Masquerading | None = None
         self._umem: Umem | None = None
         self._ports = new_ports()
         self._datagrams = new_fragments()
@@ -127,9 +128,9 @@ class Engine(Crew):
             line = self._lines[interface.name] = Line(interface)
             self._open_sockets(line)
 
-    def start(self, hops: Hops) -> None:
+    def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers and attach. On an error nothing stays attached that was not before."""
-        self._hops = hops
+        self._hops, self._masquerading = hops, masquerading
         self._shared.tables.workers[:] = 0  # what a killed predecessor left
         for key in list(kernel.map_keys(self._shared.queues_fd, 8)):  # of an earlier daemon
             kernel.map_delete(self._shared.queues_fd, key)
@@ -154,7 +155,6 @@ class Engine(Crew):
         """Start a worker for every socket that has none, and tell XDP of it."""
         assert self._umem is not None
         assert self._hops is not None
-        inside, inside6 = inside_of(self._settings.cluster_cidr)
         if line.handback is None:
             try:
                 line.handback = open_handback(line.interface.name)
@@ -164,9 +164,7 @@ class Engine(Crew):
         for sock in line.sockets[len(line.workers) :]:
             number = next(number for number in range(Limit.MAX_WORKERS) if not self._ports[number]["ifindex"])
             open_port(self._ports, number, line.interface.ifindex, sock.queue)
-            node = new_node(
-                self._shared.tables, self._hops, self._seed, inside, self._settings.snat_ports, self._datagrams, inside6
-            )
+            node = new_node(self._shared.tables, self._hops, self._seed, self._masquerading, self._datagrams)
             set_link(node, line.interface)
             node.link[0]["kernel"] = line.handback.fileno()
             worker = Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)

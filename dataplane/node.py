@@ -23,6 +23,7 @@ from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import views
 from dataplane.administered import Administered
 from dataplane.announce import Announcer
+from dataplane.context import masquerading
 from dataplane.control import Lock, Server
 from dataplane.detach import remove_raw
 from dataplane.engine import Engine
@@ -176,7 +177,8 @@ class Node:
         self._found_no_port = int(self._worker_counters["packets"][:, Reason.NO_SNAT_PORT].sum())
         self.next_hops.when_addresses_change = self._reprogram
         self.engine.tidy(self.flows)
-        self.engine.start(self.next_hops.hops)
+        sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
+        self.engine.start(self.next_hops.hops, sources)
         self._has_served = True
         self.shared.tables.control[0]["answers_arp"] = self.announcer is not None
         self.shared.tables.control[0]["answers_echo"] = self.settings.ping == "answer"
@@ -619,7 +621,7 @@ class Node:
         more, self._found_no_port = found_none - self._found_no_port, found_none
         if more > 0:
             ports = self.settings.snat_ports
-            text = f"{more} new connections found no free port among {ports}; give more with --snat-ports"
+            text = f"{more} new connections found no free port among {ports}; see --snat-ports and --snat-addresses"
             self._note("masquerading", text)
 
     # Stopping.

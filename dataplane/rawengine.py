@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conntrack.table import FlowTable
-from dataplane.context import new_node
-from dataplane.crew import Crew, Queue, inside_of, need_ethernet, set_link
+from dataplane.context import Masquerading, new_node
+from dataplane.crew import Crew, Queue, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
@@ -77,6 +77,7 @@ class RawEngine(Crew):
         self._seed = seed
         self._why = why
         self._hops: Hops | None = None
+        self._masquerading: Masquerading | None = None
         self._datagrams = new_fragments()
         self._lines: dict[str, Line] = {}
         self._following = threading.Lock()
@@ -106,9 +107,9 @@ class RawEngine(Crew):
             line = self._lines[interface.name] = Line(interface)
             _open(line)
 
-    def start(self, hops: Hops) -> None:
+    def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers, give them packets, and take these from the kernel. On an error nothing stays."""
-        self._hops = hops
+        self._hops, self._masquerading = hops, masquerading
         self._tables.workers[:] = 0  # what a killed predecessor left
         for line in self._lines.values():
             self._start_workers(line)
@@ -126,13 +127,10 @@ class RawEngine(Crew):
 
     def _start_workers(self, line: Line) -> None:
         assert self._hops is not None
-        inside, inside6 = inside_of(self._settings.cluster_cidr)
         taken = {worker.number for other in self._lines.values() for worker in other.workers}
         free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
         for sock, number in zip(line.sockets, free, strict=False):
-            node = new_node(
-                self._tables, self._hops, self._seed, inside, self._settings.snat_ports, self._datagrams, inside6
-            )
+            node = new_node(self._tables, self._hops, self._seed, self._masquerading, self._datagrams)
             set_link(node, line.interface)
             line.workers.append(RawWorker(node, self._originals, number, sock, self._clock))
         self._list_workers()

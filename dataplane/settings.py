@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,7 @@ _MOST_CONNECTIONS = 500_000_000  # 165 bytes each: 82 GB
 _LONGEST_INTERFACE = 15  # IFNAMSIZ, without its end
 _LINK, _EGRESS = "link-", "egress-"
 _Network = IPv4Network | IPv6Network
+_Address = IPv4Address | IPv6Address
 
 
 class PortRange(NamedTuple):
@@ -63,6 +64,7 @@ class Settings:
     masquerade: str = "auto"
     cluster_cidr: tuple[_Network, ...] = ()
     snat_ports: PortRange = DEFAULT_SNAT_PORTS
+    snat_addresses: tuple[_Address, ...] = ()  # none: the node's own on the way
     metrics: tuple[str, int] | None = None  # address and port
     log_format: str = "text"
     run_folder: Path = field(default_factory=_run_folder)
@@ -192,6 +194,16 @@ def _read_network(text: str) -> _Network:
         raise ValueError(f"{error}; expected a network like 203.0.113.0/24") from None
 
 
+def _read_source(text: str) -> _Address:
+    try:
+        address = ip_address(text.strip())
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address") from None
+    if address.is_multicast or address.is_loopback or address.is_unspecified or address.is_link_local:
+        raise ValueError(f"{address}: nothing that is sent there comes back")
+    return address
+
+
 def _read_ports(text: str) -> PortRange:
     first, _, last = text.partition("-")
     if (
@@ -290,6 +302,14 @@ OPTIONS: Mapping[str, Option] = {
     "snat-ports": Option(
         "snat_ports", _read_ports, "FIRST-LAST", "The node's ports that masqueraded connections leave from."
     ),
+    "snat-addresses": Option(
+        "snat_addresses",
+        _read_source,
+        "IP",
+        "An address that masqueraded connections come from, which must lead back to this node; repeat for more. "
+        "Default: the node's own on the way to the endpoint.",
+        is_list=True,
+    ),
     "metrics": Option("metrics", _read_endpoint, "ADDR:PORT", "Serve Prometheus metrics here."),
     "log-format": _choice("log_format", ("text", "json"), "How messages on stderr look."),
 }
@@ -298,6 +318,6 @@ OPTIONS: Mapping[str, Option] = {
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> Settings:
     """Return settings from two mappings of fields; a flag wins over the file, None and () mean not given."""
     given = {name: value for source in (file, flags) for name, value in source.items() if value not in (None, ())}
-    for name in ("files", "interfaces", "allow_external_ips", "nodeport_addresses", "cluster_cidr"):
+    for name in ("files", "interfaces", "allow_external_ips", "nodeport_addresses", "cluster_cidr", "snat_addresses"):
         given[name] = tuple(dict.fromkeys(given.get(name, ())))
     return Settings(**{"name": DEFAULT_NAME, **given})

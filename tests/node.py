@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 from conntrack.table import FlowTable
 from dataplane import netdev
-from dataplane.context import AWAITED, NOWHERE, new_node
+from dataplane.context import AWAITED, NOWHERE, masquerading, new_node
 from dataplane.control import ask
 from dataplane.netdev import TABLE_LOCAL, Changes, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from dataplane.nexthops import NextHops
@@ -48,16 +48,16 @@ from dataplane.node import Node
 from dataplane.pipeline import handle
 from dataplane.settings import OPTIONS, Settings
 from lb import maglev
-from lb.rows import ranges_of
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
 from tests.packets import Address, address
 from xdp import files, maps
-from xdp.addresses import halves, host_bits, number_of, with_port
+from xdp.addresses import host_bits, number_of, with_port
 from xdp.clock import ManualClock
 from xdp.errors import Error
 from xdp.files import SharedFile
 from xdp.maps import SharedMaps
+from xdp.names import Names
 from xdp.schema import Limit, Reason, Verdict, verdict_of
 from xdp.tables import Capacity, Tables
 
@@ -417,17 +417,8 @@ class MemoryNode(ScenarioNode):
         node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
         self._tables = tables
-        networks = settings.cluster_cidr
-        inside = ranges_of(network for network in networks if network.version == 4) or ()
-        sixes = ranges_of(network for network in networks if network.version == 6) or ()
-        self._path = new_node(
-            tables,
-            node.next_hops.hops,
-            maglev.DEFAULT_SEED,
-            inside,
-            settings.snat_ports,
-            inside6=[(halves(first), halves(last)) for first, last in sixes],
-        )
+        sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
+        self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
         tables.control[0]["answers_echo"] = settings.ping == "answer"
         self._frames = np.zeros(4096, np.uint8)
         self._held: list[_Held] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -527,6 +527,7 @@ class Reference:
         snat_ports: tuple[int, int] = (61000, 65535),
         link: int = 0,
         named: Callable[[int], int] = int,
+        sources: tuple[int, ...] = (),
     ) -> None:
         self._services = services
         self._vips = {address for address, _, _ in services}
@@ -536,6 +537,7 @@ class Reference:
         self._secret = secret
         self._inside = inside
         self._snat_ports = snat_ports
+        self._sources = sources  # IPv4 addresses that others come from; none: the node's own on the way
         self._named = named  # the number that stands for an address in the tables
         self._link = link  # the interface that answers leave by
         self.answers_echo = True
@@ -927,10 +929,12 @@ class Reference:
         if is_masqueraded:
             if state == State.ADOPTED:
                 return Reason.MID_STREAM_RESET
-            own = self._source_towards(endpoint, key)
-            if not own:
+            is_by_kernel = self._hop_to(endpoint[0]).state == HopState.KERNEL
+            given = () if is_by_kernel or key.is_ipv6 else self._sources
+            addresses = given or (self._source_towards(endpoint, key),)
+            if not addresses[0]:
                 return Reason.NO_SNAT_ADDRESS
-            sources = self._ports_of(own, key)
+            sources = self._ports_of(addresses, key)
         for source in sources:
             translated = Key(source, endpoint, key.protocol)
             if translated.turned() not in self.flows:
@@ -974,7 +978,7 @@ class Reference:
         hop = self._hop_to(endpoint[0])
         return key.destination[0] if hop.state == HopState.KERNEL and endpoint[0] == key.source[0] else hop.source
 
-    def _ports_of(self, own: int, key: Key) -> Iterator[Address]:
+    def _ports_of(self, addresses: Sequence[int], key: Key) -> Iterator[Address]:
         """Yield where a masqueraded connection may come from, in the order in which it is tried."""
         first, last = self._snat_ports
         source, destination = ((self._named(host), port) for host, port in (key.source, key.destination))
@@ -984,7 +988,8 @@ class Reference:
         for number in range(_PORTS_TRIED):
             tried = hashed + number * step & _M64
             any_port = first + ((tried >> 32) * (last - first + 1) >> 32)
-            yield own, key.source[1] if not number and first <= key.source[1] <= last else any_port
+            host = addresses[(tried & 0xFFFFFFFF) * len(addresses) >> 32]
+            yield host, key.source[1] if not number and first <= key.source[1] <= last else any_port
 
     def _send(self, frame: bytes, packet: Packet, flow: tuple[Connection, Direction], length: int, now: int) -> Outcome:
         connection, way = flow

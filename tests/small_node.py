@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_network
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from conntrack import states
 from dataplane import hops_compiled
-from dataplane.context import new_node
+from dataplane.context import masquerading, new_node
 from dataplane.pipeline import handle
 from dataplane.settings import PortRange
 from lb.rows import ServiceRow
@@ -34,7 +35,7 @@ from tests.packets import (
     address,
 )
 from tests.reference import Hop, Key, Outcome, Reference, Service
-from xdp.addresses import address_of, number_of
+from xdp.addresses import IPAddress, address_of, number_of
 from xdp.byteorder import swap16, swap32
 from xdp.names import Names
 from xdp.schema import (
@@ -296,12 +297,26 @@ def _row_of(service: Service) -> ServiceRow:
     )
 
 
-def reference_of(tables: Tables, hertz: int, services: dict[tuple[int, int, int], Service] = SERVICES) -> Reference:
+def reference_of(
+    tables: Tables,
+    hertz: int,
+    services: dict[tuple[int, int, int], Service] = SERVICES,
+    sources: tuple[int, ...] = (),
+) -> Reference:
     """Return the model of a node with these tables."""
     first, second = map(int, tables.control[0]["hash_key"])
     inside = (*INSIDE, *INSIDE6)
     return Reference(
-        services, HOPS, SEED, hertz, (first, second), inside, SNAT_PORTS, LINK, lambda host: named(tables, host)
+        services,
+        HOPS,
+        SEED,
+        hertz,
+        (first, second),
+        inside,
+        SNAT_PORTS,
+        LINK,
+        lambda host: named(tables, host),
+        sources,
     )
 
 
@@ -312,10 +327,11 @@ def _halves(host: int) -> tuple[int, int]:
 class Pipeline:
     """Compiled code over `tables`, frames in and frames out."""
 
-    def __init__(self, tables: Tables, snat_ports: PortRange = SNAT_PORTS) -> None:
+    def __init__(self, tables: Tables, snat_ports: PortRange = SNAT_PORTS, sources: Iterable[IPAddress] = ()) -> None:
         self.tables = tables
-        inside6 = [(_halves(first), _halves(last)) for first, last in INSIDE6]
-        self.node = new_node(tables, write_hops(tables), SEED, INSIDE, snat_ports, inside6=inside6)
+        inside = [ip_network(address_of(first)) for first, _ in (*INSIDE, *INSIDE6)]  # single addresses
+        snat = masquerading(inside, snat_ports, sources, Names(tables))
+        self.node = new_node(tables, write_hops(tables), SEED, snat)
         self.node.link[0]["ifindex"] = LINK
         tables.control[0]["answers_echo"] = 1
         self._memory = np.zeros(4096, np.uint8)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import numpy as np
 import pytest
 from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
 
 from conntrack import passes
 from conntrack.table import FlowTable
@@ -15,7 +18,20 @@ from dataplane import hops_compiled
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.settings import PortRange
 from tests import packets
-from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, OTHER_CLIENT, OTHER_ENDPOINT, OTHER_VIP, VIP, Address
+from tests.packets import (
+    CLIENT,
+    CLIENT6,
+    DNS_VIP,
+    ENDPOINT,
+    ENDPOINT6,
+    NAMED,
+    OTHER_CLIENT,
+    OTHER_ENDPOINT,
+    OTHER_VIP,
+    VIP,
+    VIP6,
+    Address,
+)
 from tests.reference import Key, Outcome, Service
 from tests.small_node import (
     CLOSED_VIP,
@@ -42,6 +58,7 @@ from tests.small_node import (
     service_ports,
     service_table,
 )
+from xdp.addresses import IPAddress, address_of
 from xdp.byteorder import swap16, swap32
 from xdp.clock import ManualClock
 from xdp.schema import Direction, Masquerade, Protocol, Reason, Scheduler, State, Tag, Verdict, verdict_of
@@ -59,12 +76,13 @@ class NodeUnderTest:
         services: dict[tuple[int, int, int], Service] = SERVICES,
         capacity: int = SMALL.connections,
         ports: PortRange = SNAT_PORTS,
+        sources: Iterable[IPAddress] = (),
     ) -> None:
         self.clock = ManualClock()
         self.tables = Tables.in_memory(replace(SMALL, connections=capacity))
         self.flows = FlowTable(self.tables, self.clock)
         self.flows.create()
-        self._pipeline = Pipeline(self.tables, ports)
+        self._pipeline = Pipeline(self.tables, ports, sources)
         self.services = service_table(self.tables)
         self.apply(services)
 
@@ -396,6 +414,28 @@ def test_c12_nine_tenths_of_the_ports_are_taken_before_one_of_a_hundred_finds_no
     used = {flow.after.source[1] for flow in flows_of(node.tables).values() if flow.direction == Direction.ORIGINAL}
     assert len(used) == reasons.count(Reason.ADMITTED)
     assert ports.first <= min(used) <= max(used) <= ports.last
+
+
+def test_c12_every_address_to_come_from_has_all_the_ports():
+    given = (CLIENT[0] + 100, CLIENT[0] + 101)
+    services = only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY)
+    node = NodeUnderTest(services, sources=map(address_of, given))
+    model = reference_of(node.tables, node.clock.hertz, services, given)
+    now = node.clock.now()
+    for port in range(100, 140):
+        frame = packets.syn((CLIENT[0], port), OUTER_VIP)
+        assert node.send(frame) == model.userspace(frame, now)
+    sources = {flow.after.source for flow in flows_of(node.tables).values() if flow.direction == Direction.ORIGINAL}
+    assert sources == {(host, port) for host in given for port in range(SNAT_PORTS.first, SNAT_PORTS.last + 1)}
+
+
+def test_c12_addresses_of_either_family_are_for_that_family():
+    own, own6 = ip_address("10.1.0.99"), ip_address("2001:db8:1::99")
+    everybody = Service((ENDPOINT,), masquerade=Masquerade.EVERYBODY)
+    everybody6 = Service((ENDPOINT6,), masquerade=Masquerade.EVERYBODY)
+    node = NodeUnderTest({(*OUTER_VIP, TCP): everybody, (*VIP6, TCP | Protocol.IPV6): everybody6}, sources=[own, own6])
+    assert IP(node.send(packets.syn(CLIENT, OUTER_VIP)).frame[14:]).src == str(own)
+    assert IPv6(node.send(packets.syn(CLIENT6, VIP6)).frame[14:]).src == str(own6)
 
 
 def test_n1_an_error_about_a_masqueraded_packet_reaches_its_client(node: NodeUnderTest):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,7 @@ def test_every_flag_can_stand_in_a_file(file):
         masquerade: none
         cluster-cidr: [10.244.0.0/16, 10.245.0.0/16]
         snat-ports: 20000-20999
+        snat-addresses: [192.0.2.7, '2001:db8::7']
         metrics: '[::1]:9100'
         log-format: json
     """)
@@ -72,6 +73,7 @@ def test_every_flag_can_stand_in_a_file(file):
         masquerade="none",
         cluster_cidr=(ip_network("10.244.0.0/16"), ip_network("10.245.0.0/16")),
         snat_ports=PortRange(20000, 20999),
+        snat_addresses=(ip_address("192.0.2.7"), ip_address("2001:db8::7")),
         metrics=("::1", 9100),
         log_format="json",
     )
@@ -113,6 +115,8 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(file):
         ("metrics: ::1:80", "1: metrics: "),
         ("snat-ports: 20999-20000", "1: snat-ports: '20999-20000' is no range of ports; expected one like 61000-65535"),
         ("snat-ports: 80-90", "1: snat-ports: '80-90' is no range"),
+        ("snat-addresses: 10.0.0.300", "1: snat-addresses: '10.0.0.300' is not an IP address"),
+        ("snat-addresses: 224.0.0.1", "1: snat-addresses: 224.0.0.1: nothing that is sent there comes back"),
         ("cluster-cidr: 'fd00::1/8'", "1: cluster-cidr: fd00::1/8 has host bits set"),
     ],
 )

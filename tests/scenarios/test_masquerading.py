@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.node import NODE_NAME, ScenarioNode, Service
+from tests.node import NODE_NAME, ScenarioNode, Service, text_of
 from tests.packets import (
     Address,
     ack,
@@ -203,6 +203,13 @@ def test_C12_the_ports_are_reserved_in_the_kernel_while_it_runs(node):
     assert reserved.strip() == f"{FIRST}-{LAST}"
 
 
+@pytest.mark.flags(masquerade="all", snat_addresses="10.77.2.100 10.77.2.101 fd77:0:2::100 fd77:0:2::101")
+def test_C12_connections_come_from_every_address_that_was_given(node):
+    service = serve(node, "web-1")
+    seen = {text_of(sees(node, node.client(), service.at)).rpartition(":")[0].strip("[]") for _ in range(20)}
+    assert seen == ({"10.77.2.100", "10.77.2.101"} if node.family == 4 else {"fd77:0:2::100", "fd77:0:2::101"})
+
+
 @pytest.mark.flags(masquerade="all", snat_ports="30000-30000")
 @pytest.mark.engines("memory", why="looked at every few seconds otherwise; what is counted is the same with all")
 def test_C12_no_free_port_is_counted_and_told_in_status(node):
@@ -212,4 +219,6 @@ def test_C12_no_free_port_is_counted_and_told_in_status(node):
     assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.NO_SNAT_PORT)
     node.look_at_ports()
     (why,) = node.status()["why"]
-    assert why == ("masquerading: 1 new connections found no free port among 30000-30000; give more with --snat-ports")
+    assert why == (
+        "masquerading: 1 new connections found no free port among 30000-30000; see --snat-ports and --snat-addresses"
+    )
