@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -29,23 +29,32 @@ from lb.table import ServiceTable
 from perf.bed import Cpus
 from perf.traffic import PINS, PROGRAMS, Order, Traffic, Words
 from xdp import kernel, loader, maps
-from xdp.byteorder import swap16, swap32, swapped16, swapped32
+from xdp.byteorder import swap16, swapped16
 from xdp.clock import JiffyClock
 from xdp.jit import compiled as jit
+from xdp.names import Names
 from xdp.routes import RouteMap
 from xdp.schema import HopState, Protocol, Reason, State
 from xdp.tables import Capacity, Tables
 
 _CLIENTS, _VIP, _ENDPOINT = (int(IPv4Address(text)) for text in ("10.1.0.0", "10.96.0.1", "10.2.0.2"))
+_PREFIX6 = 0x20010DB8  # of IPv6 addresses, which end as those of IPv4
 _VIP_PORT, _ENDPOINT_PORT = 80, 8080
-_WIRE_VIP, _WIRE_ENDPOINT = swap32(_VIP), swap32(_ENDPOINT)
 _WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = swap16(_VIP_PORT), swap16(_ENDPOINT_PORT)
 _STRIDE = 7919  # a prime that divides no number of flows here
 PACKETS = 1_000_000
 _CAPACITY = Capacity().connections  # of a table that nobody has asked to be larger
 _ADMISSIONS = 500_000
 _PROG_ARRAY = 3
-_FRAME = bytes(Traffic.FRAME_BYTES)
+
+
+# What is measured, beside admission: protocol, and whether it is replies.
+KINDS: tuple[tuple[int, bool], ...] = (
+    (Protocol.UDP, False),
+    (Protocol.UDP, True),
+    (Protocol.TCP, False),
+    (Protocol.UDP | Protocol.IPV6, False),
+)
 
 
 class Cost(NamedTuple):
@@ -62,13 +71,16 @@ class Cost(NamedTuple):
 
 
 @jit
-def _fill(tables: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
-    """Insert flow 0 to `flows` as perf/bpf/restore.c sends them; return how many found room."""
+def _fill(tables: Any, hosts: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
+    """Insert flow 0 to `flows` as perf/bpf/restore.c sends them; return how many found room.
+
+    `hosts` (u64) are the VIP, the endpoint and the clients, as they lie in flows.
+    """
     for flow in range(flows):
-        client = np.uint64(swapped32(_CLIENTS + flow // 32768))
+        client = hosts[2 + flow // 32768]
         port = np.uint32(swapped16(1024 + flow % 32768))
-        addrs = np.uint64(_WIRE_VIP) << np.uint64(32) | client
-        new_addrs = np.uint64(_WIRE_ENDPOINT) << np.uint64(32) | client
+        addrs = hosts[0] << np.uint64(32) | client
+        new_addrs = hosts[1] << np.uint64(32) | client
         ports = np.uint32(_WIRE_VIP_PORT) << np.uint32(16) | port
         new_ports = np.uint32(_WIRE_ENDPOINT_PORT) << np.uint32(16) | port
         slot = compiled.insert(
@@ -80,7 +92,7 @@ def _fill(tables: Any, flows: int, protocol: Any, state: Any, now: Any) -> int:
 
 
 @contextmanager
-def _filled_tables(folder: Path, flows: int, protocol: Protocol, *, capacity: int) -> Iterator[Tables]:
+def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) -> Iterator[Tables]:
     maps.remove(folder)
     room = Capacity(max(flows, capacity), 64, 64, 1024, 64, 64, os.sysconf("SC_NPROCESSORS_CONF"))
     try:
@@ -91,9 +103,13 @@ def _filled_tables(folder: Path, flows: int, protocol: Protocol, *, capacity: in
             table.create()
             hop = tables.next_hops[1]
             hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
-            state = State.UDP_REPLIED if protocol is Protocol.UDP else State.ESTABLISHED
+            state = State.UDP_REPLIED if protocol & ~Protocol.IPV6 == Protocol.UDP else State.ESTABLISHED
             arguments = (np.uint8(protocol), np.uint8(state), np.uint32(clock.now()))
-            assert _fill(tables, flows, *arguments) == flows
+            hosts = [_VIP, _ENDPOINT, *range(_CLIENTS, _CLIENTS + flows // int(Traffic.SOURCE_PORTS) + 1)]
+            if protocol & Protocol.IPV6:
+                hosts = [Names(tables).pin(IPv6Address(_PREFIX6 << 96 | host)) for host in hosts]
+            wire = np.array(hosts, np.uint32).byteswap().astype(np.uint64)
+            assert _fill(tables, wire, flows, *arguments) == flows
             table.sweep()  # it says where most flows lie, and so where they are looked for first
             yield tables
     finally:
@@ -110,12 +126,13 @@ class Bench(NamedTuple):
     ours: int
     folder: Path  # of the tables
     tables: Tables
+    frame: bytes  # room for what the front program writes
 
 
 @contextmanager
 def bench(
     flows: int,
-    protocol: Protocol,
+    protocol: int,
     *,
     reply: bool = False,
     cpus: int = 1,
@@ -140,7 +157,14 @@ def bench(
             order[Order.FLOWS] = part
             order[Order.CLIENT] = _CLIENTS + cpu % cpus * part // int(Traffic.SOURCE_PORTS)
             order[Order.SERVER], order[Order.SERVER_PORT] = (_ENDPOINT, _ENDPOINT_PORT) if reply else (_VIP, _VIP_PORT)
-        defines = {"FLOWS": part, "STRIDE": _STRIDE, "PROTOCOL": int(protocol), "REPLY": int(reply)}
+        defines = {
+            "FLOWS": part,
+            "STRIDE": _STRIDE,
+            "PROTOCOL": protocol & ~Protocol.IPV6,
+            "IPV6": int(bool(protocol & Protocol.IPV6)),
+            "PREFIX6": _PREFIX6,
+            "REPLY": int(reply),
+        }
         programs = [
             loader.load(own, PROGRAMS / "restore.c", "restore", defines),
             loader.load(own, PROGRAMS / "bare.c", "bare"),
@@ -149,7 +173,8 @@ def bench(
         for program in programs:
             stack.callback(os.close, program)
         front, bare, ours = programs
-        yield Bench(front, measured, words.rows, bare, ours, folder, tables)
+        frame = bytes(int(Traffic.FRAME6_BYTES if protocol & Protocol.IPV6 else Traffic.FRAME_BYTES))
+        yield Bench(front, measured, words.rows, bare, ours, folder, tables, frame)
 
 
 def call(bench: Bench, program: int) -> None:
@@ -159,7 +184,7 @@ def call(bench: Bench, program: int) -> None:
 
 def run_ns(bench: Bench, packets: int = PACKETS) -> float:
     """Return the nanoseconds that a packet takes, front program included."""
-    return kernel.prog_test_run(bench.front, _FRAME, repeat=packets)[2]
+    return kernel.prog_test_run(bench.front, bench.frame, repeat=packets)[2]
 
 
 def need_counted(tables: Tables, reason: Reason, expected: int) -> None:
@@ -169,14 +194,24 @@ def need_counted(tables: Tables, reason: Reason, expected: int) -> None:
         raise AssertionError(f"{counted} of {expected} packets were {reason.name}: this measures something else")
 
 
-def _cost(flows: int, protocol: Protocol, direction: str, pairs: Sequence[tuple[float, float]]) -> Cost:
+def _cost(flows: int, protocol: int, direction: str, pairs: Sequence[tuple[float, float]]) -> Cost:
     nets = tuple(mine - base for base, mine in pairs)
     bare = median(base for base, _ in pairs)
-    return Cost(flows, protocol.name, direction, median(nets), min(nets), max(nets), bare, nets)
+    family = " over IPv6" if protocol & Protocol.IPV6 else ""
+    return Cost(
+        flows,
+        Protocol(protocol & ~Protocol.IPV6).name + family,
+        direction,
+        median(nets),
+        min(nets),
+        max(nets),
+        bare,
+        nets,
+    )
 
 
 def measure(
-    flows: int, protocol: Protocol = Protocol.UDP, *, reply: bool = False, trials: int = 10, capacity: int = _CAPACITY
+    flows: int, protocol: int = Protocol.UDP, *, reply: bool = False, trials: int = 10, capacity: int = _CAPACITY
 ) -> Cost:
     """Return the net cost of turnout's program with so many flows in a table for `capacity`, at least for them."""
     pairs = []
@@ -230,16 +265,16 @@ def main() -> None:
     parser.add_argument("--flows", type=int, nargs="+", default=[1, 1000, 16_384, 100_000, 500_000, 1_000_000])
     parser.add_argument("--trials", type=int, default=10)
     arguments = parser.parse_args()
-    print(f"{'flows':>9}  {'packets':<14}{'net ns':>8}  {'range':>14}  {'bare ns':>8}")
+    print(f"{'flows':>9}  {'packets':<23}{'net ns':>8}  {'range':>14}  {'bare ns':>8}")
     for flows in arguments.flows:
-        for protocol, reply in ((Protocol.UDP, False), (Protocol.UDP, True), (Protocol.TCP, False)):
+        for protocol, reply in KINDS:
             cost = measure(flows, protocol, reply=reply, trials=arguments.trials)
             spread = f"{cost.least_ns:.0f} to {cost.most_ns:.0f}"
             kind = f"{cost.protocol} {cost.direction}"
-            print(f"{flows:>9,}  {kind:<14}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
+            print(f"{flows:>9,}  {kind:<23}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
     cost = measure_admission(arguments.trials)
     spread = f"{cost.least_ns:.0f} to {cost.most_ns:.0f}"
-    print(f"{'new':>9}  {'UDP admitted':<14}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
+    print(f"{'new':>9}  {'UDP admitted':<23}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,39 +14,58 @@ struct orders {
 BPF_TABLE_PINNED("array", u32, struct orders, orders, ORDERS_ROWS, TABLES_FOLDER "/orders", BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("prog", u32, u32, measured, MEASURED_ROWS, TABLES_FOLDER "/measured", 0);
 
+static inline void write_ipv4(struct iphdr *ip, u32 source, u32 destination)
+{
+	*(u8 *)ip = 0x45;
+	ip->tos = 0;
+	ip->tot_len = __builtin_bswap16(FRAME_BYTES - ETH_HLEN);
+	ip->frag_off = __builtin_bswap16(0x4000);
+	ip->ttl = 64;
+	ip->protocol = PROTOCOL;
+	ip->check = 0x1234; /* nobody looks: what is measured updates it */
+	ip->saddr = source;
+	ip->daddr = destination;
+}
+
+/* The last 32 bits of an address are what it would be in IPv4. */
+static inline void write_ipv6(u32 *words, u32 source, u32 destination)
+{
+	words[0] = __builtin_bswap32(0x60000000);
+	words[1] = __builtin_bswap32((FRAME6_BYTES - ETH_HLEN - 40) << 16 | PROTOCOL << 8 | 64);
+	words[2] = words[6] = __builtin_bswap32(PREFIX6);
+	words[3] = words[4] = words[7] = words[8] = 0;
+	words[5] = source;
+	words[9] = destination;
+}
+
 int restore(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
-	struct iphdr *ip = data + sizeof(*eth);
-	struct udphdr *udp = (void *)(ip + 1);
-	u32 row = bpf_get_smp_processor_id(), client;
+	struct udphdr *udp = (void *)(eth + 1) + (IPV6 ? 40 : sizeof(struct iphdr));
+	u32 row = bpf_get_smp_processor_id(), client, server;
 	struct orders *order = orders.lookup(&row);
 	u64 flow, at;
 	u16 port;
 
-	if (!order || data + FRAME_BYTES > end)
+	if (!order || data + (IPV6 ? FRAME6_BYTES : FRAME_BYTES) > end)
 		return XDP_ABORTED;
 	/* Not one after the other: neighbours in the table would lend each other their cache lines. */
 	at = order->word[ORDER_NEXT];
 	order->word[ORDER_NEXT] = at + 1 == order->word[ORDER_FLOWS] ? 0 : at + 1;
 	flow = at * STRIDE % FLOWS;
 	client = __builtin_bswap32(order->word[ORDER_CLIENT] + flow / SOURCE_PORTS);
+	server = __builtin_bswap32(order->word[ORDER_SERVER]);
 	port = __builtin_bswap16(FIRST_SOURCE_PORT + flow % SOURCE_PORTS);
 
-	eth->h_proto = __builtin_bswap16(ETH_P_IP);
-	*(u8 *)ip = 0x45;
-	ip->tos = 0;
-	ip->tot_len = __builtin_bswap16(FRAME_BYTES - sizeof(*eth));
-	ip->frag_off = __builtin_bswap16(0x4000);
-	ip->ttl = 64;
-	ip->protocol = PROTOCOL;
-	ip->check = 0x1234; /* nobody looks: what is measured updates it */
-	ip->saddr = REPLY ? __builtin_bswap32(order->word[ORDER_SERVER]) : client;
-	ip->daddr = REPLY ? client : __builtin_bswap32(order->word[ORDER_SERVER]);
+	eth->h_proto = __builtin_bswap16(IPV6 ? ETH_P_IPV6 : ETH_P_IP);
+	if (IPV6)
+		write_ipv6((void *)(eth + 1), REPLY ? server : client, REPLY ? client : server);
+	else
+		write_ipv4((void *)(eth + 1), REPLY ? server : client, REPLY ? client : server);
 	udp->source = REPLY ? __builtin_bswap16(order->word[ORDER_SERVER_PORT]) : port;
 	udp->dest = REPLY ? port : __builtin_bswap16(order->word[ORDER_SERVER_PORT]);
-	udp->len = __builtin_bswap16(FRAME_BYTES - sizeof(*eth) - sizeof(*ip));
+	udp->len = __builtin_bswap16(IPV6 ? FRAME6_BYTES - ETH_HLEN - 40 : FRAME_BYTES - ETH_HLEN - sizeof(struct iphdr));
 	udp->check = 0x4321;
 	if (PROTOCOL == IPPROTO_TCP)
 		*((u8 *)udp + 13) = 0x10; /* ACK */

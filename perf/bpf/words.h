@@ -69,6 +69,7 @@ enum traffic {
 	FIRST_SOURCE_PORT = 1024,
 	SOURCE_PORTS = 32768,
 	FRAME_BYTES = 60,  /* the least: 64 with the frame check sequence */
+	FRAME6_BYTES = 74, /* the same for IPv6, with room for a TCP header */
 	LONGEST_FRAME = 1514,
 	TCP_BYTES = 40,    /* of a TCP packet, headers and nothing else */
 	CLIENT_SEQ = 1000,

@@ -14,7 +14,6 @@ from perf.measure import spread
 from perf.rows import Row
 from perf.run import Effort
 from perf.traffic import Load
-from xdp.schema import Protocol
 
 Progress = Callable[[Point, int], Callable[[], object]]
 
@@ -78,7 +77,7 @@ def _cost(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
     from perf import cost  # compiles
 
     trials = 3 if effort.is_quick else 10
-    for protocol, reply in ((Protocol.UDP, False), (Protocol.UDP, True), (Protocol.TCP, False)):
+    for protocol, reply in cost.KINDS:
         found = cost.measure(flows, protocol, reply=reply, trials=trials)
         yield f"{found.protocol} {found.direction}", found.nets_ns
 
