@@ -6,6 +6,8 @@ something in a folder that matters, and now and then in any case (a folder that 
 
 In a folder of a hundred thousand files that look takes half a second. So where the kernel names files that lie in a
 given folder, and no link leads elsewhere, only these are looked at.
+
+Whoever writes in place is given a moment to be done. A file that is renamed into its place is whole: nobody waits.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lb.manifests import is_manifest
 
@@ -34,6 +36,13 @@ _UNREST_S = 2.0  # a file that never rests is reported nevertheless
 _log = logging.getLogger(__name__)
 
 Signature = dict[str, tuple[int, ...] | None]
+
+
+class Stir(NamedTuple):
+    """What something happened to, None for any path; and whether it was nothing but renames into place."""
+
+    paths: Collection[str] | None
+    is_whole: bool = False
 
 
 def signature(paths: Sequence[str]) -> Signature:
@@ -86,22 +95,23 @@ async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> 
     told: set[str] = set()
     has_links = _has_links(paths)
     while True:
-        async for happened in _stirrings(paths, told):
+        async for happened, is_whole in _stirrings(paths, told):
             start = time.monotonic()
             if happened is not None and not happened and start < not_before:
                 continue
             names = _files_of(paths, happened) if happened and not has_links else None
+            rest_ms = 0 if is_whole else debounce_ms
             if names is None:
                 now = await asyncio.to_thread(signature, paths)
                 not_before = start + _LOOK_SHARE * (time.monotonic() - start)
                 if now != known:
-                    known = await _at_rest(lambda: signature(paths), now, debounce_ms)
+                    known = await _at_rest(lambda: signature(paths), now, rest_ms)
                     has_links = _has_links(paths)
                     yield None
                 continue
             now = _look_at(names)
             if any(known.get(name) != seen for name, seen in now.items()):
-                now = await _at_rest(lambda: _look_at(names), now, debounce_ms)  # noqa: B023 - awaited at once
+                now = await _at_rest(lambda: _look_at(names), now, rest_ms)  # noqa: B023 - awaited at once
                 changed = {name for name, seen in now.items() if known.get(name) != seen}
                 known.update(_look_at(_named(paths)) | now)
                 yield changed
@@ -122,12 +132,17 @@ def _has_links(paths: Sequence[str]) -> bool:
     return False
 
 
+def _given(paths: Sequence[str]) -> dict[str, str]:
+    """Return {absolute path: as it was given}."""
+    return {str(Path(path).absolute()): path for path in _named(paths)}
+
+
 def _files_of(paths: Sequence[str], happened: Collection[str]) -> set[str] | None:
     """Return the manifests in given folders that are among the paths that something happened to.
 
     None if something happened to what is neither: a folder, a link, a file that is given by name.
     """
-    given = {str(Path(path).absolute()): path for path in _named(paths)}
+    given = _given(paths)
     found: set[str] = set()
     for path in happened:
         folder, name = os.path.split(path)
@@ -138,18 +153,19 @@ def _files_of(paths: Sequence[str], happened: Collection[str]) -> set[str] | Non
     return found
 
 
-async def _at_rest(look: Callable[[], Signature], seen: Signature, debounce_ms: int) -> Signature:
-    """Return what `look` returns once that has not changed for `debounce_ms`, or after `_UNREST_S`."""
+async def _at_rest(look: Callable[[], Signature], seen: Signature, rest_ms: int) -> Signature:
+    """Return what `look` returns once that has not changed for `rest_ms`, or after `_UNREST_S`; at once for 0."""
     deadline = time.monotonic() + _UNREST_S
-    while True:
-        await asyncio.sleep(debounce_ms / 1000)
+    while rest_ms:
+        await asyncio.sleep(rest_ms / 1000)
         now = await asyncio.to_thread(look)
         if now == seen or time.monotonic() >= deadline:
             return now
         seen = now
+    return seen
 
 
-async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Collection[str] | None]:
+async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Stir]:
     """Yield the paths that something happened to in the folders, none now and then, None for any path.
 
     This begins with any, as what had happened before is not told, and ends when the folders are others.
@@ -159,17 +175,17 @@ async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Coll
     """
     from asyncinotify import Inotify, Mask
 
-    watched = folders(paths)
+    watched, given = folders(paths), _given(paths)
     try:
         if watched:
             with Inotify(sync_timeout=0) as inotify:
                 for folder in watched:
                     with contextlib.suppress(PermissionError):
                         inotify.add_watch(folder, Mask.ONLYDIR | _happenings(Mask))
-                yield None
+                yield Stir(None)
                 while folders(paths) == watched:
-                    yield await _next(inotify, Mask.Q_OVERFLOW)
-                yield None
+                    yield await _next(inotify, Mask, given)
+                yield Stir(None)
                 return
     except FileNotFoundError:  # a folder went away before it could be watched
         pass
@@ -182,7 +198,7 @@ async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Coll
                 error.strerror,
             )
     await asyncio.sleep(_LOOK_AGAIN_S)
-    yield None
+    yield Stir(None)
 
 
 def _happenings(mask: type[Mask]) -> Mask:
@@ -191,16 +207,18 @@ def _happenings(mask: type[Mask]) -> Mask:
     return written | mask.MOVE | mask.DELETE | mask.DELETE_SELF | mask.MOVE_SELF
 
 
-async def _next(inotify: Inotify, overflow: Mask) -> Collection[str] | None:
-    """Return what something happened to within a moment, nothing if nothing did for long, None if it is not told."""
+async def _next(inotify: Inotify, mask: type[Mask], given: Collection[str]) -> Stir:
+    """Return what something happened to within a moment, nothing if nothing did for long; `given` are our own paths."""
     try:
         async with asyncio.timeout(_LOOK_ANYWAY_S):
             events = [await inotify.get()]
     except TimeoutError:
-        return ()
+        return Stir(())
     await asyncio.sleep(_GATHER_S)
     while (event := inotify.sync_get()) is not None:
         events.append(event)
-    if any(overflow in event.mask for event in events):
-        return None
-    return {str(event.path) for event in events if event.path is not None}
+    if any(mask.Q_OVERFLOW in event.mask for event in events):
+        return Stir(None)
+    happened = [(str(event.path), event.mask) for event in events if event.path is not None]
+    ours = [what for path, what in happened if path in given or is_manifest(os.path.basename(path))]  # noqa: PTH119
+    return Stir({path for path, _ in happened}, bool(ours) and all(mask.MOVED_TO in what for what in ours))

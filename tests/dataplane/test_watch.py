@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.watch import changes, signature
+from dataplane.watch import DEBOUNCE_MS, changes, signature
 
 
-def run(paths: list[Path], *steps: Callable[[], object], timeout_s: float = 5.0) -> list[bool]:
+def run(
+    paths: list[Path], *steps: Callable[[], object], timeout_s: float = 5.0, debounce_ms: int = DEBOUNCE_MS
+) -> list[bool]:
     """Take each step, and return whether a change was reported after it within `timeout_s`."""
 
     async def follow() -> list[bool]:
         seen = []
-        stream = changes([str(path) for path in paths])
+        stream = changes([str(path) for path in paths], debounce_ms)
         pending = asyncio.ensure_future(anext(stream))
         for step in steps:
             await asyncio.sleep(0.05)  # the watch is set up meanwhile, or not: neither must matter
@@ -55,6 +57,13 @@ def test_a_file_that_is_written_in_place(web):
 
 def test_a_file_that_is_renamed_over_again_and_again(web):
     assert run([web], lambda: replace(web, "b"), lambda: replace(web, "c"), lambda: replace(web, "d")) == [True] * 3
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+def test_what_is_renamed_into_place_is_not_waited_for_and_what_is_written_there_is(web, is_folder):
+    paths = [web.parent if is_folder else web]
+    assert run(paths, lambda: replace(web, "b"), lambda: replace(web, "c"), debounce_ms=60_000) == [True, True]
+    assert run(paths, lambda: web.write_text("d"), debounce_ms=60_000, timeout_s=0.5) == [False]
 
 
 def test_a_file_that_goes_and_comes_back(web):
