@@ -391,6 +391,24 @@ def test_an_interface_that_goes_down_and_up_is_followed() -> None:
     assert world.state(row) is HopState.FORWARD
 
 
+def test_a_client_that_was_learnt_is_asked_for_when_it_is_lost() -> None:
+    """Its flows hold the row, and nothing but admission asks."""
+    world = World([LAN], [neighbour("10.0.0.7"), neighbour("10.0.0.8")])
+    node = world.node()
+    world.tell(neighbour("10.0.0.8", b"", S.FAILED))
+    node.turn()
+    assert world.asked == [((2, ip("10.0.0.8")), False)]
+    world.links = [Interface("eth0", 2, ETH0.mac, 1500, is_up=False)]
+    world.pending.links_or_routes = True
+    world.tell(neighbour("10.0.0.7"), gone=True)
+    node.turn()
+    assert world.asked[1:] == []  # there is nobody to ask
+    world.links, world.now = [ETH0], world.now + 10
+    world.pending.links_or_routes = True
+    node.turn()
+    assert ((2, ip("10.0.0.7")), False) in world.asked
+
+
 def test_lost_events_are_made_up_for_by_reading_everything_again() -> None:
     world = World([LAN], [neighbour("10.0.0.7"), neighbour("10.0.0.8")])
     node = world.node()
