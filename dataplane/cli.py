@@ -30,6 +30,7 @@ _DRAIN_POLL_S = 0.5  # the node looks at every connection
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and end the process with its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads for algebra, which first spin idly
     is_debug = "--debug" in arguments or os.environ.get("TURNOUT_DEBUG", "0") not in ("", "0")
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
