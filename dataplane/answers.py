@@ -222,7 +222,7 @@ def refuse(node, frames, start, reason, now):
     packet = node.packet[0]
     nowhere = np.uint32(_NOWHERE)
     if packet.fragment:
-        fragments.refuse(node, frames, start, reason, now)
+        fragments.refuse(node, reason, now)
     ip = start + ETHERNET_BYTES
     is_long = reason == Reason.TOO_BIG
     if is_long:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from conntrack import compiled as flows
+from dataplane import fragments
 from dataplane.answers import (
     ECHOES,
     REFUSALS,
@@ -140,10 +141,14 @@ def refuse(node, frames, start, reason, now):
     """Tell the sender of a packet that it is dropped, if it is to be told, as `answers.refuse` does."""
     packet = node.packet[0]
     nowhere = np.uint32(_NOWHERE)
+    if packet.fragment:
+        fragments.refuse(node, reason, now)
+        if not fragments.is_first(packet):
+            return reason, nowhere
     is_long = reason == Reason.TOO_BIG
     if not is_long and not is_refusal(reason):
         return reason, nowhere
-    if frames[start + ETHERNET_BYTES + 6] == _ICMPV6:  # `packet` is what an error quotes
+    if packet.quoted:  # it is an error
         return reason, nowhere
     protocol = packet.protocol & ~np.uint8(_IPV6)
     if (protocol != _TCP and protocol != _UDP and not packet.unknown_at) or not _has_a_sender(frames, start):
@@ -168,7 +173,7 @@ def refuse(node, frames, start, reason, now):
 @compiled
 def answer_echo(node, frames, start, now):
     """Turn an echo request to a VIP into its answer. Return (reason, egress ifindex)."""
-    nowhere = np.uint32(_NOWHERE)
+    packet, nowhere = node.packet[0], np.uint32(_NOWHERE)
     ip, icmp = start + ETHERNET_BYTES, start + ETHERNET_BYTES + IPV6_BYTES
     if not _has_a_sender(frames, start):
         return Reason.NOT_SERVED, nowhere
@@ -180,6 +185,14 @@ def answer_echo(node, frames, start, now):
     store64(frames, ip + DST, source[0])
     store64(frames, ip + DST + 8, source[1])
     frames[ip + 7] = _HOP_LIMIT
+    asked = start + np.int64(packet.l4)
+    if asked > icmp:  # extension headers were for the way here
+        length = icmp + be16(frames, ip + 4) - asked
+        for offset in range(length):
+            frames[icmp + offset] = frames[asked + offset]
+        frames[ip + 6] = _ICMPV6
+        store_be16(frames, ip + 4, length)
+        packet.length = ETHERNET_BYTES + IPV6_BYTES + length
     replace_byte(frames, icmp, _ECHO_REPLY, icmp + 2)
     turn_macs(frames, start)
     return Reason.ECHO_ANSWERED, node.link[0].ifindex

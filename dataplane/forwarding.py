@@ -61,7 +61,7 @@ def forward(node, frames, start, length, longest, slot, event, now):
         reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
     if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:
         if packet.fragment:
-            fragments.begin(node, frames, start, packet.ports, np.uint8(0), now)
+            fragments.begin(node, packet.ports, np.uint8(0), now)
         flows.touch(tables, slot, event, length, now)
         if packet.protocol & _IPV6:
             wire6.rewrite(frames, start, packet.l4, flow, tables, row)
@@ -88,7 +88,7 @@ def translate_error(node, frames, start, longest, now):
             return reason, egress
     if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:
         if packet.protocol & _IPV6:
-            wire6.translate_error(frames, start, flow, tables, row)
+            wire6.translate_error(frames, start, packet, flow, tables, row)
         else:
             wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
     return reason, egress

@@ -1,9 +1,9 @@
 """Datagrams in fragments: what the first fragment was, the others follow.
 
 Only the first fragment has ports. When it is forwarded, they are noted here by (source, destination, identification,
-protocol) as the fragments arrive, in either direction; a later fragment looks its flow up with them. Datagrams are
-neither put together nor kept: each fragment goes on by itself. What comes before its first fragment waits in the packet
-loop (dataplane/holding.py), and is tried again when `begun` has grown.
+protocol) as the fragments arrive, in either direction and family; a later fragment looks its flow up with them.
+Datagrams are neither put together nor kept: each fragment goes on by itself. What comes before its first fragment waits
+in the packet loop (dataplane/holding.py), and is tried again when `begun` has grown.
 
 Which pieces of a datagram have come is noted, too: a piece that comes again is dropped, and with an overlap the whole
 datagram is given up (RFC 5722 does so for IPv6, Linux for both). A datagram that is complete is forgotten at once.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dataplane.rings import lock, unlock
-from dataplane.wire import ETHERNET_BYTES, TCP_BYTES, UDP_BYTES, be16
+from dataplane.wire import ETHERNET_BYTES, TCP_BYTES, UDP_BYTES
 from xdp.atomic import store_release
 from xdp.bundle import Bundle
 from xdp.byteorder import swapped16
@@ -35,7 +35,8 @@ _DATAGRAMS = 1024
 _MOST_PIECES = 128  # 65,535 bytes in pieces of 512
 _LIFE_S = int(Limit.FRAGMENT_S)
 _LEAD_S = 1  # a first fragment that comes again so much later begins another datagram: its number was used again
-_TCP, _UDP = int(Protocol.TCP), int(Protocol.UDP)
+_TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
+_IPV6_HEADERS = 40 + 8  # IPv6's own, and a fragment's
 _MORE = 0x2000
 _OFFSET = 0x1FFF
 _MOST_BYTES = 65535
@@ -43,8 +44,8 @@ _MOST_BYTES = 65535
 # A datagram of which pieces are still to come. `blocks` (of eight bytes) have come, of `total`, 0: not known yet.
 DATAGRAM = np.dtype(
     [
-        ("addrs", "u8"),
-        ("which", "u4"),  # protocol and identification; 0: a free place
+        ("ends", "u8"),
+        ("which", "u8"),  # protocol and identification; 0: a free place
         ("ports", "u4"),
         ("since", "u4"),
         ("pieces", "u2"),
@@ -81,6 +82,19 @@ def new_fragments() -> Fragments:
 
 
 @inlined
+def is_ipv6(packet):
+    """Tell whether a fragment is of IPv6: only there the protocol lies so high, whose number IPv4 might have, too."""
+    return packet.datagram >> np.uint64(32) != 0
+
+
+@inlined
+def has_transport(packet):
+    """Tell whether a fragment is of a protocol with ports."""
+    protocol = packet.protocol & ~np.uint8(_IPV6) if is_ipv6(packet) else packet.protocol
+    return protocol == _TCP or protocol == _UDP
+
+
+@inlined
 def is_first(packet):
     """Tell whether a fragment is its datagram's first."""
     return swapped16(packet.fragment) & _OFFSET == 0
@@ -95,7 +109,8 @@ def _age(datagram, now):
 def _bucket(node, packet):
     """Return the first place of a packet's bucket."""
     key = node.tables.control[0].hash_key
-    hashed = hash_tuple(packet.addrs, packet.datagram, np.uint8(0), key[0], key[1])
+    protocol = np.uint8(packet.datagram >> np.uint64(32))
+    hashed = hash_tuple(packet.ends, np.uint32(packet.datagram), protocol, key[0], key[1])
     return first_place(hashed, _DATAGRAMS // _WAYS) * _WAYS
 
 
@@ -107,23 +122,24 @@ def find(node, packet, now):
     life = _LIFE_S * np.int64(node.tables.control[0].hertz)
     for row in range(first, first + _WAYS):
         datagram = table[row]
-        if datagram.which == packet.datagram and datagram.addrs == packet.addrs and _age(datagram, now) <= life:
+        if datagram.which == packet.datagram and datagram.ends == packet.ends and _age(datagram, now) <= life:
             return np.int64(row)
     return np.int64(MISS)
 
 
 @inlined
-def _piece(frames, start, packet):
+def _piece(packet):
     """Return (first block, block behind, whether it is the last piece) of a fragment; no blocks: its shape is wrong."""
-    ip = start + ETHERNET_BYTES
-    header = np.int64(packet.l4) - ETHERNET_BYTES
     fields = np.int64(swapped16(packet.fragment))
     is_last = not fields & _MORE
-    offset, length = fields & _OFFSET, be16(frames, ip + 2) - header
-    least = np.int64(1)
+    offset, length = fields & _OFFSET, np.int64(packet.size)
+    is_tcp = packet.protocol & ~np.uint8(_IPV6) == _TCP
+    least, header = np.int64(1), np.int64(packet.l4) - ETHERNET_BYTES
+    if packet.protocol & _IPV6:
+        header -= _IPV6_HEADERS  # which do not count
     if offset == 0:  # RFC 1858: a header in pieces hides what it is
-        least = np.int64(TCP_BYTES) if packet.protocol == _TCP else np.int64(UDP_BYTES)
-    elif offset == 1 and packet.protocol == _TCP:
+        least = np.int64(TCP_BYTES) if is_tcp else np.int64(UDP_BYTES)
+    elif offset == 1 and is_tcp:
         least = np.int64(_MOST_BYTES + 1)
     is_whole = is_last or length & 7 == 0
     if length < least or not is_whole or header + offset * 8 + length > _MOST_BYTES:
@@ -166,10 +182,10 @@ def _note(node, row, first, behind, is_last):
 
 
 @compiled
-def lead(node, frames, start, now):
+def lead(node, now):
     """Return FORWARDED if a first fragment may begin its datagram, else why it is to be dropped."""
     packet, fragments = node.packet[0], node.fragments
-    first, behind, is_last = _piece(frames, start, packet)
+    first, behind, is_last = _piece(packet)
     lock(fragments.lock)
     row = find(node, packet, now)
     reason = Reason.FORWARDED
@@ -186,10 +202,10 @@ def lead(node, frames, start, now):
 
 
 @compiled
-def begin(node, frames, start, ports, is_over, now):
+def begin(node, ports, is_over, now):
     """Note a first fragment, so that the others of its datagram follow it; with `is_over` they are dropped."""
     packet, fragments = node.packet[0], node.fragments
-    first, behind, is_last = _piece(frames, start, packet)
+    first, behind, is_last = _piece(packet)
     lock(fragments.lock)
     row = find(node, packet, now)
     if row == MISS:
@@ -199,7 +215,7 @@ def begin(node, frames, start, ports, is_over, now):
             if age > oldest:
                 row, oldest = np.int64(way), age
     datagram = fragments.datagrams[row]
-    datagram.addrs = packet.addrs
+    datagram.ends = packet.ends
     datagram.which = packet.datagram
     datagram.ports = ports
     datagram.since = now
@@ -213,33 +229,32 @@ def begin(node, frames, start, ports, is_over, now):
 
 
 @compiled
-def refuse(node, frames, start, reason, now):
+def refuse(node, reason, now):
     """Note that a first fragment is dropped, so that the others of its datagram need not wait for it."""
     packet = node.packet[0]
-    has_ports = packet.protocol == _TCP or packet.protocol == _UDP
     is_its_own = reason == Reason.FRAGMENT_ALONE or Reason.FRAGMENT_OVERLAP <= reason <= Reason.FRAGMENT_BROKEN
-    if is_first(packet) and has_ports and not is_its_own:
-        begin(node, frames, start, np.uint32(0), np.uint8(REFUSED), now)
+    if is_first(packet) and has_transport(packet) and not is_its_own:
+        begin(node, np.uint32(0), np.uint8(REFUSED), now)
 
 
 @inlined
-def shape(frames, start, packet):
+def shape(packet):
     """Return FORWARDED if a later fragment is one of a datagram that may be, else FRAGMENT_BROKEN."""
-    first, behind, _ = _piece(frames, start, packet)
+    first, behind, _ = _piece(packet)
     return Reason.FRAGMENT_BROKEN if first == behind or first == 0 else Reason.FORWARDED
 
 
 @inlined
-def check(node, frames, start, row):
+def check(node, row):
     """Return FORWARDED if a later fragment fits to what has come of its datagram; the caller holds the lock."""
-    first, behind, is_last = _piece(frames, start, node.packet[0])
+    first, behind, is_last = _piece(node.packet[0])
     if first == behind or first == 0:
         return Reason.FRAGMENT_BROKEN
     return _fits(node, row, first, behind, is_last)
 
 
 @inlined
-def note(node, frames, start, row):
+def note(node, row):
     """Note that a later fragment was forwarded; the caller holds the lock."""
-    first, behind, is_last = _piece(frames, start, node.packet[0])
+    first, behind, is_last = _piece(node.packet[0])
     _note(node, row, first, behind, is_last)

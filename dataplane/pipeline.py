@@ -20,7 +20,7 @@ from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Event, Limit, Protocol, Reason, State
 
-_TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
+_TCP, _IPV6 = int(Protocol.TCP), int(Protocol.IPV6)
 _ORIGINAL = int(Direction.ORIGINAL)
 _SYN, _DATA = int(Event.SYN), int(Event.DATA)
 _RESET, _STATE_BITS = int(State.RESET), int(Limit.STATE_BITS)
@@ -98,6 +98,12 @@ def _begin_ipv6(node, frames, start, length, longest, now):
         return found, np.uint32(NOWHERE)
     if found == Reason.ICMP_ERROR:
         return translate_error(node, frames, start, longest, now)
+    if found == Reason.VIP_FRAGMENT or found == Reason.FLOW_FRAGMENT:
+        packet.ends = wire6.pair_of(frames, start, tables.control[0].hash_key[0])  # a client may have no name yet
+    if found == Reason.VIP_FRAGMENT:
+        return _follow(node, frames, start, length, longest, now)
+    if found == Reason.FLOW_FRAGMENT:
+        return fragments.lead(node, now), np.uint32(NOWHERE)
     return _answer_other6(node, frames, start, found, now)
 
 
@@ -109,8 +115,6 @@ def _answer_other6(node, frames, start, found, now):
     if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
         if found == Reason.VIP_ECHO:
             return Reason.OTHER_ICMP, nowhere
-        if found == Reason.VIP_FRAGMENT:
-            return Reason.OTHER_FRAGMENT, nowhere
         return Reason.NOT_OURS if found == Reason.UNSUMMED else found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
@@ -118,8 +122,6 @@ def _answer_other6(node, frames, start, found, now):
         return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.UNSUMMED:
         return found, nowhere
-    if found == Reason.VIP_FRAGMENT:
-        return Reason.IPV6_FRAGMENT, nowhere
     if found == Reason.VIP_ECHO and tables.control[0].answers_echo:
         return answers6.answer_echo(node, frames, start, now)
     return Reason.NOT_SERVED, nowhere
@@ -148,7 +150,7 @@ def _handle_rest(node, frames, start, length, longest, found, now):
     if found == Reason.VIP_FRAGMENT:
         return _follow(node, frames, start, length, longest, now)
     if found == Reason.FLOW_FRAGMENT:
-        return fragments.lead(node, frames, start, now), nowhere
+        return fragments.lead(node, now), nowhere
     return _answer_other(node, frames, start, found, now)
 
 
@@ -177,8 +179,8 @@ def _follow(node, frames, start, length, longest, now):
     datagram = fragments.find(node, packet, now)
     if datagram == fragments.MISS:
         unlock(node.fragments.lock)
-        return _await_first(node, frames, start)
-    reason, egress = fragments.check(node, frames, start, datagram), nowhere
+        return _await_first(node)
+    reason, egress = fragments.check(node, datagram), nowhere
     if reason == Reason.FORWARDED:
         reason = Reason.FRAGMENT_ALONE
         ports = node.fragments.datagrams[datagram].ports
@@ -192,26 +194,30 @@ def _follow(node, frames, start, length, longest, now):
             is_left_alone = egress == KERNEL and is_left_to_egress(flow)
             if not is_left_alone and (reason == Reason.FORWARDED or reason == Reason.TO_KERNEL):
                 flows.touch(tables, slot, _DATA, length, now)
-                wire.rewrite_addresses(frames, start, flow, tables.next_hops, row)
-                fragments.note(node, frames, start, datagram)
+                if packet.protocol & _IPV6:
+                    wire6.rewrite_addresses(frames, start, flow, tables, row)
+                else:
+                    wire.rewrite_addresses(frames, start, flow, tables.next_hops, row)
+                fragments.note(node, datagram)
     unlock(node.fragments.lock)
     return reason, egress
 
 
 @inlined
-def _await_first(node, frames, start):
+def _await_first(node):
     """Return (reason, egress) of a fragment of whose datagram nothing is known."""
     packet = node.packet[0]
     nowhere = np.uint32(NOWHERE)
-    if not _is_vip(node.tables, np.uint32(packet.addrs >> np.uint64(32))):
+    family = _IPV6 if fragments.is_ipv6(packet) else 0
+    if not _is_vip_of(node.tables, np.uint32(packet.addrs >> np.uint64(32)), family):
         return Reason.OTHER_FRAGMENT, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, nowhere
-    if packet.protocol != _TCP and packet.protocol != _UDP:
+    if not fragments.has_transport(packet):
         return Reason.NOT_SERVED, nowhere
-    shape = fragments.shape(frames, start, packet)
+    shape = fragments.shape(packet)
     if shape != Reason.FORWARDED:
         return shape, nowhere
     return Reason.FRAGMENT_ALONE, np.uint32(AWAITED)

@@ -22,14 +22,19 @@ ARP_BYTES = 28
 
 # What `parse` finds, beside the twin of struct packet. `l4` is the offset of the transport header from the frame's
 # start, `length` the frame's own, `next_hop` the row that it was to leave by. Of a fragment, `fragment` is the offset
-# and whether more follow, as on the wire, and `datagram` its protocol and identification; else they are 0. `unknown_at`
-# is where an IPv6 packet names a protocol that nobody here knows (wire6.py), from its header's start; else 0.
+# and whether more follow, as IPv4 has them on the wire, `ends` stands for both addresses, `datagram` for protocol and
+# identification, and `size` is how many bytes of the datagram it has; else they are 0. Of IPv6 (wire6.py), `quoted` is
+# the offset of the transport header that an error quotes, and `unknown_at` where a protocol is named that nobody here
+# knows, from the header's start; else 0.
 PACKET = np.dtype(
     [
         ("addrs", "u8"),
+        ("ends", "u8"),
+        ("datagram", "u8"),
         ("ports", "u4"),
         ("l4", "u4"),
-        ("datagram", "u4"),
+        ("size", "u4"),
+        ("quoted", "u4"),
         ("length", "u4"),
         ("next_hop", "u4"),
         ("fragment", "u2"),
@@ -135,7 +140,9 @@ def _parse_fragment(frames, start, fragment, length, packet):
     """
     l4 = start + np.int64(packet.l4)
     packet.fragment = fragment
-    packet.datagram = np.uint32(packet.protocol) << np.uint32(16) | np.uint32(
+    packet.ends = packet.addrs
+    packet.size = length
+    packet.datagram = np.uint64(packet.protocol) << np.uint64(16) | np.uint64(
         load16(frames, start + ETHERNET_BYTES + 4)
     )
     if fragment & _OFFSET:
@@ -161,7 +168,10 @@ def parse(frames, start, length, packet):
     packet.protocol = 0
     packet.ttl = 0
     packet.tcp_flags = 0
+    packet.ends = 0
     packet.datagram = 0
+    packet.size = 0
+    packet.quoted = 0
     packet.fragment = 0
     packet.length = length
     packet.source_routed = 0

@@ -6,7 +6,7 @@ import numpy as np
 
 from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, TO_KERNEL, UDP_BYTES, be16, checksum_add, write_macs
 from xdp import naming
-from xdp.byteorder import swapped32
+from xdp.byteorder import swapped16, swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Extension, Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store64
@@ -22,6 +22,7 @@ _FIRST_ERROR, _LAST_ERROR = 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
 _FRAGMENT, _NOTHING = int(Extension.FRAGMENT), 59  # "no next header"
+_MORE_OR_OFFSET, _OFFSET = 0xF9FF, 0xF8FF  # 0xfff9 and 0xfff8 on the wire
 _EXTENSIONS, _EXTENSION_BYTES = int(Limit.EXTENSIONS), int(Limit.EXTENSION_BYTES)
 _TCP_CHECK, _UDP_CHECK = 16, 6
 _TCP_FLAGS = 0x3F
@@ -34,74 +35,110 @@ def is_ipv6(frames, start, length):
     return length >= ETHERNET_BYTES and load16(frames, start + 12) == TYPE_IPV6
 
 
+@compiled
+def _walk(frames, start, at, kind, named_at, stop):
+    """Walk over extension headers, if there are any, in a packet that ends at offset `stop`.
+
+    The first is of a kind that is named at `named_at`, and lies at `at`. Return (FORWARDED, what follows, where it is,
+    where it is named, whether the sender says which way, fragment), or why they are not walked to the end. A routing
+    header with hops to come says so, or one of type 0, which nobody follows any more (RFC 5095). Behind the header of a
+    fragment (`fragment`: offset and whether more follow, as it lies there) there is nothing to walk over, unless it is
+    the only one of its datagram (RFC 6946).
+    """
+    most, is_routed, fragment = at + _EXTENSION_BYTES, False, np.uint16(0)
+    if kind != _HOP_BY_HOP and kind != _ROUTING and kind != _FRAGMENT and kind != _DESTINATION:
+        return Reason.FORWARDED, kind, at, named_at, is_routed, fragment
+    for _ in range(_EXTENSIONS):
+        if at + 8 > stop:
+            return Reason.TOO_SHORT, kind, at, named_at, is_routed, fragment
+        if kind == _ROUTING and (frames[start + at + 2] == 0 or frames[start + at + 3] != 0):
+            is_routed = True
+        if kind == _FRAGMENT:
+            fragment = load16(frames, start + at + 2) & np.uint16(_MORE_OR_OFFSET)
+        length = np.int64(8) if kind == _FRAGMENT else (1 + np.int64(frames[start + at + 1])) * 8
+        named_at, kind = at, np.int64(frames[start + at])
+        at += length
+        if fragment:
+            break
+        if at > most:
+            return Reason.NOT_TCP_UDP, np.int64(_NOTHING), at, named_at, is_routed, fragment
+        if kind != _ROUTING and kind != _FRAGMENT and kind != _DESTINATION:  # options for every hop come first
+            break
+    if at > stop:
+        return Reason.TOO_SHORT, kind, at, named_at, is_routed, fragment
+    return Reason.FORWARDED, kind, at, named_at, is_routed, fragment
+
+
 @inlined
-def _parse_icmp(frames, start, payload, packet):
-    """Take the ports of an ICMPv6 error's quote, turned round, which is `payload` bytes long with its header."""
-    icmp = start + ETHERNET_BYTES + IPV6_BYTES
+def _parse_icmp(frames, start, stop, packet):
+    """Take the ports of an ICMPv6 error's quote, turned round; or see that the packet is an echo request."""
+    icmp = np.int64(packet.l4)
     quote = icmp + ICMP_BYTES
-    if payload < ICMP_BYTES:
+    if quote > stop:
         return Reason.TOO_SHORT
-    if frames[icmp] == _ECHO:
+    if frames[start + icmp] == _ECHO:
         return Reason.VIP_ECHO
-    if frames[icmp] < _FIRST_ERROR or frames[icmp] > _LAST_ERROR:
+    if frames[start + icmp] < _FIRST_ERROR or frames[start + icmp] > _LAST_ERROR:
         return Reason.OTHER_ICMP
-    if payload < ICMP_BYTES + IPV6_BYTES:
+    if quote + IPV6_BYTES > stop:
         return Reason.TOO_SHORT
-    protocol = frames[quote + _NEXT]
-    if frames[quote] >> 4 != 6 or (protocol != _TCP and protocol != _UDP):
+    if frames[start + quote] >> 4 != 6:
         return Reason.OTHER_ICMP
-    if payload < ICMP_BYTES + IPV6_BYTES + 8:
+    kind = np.int64(frames[start + quote + _NEXT])
+    refusal, protocol, at, _, _, fragment = _walk(frames, start, quote + IPV6_BYTES, kind, quote + _NEXT, stop)
+    if refusal != Reason.FORWARDED:
+        return refusal if refusal == Reason.TOO_SHORT else Reason.OTHER_ICMP
+    if (protocol != _TCP and protocol != _UDP) or fragment & np.uint16(_OFFSET):
+        return Reason.OTHER_ICMP
+    if at + 8 > stop:
         return Reason.TOO_SHORT
-    ports = load32(frames, quote + IPV6_BYTES)
+    ports = load32(frames, start + at)
+    packet.quoted = at
     packet.protocol = protocol | _IPV6
     packet.ports = ports >> np.uint32(16) | ports << np.uint32(16)
     return Reason.ICMP_ERROR
 
 
-@compiled
-def _skip_extensions(frames, start, stop, packet):
-    """Walk over extension headers, the first of which lies at `packet.l4`, in a packet that ends at offset `stop`.
+@inlined
+def _parse_ports(frames, start, stop, protocol, whole, broken, packet):
+    """Take the ports of TCP or UDP at `packet.l4`, in a packet that ends at offset `stop`.
 
-    Change `packet`: `l4` is the offset of what follows them, `source_routed` whether a routing header has hops to come
-    or is of type 0, which nobody follows any more (RFC 5095). Return (FORWARDED, protocol of what follows, where it is
-    named), or why they are not walked to the end.
+    Return `whole`, UNSUMMED, or `broken` if the header does not fit, or it is neither.
     """
-    at, kind = np.int64(packet.l4), np.int64(frames[start + ETHERNET_BYTES + _NEXT])
-    named_at = at
-    for _ in range(_EXTENSIONS):
-        if at + 8 > stop:
-            return Reason.TOO_SHORT, kind, named_at
-        if kind == _ROUTING and (frames[start + at + 2] == 0 or frames[start + at + 3] != 0):
-            packet.source_routed = 1
-        named_at = at
-        kind = np.int64(frames[start + at])
-        at += (1 + np.int64(frames[start + at + 1])) * 8
-        if at > ETHERNET_BYTES + IPV6_BYTES + _EXTENSION_BYTES:
-            return Reason.NOT_TCP_UDP, kind, named_at
-        if kind != _ROUTING and kind != _DESTINATION:  # options for every hop come first, or are none
-            break
-    if at > stop:
-        return Reason.TOO_SHORT, kind, named_at
-    packet.l4 = at
-    return Reason.FORWARDED, kind, named_at
+    l4 = np.int64(packet.l4)
+    if protocol == _TCP:
+        if l4 + TCP_BYTES > stop:
+            return broken
+        packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
+    else:
+        if protocol != _UDP or l4 + UDP_BYTES > stop:
+            return broken
+        if load16(frames, start + l4 + _UDP_CHECK) == 0:
+            whole = Reason.UNSUMMED
+    packet.ports = load32(frames, start + l4)
+    return whole
 
 
 @inlined
-def _what_else(protocol, named_at, packet):
-    """Return what a packet is whose protocol, named at an offset, is none that goes on; note in `packet` if unknown."""
-    if protocol == _FRAGMENT:
+def _parse_fragment(frames, start, stop, protocol, fragment, packet):
+    """Take what a fragment says of its datagram, and ports: FLOW_FRAGMENT; VIP_FRAGMENT if it has none."""
+    l4 = np.int64(packet.l4)
+    field = swapped16(fragment)
+    packet.fragment = swapped16(field >> 3 | (field & 1) << 13)
+    packet.protocol = _IPV6 | protocol
+    packet.datagram = np.uint64(packet.protocol) << np.uint64(32) | np.uint64(load32(frames, start + l4 - 4))
+    packet.size = stop - l4
+    if field >> 3:
         return Reason.VIP_FRAGMENT
-    if protocol != _NOTHING and protocol != _ROUTING and protocol != _DESTINATION:  # those were too many
-        packet.unknown_at = named_at - ETHERNET_BYTES
-    return Reason.NOT_TCP_UDP
+    return _parse_ports(frames, start, stop, protocol, Reason.FLOW_FRAGMENT, Reason.VIP_FRAGMENT, packet)
 
 
 @compiled
 def parse(frames, start, length, packet):
     """Fill `packet`, in which `wire.parse` has set everything to zero; return FORWARDED if it is TCP or UDP, or what.
 
-    Of an ICMP error, what it quotes, turned round; behind extension headers there is no ICMP for us. Addresses are left
-    to `name_ends`. Every length is checked before the bytes behind it are read.
+    Of an ICMP error, what it quotes, turned round. Addresses are left to `name_ends`. Every length is checked before
+    the bytes behind it are read.
     """
     ip = ETHERNET_BYTES
     if ip + IPV6_BYTES > length:
@@ -113,32 +150,24 @@ def parse(frames, start, length, packet):
         return Reason.TOO_SHORT
     packet.protocol = _IPV6
     packet.ttl = frames[start + ip + _HOPS]
-    packet.l4 = ip + IPV6_BYTES
-    protocol = np.int64(frames[start + ip + _NEXT])
-    named_at = np.int64(ip + _NEXT)
-    if protocol == _HOP_BY_HOP or protocol == _ROUTING or protocol == _DESTINATION:
-        refusal, protocol, named_at = _skip_extensions(frames, start, stop, packet)
-        if refusal != Reason.FORWARDED:
-            return refusal
-    l4, reason = np.int64(packet.l4), Reason.FORWARDED
-    if protocol == _TCP:
-        if l4 + TCP_BYTES > stop:
-            return Reason.TOO_SHORT
-        packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
-    elif protocol == _UDP:
-        if l4 + UDP_BYTES > stop:
-            return Reason.TOO_SHORT
-        if load16(frames, start + l4 + _UDP_CHECK) == 0:
-            reason = Reason.UNSUMMED
-    elif protocol == _ICMPV6:
-        if l4 > ip + IPV6_BYTES:
-            return Reason.OTHER_ICMP
-        return _parse_icmp(frames, start, stop - l4, packet)
-    else:
-        return _what_else(protocol, named_at, packet)
+    kind, named_at = np.int64(frames[start + ip + _NEXT]), np.int64(ip + _NEXT)
+    refusal, protocol, at, named_at, is_routed, fragment = _walk(
+        frames, start, np.int64(ip + IPV6_BYTES), kind, named_at, stop
+    )
+    packet.source_routed = is_routed
+    if refusal != Reason.FORWARDED:
+        return refusal
+    packet.l4 = at
+    if fragment:
+        return _parse_fragment(frames, start, stop, protocol, fragment, packet)
+    if protocol == _ICMPV6:
+        return _parse_icmp(frames, start, stop, packet)
+    if protocol != _TCP and protocol != _UDP:
+        if protocol != _NOTHING and protocol != _ROUTING and protocol != _FRAGMENT and protocol != _DESTINATION:
+            packet.unknown_at = named_at - ETHERNET_BYTES  # those were too many
+        return Reason.NOT_TCP_UDP
     packet.protocol = _IPV6 | protocol
-    packet.ports = load32(frames, start + l4)
-    return reason
+    return _parse_ports(frames, start, stop, protocol, Reason.FORWARDED, Reason.TOO_SHORT, packet)
 
 
 @inlined
@@ -204,7 +233,7 @@ def name_ends(tables, frames, start, packet, is_error):
 
     Of an ICMP error, those of its quote turned round.
     """
-    ip = start + (ICMP_BYTES + IPV6_BYTES if is_error else 0)
+    ip = start + (np.int64(packet.l4) + ICMP_BYTES - ETHERNET_BYTES if is_error else np.int64(0))
     first, second = source_of(frames, ip)
     source = swapped32(naming.find(tables, first, second))
     first, second = destination_of(frames, ip)
@@ -230,13 +259,19 @@ def _route(frames, start, tables, row):
 
 
 @compiled
-def rewrite(frames, start, l4, flow, tables, row):
-    """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
+def rewrite_addresses(frames, start, flow, tables, row):
+    """Change a later fragment, which has neither ports nor a checksum of them, as its flow record says."""
     ip = start + ETHERNET_BYTES
-    l4 = start + np.int64(l4)
     _route(frames, start, tables, row)
     _store_address(frames, ip + SRC, tables, flow.new_src_addr)
     _store_address(frames, ip + DST, tables, flow.new_dst_addr)
+
+
+@compiled
+def rewrite(frames, start, l4, flow, tables, row):
+    """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
+    l4 = start + np.int64(l4)
+    rewrite_addresses(frames, start, flow, tables, row)
     store16(frames, l4, flow.new_src_port)
     store16(frames, l4 + 2, flow.new_dst_port)
     if flow.protocol == _UDP | _IPV6:
@@ -289,17 +324,17 @@ def _folded(total):
 
 
 @compiled
-def translate_error(frames, start, flow, tables, row):
+def translate_error(frames, start, packet, flow, tables, row):
     """Change an ICMPv6 error about a packet that we translated into one about the packet as it was before.
 
     `flow` is the record of the direction in which the error travels, as for `wire.translate_error`. ICMPv6's checksum
     covers the addresses of the packet, too (RFC 4443 section 2.3).
     """
     ip = start + ETHERNET_BYTES
-    icmp = ip + IPV6_BYTES
+    icmp = start + np.int64(packet.l4)
     quote = icmp + ICMP_BYTES
-    ports = quote + IPV6_BYTES
-    stop = icmp + be16(frames, ip + 4)  # what follows is padding
+    ports = start + np.int64(packet.quoted)
+    stop = ip + IPV6_BYTES + be16(frames, ip + 4)  # what follows is padding
     is_udp = flow.protocol == _UDP | _IPV6
     check = ports + (_UDP_CHECK if is_udp else _TCP_CHECK)
 

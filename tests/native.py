@@ -28,7 +28,7 @@ typedef uint16_t __be16; typedef uint32_t __be32; typedef _Bool bool;
 # What the headers declare inside, for a parser that reads declarations only.
 _DECLARATIONS = """
 struct tuple { uint64_t addrs; uint32_t ports; uint32_t protocol; };
-struct packet { struct tuple tuple; uint32_t l4; uint32_t datagram; uint8_t ttl; uint8_t tcp_flags; };
+struct packet { struct tuple tuple; uint64_t datagram; uint32_t l4, quoted; uint8_t ttl; uint8_t tcp_flags; };
 uint64_t native_hash(const struct tuple *tuple, uint64_t key0, uint64_t key1);
 uint32_t native_first_place(uint64_t hash, uint32_t count);
 uint32_t native_second_place(uint64_t hash, uint32_t count);
@@ -123,11 +123,12 @@ class Native:
         return self.ffi.new("struct tuple *", {"addrs": addrs, "ports": ports, "protocol": protocol})
 
     def parse(self, frame: Any, length: int) -> tuple[int, tuple[int, ...]]:
-        """Return (reason, (addrs, ports, protocol, l4, ttl, tcp_flags, datagram)) of `length` bytes of `frame`."""
+        """Return (reason, (addrs, ports, protocol, l4, ttl, tcp_flags, datagram, quoted)) of `length` bytes."""
         packet = self.ffi.new("struct packet *")
         reason = self.library.native_parse(self.ffi.from_buffer(frame), length, packet)
         key = packet.tuple
-        return reason, (key.addrs, key.ports, key.protocol, packet.l4, packet.ttl, packet.tcp_flags, packet.datagram)
+        found = packet.l4, packet.ttl, packet.tcp_flags, packet.datagram, packet.quoted
+        return reason, (key.addrs, key.ports, key.protocol, *found)
 
     def rewrite(self, frame: Any, l4: int, flow: bytes, hop: bytes) -> int:
         """Change `frame`; return 0, or -1 if it is too short."""

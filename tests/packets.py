@@ -170,7 +170,13 @@ def uncut(frame: bytes) -> bytes:
 
 
 def fragment_of(frame: bytes, first: int, behind: int, number: int = 7) -> bytes:
-    """Return a fragment of a frame's packet: these bytes of what follows its IPv4 header."""
+    """Return a fragment of a frame's packet: these bytes of what follows its header."""
+    if IPv6 in Ether(frame):
+        whole = Ether(frame)[IPv6]
+        payload = bytes(whole.payload)
+        ip = IPv6(src=whole.src, dst=whole.dst, hlim=whole.hlim, tc=whole.tc, fl=whole.fl)
+        header = IPv6ExtHdrFragment(nh=whole.nh, offset=first // 8, m=int(behind < len(payload)), id=number)
+        return frame[:ETHERNET_BYTES] + bytes(ip / header / Raw(payload[first:behind]))
     packet = Ether(frame)[IP]
     payload = bytes(packet.payload)
     ip = IP(src=packet.src, dst=packet.dst, ttl=packet.ttl, tos=packet.tos, options=packet.options, proto=packet.proto)
@@ -222,7 +228,7 @@ def routing(hops_left: int = 0, kind: int = 4) -> Packet:
 
 
 def fragment6(frame: bytes, offset: int = 0, has_more: bool = True) -> bytes:
-    """Return an IPv6 frame that says that its packet is a fragment; `offset` in blocks."""
+    """Return an IPv6 frame that says that its packet is a fragment; `offset` in blocks. 0 and no more: all of it."""
     return behind(IPv6ExtHdrFragment(offset=offset, m=int(has_more), id=7), frame)
 
 
@@ -250,6 +256,8 @@ def sctp() -> bytes:
 def echo_request(
     destination: Address = VIP, source: Address = CLIENT, payload: bytes = b"ping" * 8, **fields: Any
 ) -> bytes:
+    if destination[0] & IPV6:
+        return bytes(_ether() / _ip(source, destination, fields) / ICMPv6EchoRequest(id=77, seq=5, data=payload))
     ip = IP(src=host(source[0]), dst=host(destination[0]), **fields)
     return bytes(_ether() / ip / ICMP(type=8, id=77, seq=5) / Raw(payload))
 
@@ -465,6 +473,38 @@ def _named() -> dict[str, bytes]:
         "ipv6-udp-to-many-machines": b"\xff" * 6 + udp(CLIENT6, (VIP6[0], 82))[6:],
         **_with_extensions(),
         "ipv6-fragment": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64))),
+        "ipv6-fragment-later": later_fragment(CLIENT6, DNS_VIP6),
+        "ipv6-fragment-later-to-a-stranger": later_fragment(CLIENT6, STRANGER6),
+        "ipv6-fragment-of-a-segment": fragment_of(data(CLIENT6, VIP6, bytes(64)), 0, 40),
+        "ipv6-fragment-with-half-a-header": fragment_of(data(CLIENT6, VIP6, bytes(64)), 0, 16),
+        "ipv6-fragment-unsummed": fragment6(unsummed(udp(CLIENT6, DNS_VIP6, bytes(64)))),
+        "ipv6-fragment-with-options-behind": fragment6(behind(end_options(), udp(CLIENT6, DNS_VIP6, bytes(64)))),
+        "ipv6-fragment-of-echo": fragment6(echo6()),
+        "ipv6-fragment-alone": fragment6(udp(CLIENT6, DNS_VIP6), has_more=False),
+        "ipv6-fragment-alone-of-tcp": fragment6(syn(CLIENT6, VIP6), has_more=False),
+        "ipv6-fragment-alone-with-options-behind": fragment6(behind(end_options(), syn(CLIENT6, VIP6)), 0, False),
+        "ipv6-fragment-of-a-fragment": fragment6(fragment6(udp(CLIENT6, DNS_VIP6, bytes(64))), has_more=False),
+        "ipv6-fragment-padded": fragment6(udp(CLIENT6, DNS_VIP6, bytes(8))) + bytes(9),
+        "ipv6-error-about-a-first-fragment": icmp_error(fragment6(udp(DNS_VIP6, CLIENT6, bytes(64)))),
+        "ipv6-error-about-a-later-fragment": icmp_error(later_fragment(DNS_VIP6, CLIENT6)),
+        "ipv6-error-about-extensions-with-seven-bytes": icmp_error(
+            behind(end_options(24), syn_ack(VIP6, CLIENT6)), quoted=71
+        ),
+        "ipv6-error-about-half-an-extension": icmp_error(behind(end_options(24), syn_ack(VIP6, CLIENT6)), quoted=56),
+        "ipv6-error-about-too-many-extensions": icmp_error(
+            behind(end_options(48), behind(end_options(88), syn_ack(VIP6, CLIENT6)))
+        ),
+        "ipv6-error-behind-and-about-extensions": behind(
+            hop_options(40),
+            behind(
+                end_options(88),
+                icmp_error(behind(end_options(40), behind(end_options(88), data(VIP6, CLIENT6, b"odd")))),
+            ),
+        ),
+        "ipv6-error-source-routed": behind(routing(1), icmp_error(syn_ack(VIP6, CLIENT6))),
+        "ipv6-echo-behind-two-extensions": behind(hop_options(16), behind(end_options(), echo6())),
+        "ipv6-echo-behind-an-extension-padded": behind(hop_options(), echo6()) + bytes(5),
+        "ipv6-echo-source-routed": behind(routing(1), echo6()),
         "ipv6-fragment-ttl-1": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64), ttl=1)),
         "ipv6-fragment-to-a-stranger": fragment6(udp(CLIENT6, STRANGER6, bytes(64))),
         "ipv6-fragment-behind-an-extension": behind(end_options(), fragment6(udp(CLIENT6, DNS_VIP6, bytes(64)))),

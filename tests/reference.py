@@ -50,7 +50,7 @@ _FRAGMENT_S, _LEAD_S = 30, 1
 _ICMP_ERRORS = (3, 4, 11, 12)
 _ICMPV6_ERRORS = (1, 2, 3, 4)
 _ICMPV6 = Protocol.ICMPV6 | Protocol.IPV6
-_EXTENSION_HEADERS = (0, 43, 60)  # the first is of options for every hop
+_EXTENSION_HEADERS = (0, 43, 44, 60)  # the first is of options for every hop
 _EXTENSIONS, _EXTENSION_BYTES = 4, 128
 _ROUTING, _FRAGMENT, _NO_PROTOCOL = 43, 44, 59
 _ECHO6_REQUEST, _ECHO6_REPLY = 128, 129
@@ -111,7 +111,7 @@ class Key(NamedTuple):
     @property
     def transport(self) -> int:
         """Return the protocol, whatever the family."""
-        return self.protocol & ~Protocol.IPV6
+        return self.protocol & ~Protocol.IPV6 if self.is_ipv6 else self.protocol
 
     @property
     def is_ipv6(self) -> bool:
@@ -141,7 +141,8 @@ class Packet:
     datagram: tuple[int, int, int, int] | None = None  # of a fragment: source, destination, protocol, identification
     offset: int = 0
     has_more: bool = False
-    size: int = 0  # of what follows the IPv4 header
+    size: int = 0  # of what follows the IPv4 header, or that of an IPv6 fragment
+    quoted: int = 0  # where the transport header lies that an ICMPv6 error quotes
     unknown_at: int = 0  # where an IPv6 packet names a protocol that nobody knows
 
     @property
@@ -219,37 +220,56 @@ def _parse_ipv6(ip: bytes) -> Packet:
     if len(behind) < payload:
         return Packet(Reason.TOO_SHORT)
     ends = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
-    walked = _extensions(ip[6], behind)
+    walked = _walked(ip[6], behind)
     if walked is None:
         return Packet(Reason.TOO_SHORT)
-    protocol, extensions, is_source_routed, named_at = walked
-    l4 = behind[extensions:]
-    if len(l4) < _LEAST.get(protocol, 0):
-        return Packet(Reason.TOO_SHORT)
-    if protocol == Protocol.ICMPV6:
-        return Packet(Reason.OTHER_ICMP) if extensions else _parse_icmpv6(Key(*ends, _ICMPV6), ip[7], l4)
+    l4, protocol = behind[walked.at :], walked.protocol
     packet = Packet(
         Reason.NOT_TCP_UDP,
         Key(*ends, Protocol.IPV6),
-        _ETHERNET + _IPV6 + extensions,
+        _ETHERNET + _IPV6 + walked.at,
         ip[7],
-        is_source_routed=is_source_routed,
+        is_source_routed=walked.is_source_routed,
     )
+    if walked.fragment:
+        return _parse_fragment6(packet, walked, l4)
+    if protocol == Protocol.ICMPV6:
+        return _parse_icmpv6(packet, l4)
     if protocol not in _LEAST:
-        if protocol == _FRAGMENT:
-            return replace(packet, reason=Reason.VIP_FRAGMENT)
-        return replace(packet, unknown_at=0 if protocol == _NO_PROTOCOL else named_at)
+        return replace(packet, unknown_at=0 if protocol == _NO_PROTOCOL else walked.named_at)
+    return _with_ports6(packet, protocol, l4, Reason.FORWARDED) or Packet(Reason.TOO_SHORT)
+
+
+def _with_ports6(packet: Packet, protocol: int, l4: bytes, reason: Reason) -> Packet | None:
+    """Return a packet of TCP or UDP for a reason, unless it has no checksum; None: its header does not fit."""
+    if len(l4) < _LEAST.get(protocol, 1 << 16):
+        return None
     source_port, destination_port = struct.unpack("!HH", l4[:4])
-    key = Key((ends[0][0], source_port), (ends[1][0], destination_port), protocol | Protocol.IPV6)
+    (source, _), (destination, _), _ = packet.key
+    key = Key((source, source_port), (destination, destination_port), protocol | Protocol.IPV6)
     is_unsummed = protocol == Protocol.UDP and l4[6:8] == b"\0\0"
-    reason = Reason.UNSUMMED if is_unsummed else Reason.FORWARDED
-    return replace(packet, reason=reason, key=key, flags=l4[13] & 0x3F if protocol == Protocol.TCP else 0)
+    flags = l4[13] & 0x3F if protocol == Protocol.TCP else 0
+    return replace(packet, reason=Reason.UNSUMMED if is_unsummed else reason, key=key, flags=flags)
 
 
-def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool, int] | None:
-    """Return what follows extension headers, how long they are, whether they route the packet, and where it was named.
+class Walked(NamedTuple):
+    """What follows extension headers, how long they are, where it was named, and whether the sender says which way.
 
-    None: they do not fit. What follows more than are walked over is no protocol.
+    Of a fragment also the field that says which it is, and the number of its datagram.
+    """
+
+    protocol: int
+    at: int
+    named_at: int
+    is_source_routed: bool
+    fragment: int = 0
+    number: int = 0
+
+
+def _walked(protocol: int, behind: bytes) -> Walked | None:
+    """Return what comes of a walk over extension headers; None: they do not fit.
+
+    What follows more than are walked over is no protocol.
     """
     at, is_source_routed, walked, named_at = 0, False, _EXTENSION_HEADERS, 6
     for _ in range(_EXTENSIONS):
@@ -261,34 +281,60 @@ def _extensions(protocol: int, behind: bytes) -> tuple[int, int, bool, int] | No
         if protocol == _ROUTING and (not header[2] or header[3]):
             is_source_routed = True
         walked = _EXTENSION_HEADERS[1:]  # options for every hop come first
-        protocol, named_at, at = header[0], _IPV6 + at, at + 8 * (header[1] + 1)
-        if at > _EXTENSION_BYTES:
-            return _NO_PROTOCOL, 0, is_source_routed, 0
+        fragment = int.from_bytes(header[2:4], "big") & 0xFFF9 if protocol == _FRAGMENT else 0
+        length = 8 if protocol == _FRAGMENT else 8 * (header[1] + 1)
+        protocol, named_at, at = header[0], _IPV6 + at, at + length
+        if fragment and at <= len(behind):
+            return Walked(protocol, at, named_at, is_source_routed, fragment, int.from_bytes(header[4:8], "big"))
+        if at > _EXTENSION_BYTES and not fragment:
+            return Walked(_NO_PROTOCOL, 0, 0, is_source_routed)
     if at > len(behind):
         return None
     if protocol in _EXTENSION_HEADERS[1:]:
         protocol = _NO_PROTOCOL
-    return protocol, at, is_source_routed, named_at
+    return Walked(protocol, at, named_at, is_source_routed)
 
 
-def _parse_icmpv6(outer: Key, hop_limit: int, icmp: bytes) -> Packet:
+def _parse_fragment6(packet: Packet, walked: Walked, l4: bytes) -> Packet:
+    """Return a fragment; a first one with a whole transport header has ports."""
+    key = packet.key._replace(protocol=walked.protocol | Protocol.IPV6)
+    packet = replace(
+        packet,
+        reason=Reason.VIP_FRAGMENT,
+        key=key,
+        datagram=(key.source[0], key.destination[0], key.protocol, walked.number),
+        offset=walked.fragment >> 3,
+        has_more=bool(walked.fragment & 1),
+        size=len(l4),
+    )
+    first = None if packet.offset else _with_ports6(packet, walked.protocol, l4, Reason.FLOW_FRAGMENT)
+    return first or packet
+
+
+def _parse_icmpv6(packet: Packet, icmp: bytes) -> Packet:
     quote = icmp[8:]
     if len(icmp) < 8:
         return Packet(Reason.TOO_SHORT)
     if icmp[0] == _ECHO6_REQUEST:
-        return Packet(Reason.VIP_ECHO, outer, _ETHERNET + _IPV6, hop_limit)
+        return replace(packet, reason=Reason.VIP_ECHO, key=packet.key._replace(protocol=_ICMPV6))
     if icmp[0] not in _ICMPV6_ERRORS:
         return Packet(Reason.OTHER_ICMP)
     if len(quote) < _IPV6:
         return Packet(Reason.TOO_SHORT)
-    if quote[0] >> 4 != 6 or quote[6] not in _LEAST:
+    if quote[0] >> 4 != 6:
         return Packet(Reason.OTHER_ICMP)
-    if len(quote) < _IPV6 + 8:
+    walked = _walked(quote[6], quote[_IPV6:])
+    if walked is None:
         return Packet(Reason.TOO_SHORT)
-    source_port, destination_port = struct.unpack("!HH", quote[_IPV6 : _IPV6 + 4])
+    ports = quote[_IPV6 + walked.at :]
+    if walked.protocol not in _LEAST or walked.fragment >> 3:
+        return Packet(Reason.OTHER_ICMP)
+    if len(ports) < 8:
+        return Packet(Reason.TOO_SHORT)
+    source_port, destination_port = struct.unpack("!HH", ports[:4])
     source, destination = (_address6(quote[8:24]), source_port), (_address6(quote[24:40]), destination_port)
-    key = Key(destination, source, quote[6] | Protocol.IPV6)
-    return Packet(Reason.ICMP_ERROR, key, _ETHERNET + _IPV6, hop_limit)
+    key = Key(destination, source, walked.protocol | Protocol.IPV6)
+    return replace(packet, reason=Reason.ICMP_ERROR, key=key, quoted=packet.l4 + 8 + _IPV6 + walked.at)
 
 
 def _digest6(address: int, seed: int) -> int:
@@ -494,8 +540,8 @@ class Datagram:
 
 def piece_of(packet: Packet) -> tuple[int, int, bool] | None:
     """Return first block, block behind, and whether it is the last piece; None: no datagram has it."""
-    header = packet.l4 - _ETHERNET
-    protocol = packet.key.protocol
+    header = packet.l4 - _ETHERNET - (_IPV6 + 8 if packet.key.is_ipv6 else 0)
+    protocol = packet.key.transport
     is_hidden = packet.offset == 0 and packet.size < _LEAST[protocol]
     is_tiny = packet.offset == 1 and protocol == Protocol.TCP
     is_uneven = packet.has_more and packet.size % 8
@@ -615,7 +661,8 @@ class Reference:
                 self.followed[packet.datagram] = now
             packet = replace(packet, reason=Reason.VIP_FRAGMENT)
         what = self._what_is(replace(packet, is_source_routed=False))
-        since = self.followed.get(packet.datagram) if packet.datagram else None
+        is_piece = packet.datagram is not None and packet.reason == Reason.VIP_FRAGMENT
+        since = self.followed.get(packet.datagram) if is_piece else None  # type: ignore[arg-type]
         if since is not None and now - since & 0xFFFFFFFF <= _FRAGMENT_S * self._hertz:
             what = Reason.TTL_EXPIRED if packet.ttl <= 1 else Reason.FLOW_FRAGMENT
         if what == Reason.NOT_SERVED and packet.reason == Reason.NOT_TCP_UDP and not is_stalled:
@@ -701,7 +748,7 @@ class Reference:
 
     def _note(self, packet: Packet, datagram: Datagram) -> None:
         assert packet.datagram
-        piece = piece_of(packet) if packet.key.protocol in _LEAST else None
+        piece = piece_of(packet) if packet.key.transport in _LEAST else None
         if piece is None or datagram.note(*piece):
             del self.datagrams[packet.datagram]
 
@@ -710,7 +757,7 @@ class Reference:
         datagram = self._datagram_of(packet, now)
         if datagram is None:
             what = self._what_is(packet)
-            if what == Reason.VIP_FRAGMENT and packet.key.protocol not in _LEAST:
+            if what == Reason.VIP_FRAGMENT and packet.key.transport not in _LEAST:
                 what = Reason.NOT_SERVED
             elif what == Reason.VIP_FRAGMENT and (not packet.offset or not piece_of(packet)):
                 what = Reason.FRAGMENT_BROKEN
@@ -755,8 +802,6 @@ class Reference:
             return refusal
         if packet.reason == Reason.UNSUMMED:
             return packet.reason
-        if packet.reason == Reason.VIP_FRAGMENT and packet.key.is_ipv6:
-            return Reason.IPV6_FRAGMENT
         if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.answers_echo):
             return packet.reason
         return Reason.NOT_SERVED
@@ -786,7 +831,7 @@ class Reference:
         is_long, protocol = reason == Reason.TOO_BIG, packet.key.transport
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
         is_told = (is_long or reason in _REFUSED) and (protocol in _LEAST or packet.unknown_at)
-        is_told = is_told and frame[20] != Protocol.ICMPV6
+        is_told = is_told and packet.reason != Reason.ICMP_ERROR and not packet.offset
         if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
         if not self._refusals.take(now):
@@ -803,14 +848,19 @@ class Reference:
             )
         return Outcome(reason, _error6(frame, packet, 1, 4, packet.key.destination[0], 0), self._link)
 
-    def _answer_echo6(self, frame: bytes, now: int) -> Outcome:
+    def _answer_echo6(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         if not _has_a_sender6(frame):
             return Outcome(Reason.NOT_SERVED, frame)
         if not self._echoes.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
-        new = bytearray(frame[6:12] + frame[:6] + frame[12:22] + frame[38:54] + frame[22:38] + frame[54:])
+        icmp = frame[packet.l4 :]
+        new = bytearray(frame[6:12] + frame[:6] + frame[12:22] + frame[38:54] + frame[22:38] + icmp)
         new[21], new[54] = 64, _ECHO6_REPLY
-        _adjust(new, 56, frame[54:56], new[54:56])
+        _adjust(new, 56, icmp[:2], new[54:56])
+        if packet.has_options:  # extension headers were for the way here
+            length = _ETHERNET + _IPV6 + int.from_bytes(frame[18:20], "big") - packet.l4
+            new[18:21] = length.to_bytes(2, "big") + bytes((Protocol.ICMPV6,))
+            del new[_ETHERNET + _IPV6 + length :]
         return Outcome(Reason.ECHO_ANSWERED, bytes(new), self._link)
 
     def _complainant(self, packet: Packet) -> int:
@@ -822,7 +872,7 @@ class Reference:
 
     def _answer_echo(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         if packet.key.is_ipv6:
-            return self._answer_echo6(frame, now)
+            return self._answer_echo6(frame, packet, now)
         if not _has_a_sender(frame):
             return Outcome(Reason.NOT_SERVED, frame)
         if not self._echoes.take(now):
@@ -1200,6 +1250,9 @@ def _translated(frame: bytes, packet: Packet, after: Key) -> bytes:
 
 def _readdressed(frame: bytes, after: Key) -> bytes:
     new = bytearray(frame)
+    if after.is_ipv6:
+        new[22:54] = octets_of(after.source[0]) + octets_of(after.destination[0])
+        return bytes(new)
     new[26:34] = struct.pack("!II", after.source[0], after.destination[0])
     _adjust(new, 24, frame[26:34], new[26:34])
     return bytes(new)
@@ -1209,16 +1262,16 @@ def _adjust(frame: bytearray, at: int, old: bytes, new: bytes) -> None:
     frame[at : at + 2] = adjusted(int.from_bytes(frame[at : at + 2], "big"), old, new).to_bytes(2, "big")
 
 
-def _translated_error6(frame: bytes, before: Key, after: Key) -> bytes:
-    new, icmp = bytearray(frame), _ETHERNET + _IPV6
-    stop = icmp + int.from_bytes(frame[18:20], "big")
-    quote, ports = icmp + 8, icmp + 8 + _IPV6
+def _translated_error6(frame: bytes, packet: Packet, before: Key, after: Key) -> bytes:
+    new, icmp = bytearray(frame), packet.l4
+    stop = _ETHERNET + _IPV6 + int.from_bytes(frame[18:20], "big")
+    quote, ports = icmp + 8, packet.quoted
     check_at = ports + _CHECK_AT[Protocol(after.transport)]
     new[quote + 8 : quote + 40] = octets_of(after.destination[0]) + octets_of(after.source[0])
     new[ports : ports + 4] = struct.pack("!HH", after.destination[1], after.source[1])
-    changed = slice(quote + 8, ports + 4)
     if check_at + 2 <= stop:
-        _adjust(new, check_at, frame[changed], new[changed])
+        was, became = (data[quote + 8 : quote + 40] + data[ports : ports + 4] for data in (frame, bytes(new)))
+        _adjust(new, check_at, was, became)
         if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
             new[check_at : check_at + 2] = b"\xff\xff"
     if after.source[0] != before.source[0]:
@@ -1231,7 +1284,7 @@ def _translated_error6(frame: bytes, before: Key, after: Key) -> bytes:
 
 def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key) -> bytes:
     if after.is_ipv6:
-        return _translated_error6(frame, before, after)
+        return _translated_error6(frame, packet, before, after)
     new, icmp = bytearray(frame), packet.l4
     stop = _ETHERNET + int.from_bytes(frame[16:18], "big")  # padding follows
     quote = icmp + 8

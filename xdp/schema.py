@@ -126,7 +126,7 @@ class Protocol(_FromHeader):
 
 @_members("extension", "EXTENSION_")
 class Extension(_FromHeader):
-    """IPv6 extension headers, by the number in the header before; a fragment's is not walked over."""
+    """IPv6 extension headers that are walked over, by the number in the header before."""
 
 
 @_members("state", "STATE_")

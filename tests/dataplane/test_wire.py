@@ -41,7 +41,7 @@ def parsed(frame: npt.NDArray[np.uint8], length: int) -> tuple[int, tuple[int, .
     if reason == Reason.NOT_IPV4 and is_ipv6(frame[:length].tobytes()):
         reason = wire6.parse(frame, 0, length, _PACKET[0])
     found = _PACKET[0]
-    fields = ("addrs", "ports", "protocol", "l4", "ttl", "tcp_flags", "datagram")
+    fields = ("addrs", "ports", "protocol", "l4", "ttl", "tcp_flags", "datagram", "quoted")
     return int(reason), tuple(int(found[field]) for field in fields)
 
 
@@ -120,9 +120,23 @@ def test_parsing_damaged_frames_is_the_same(name: str, changes: list[tuple[int, 
         ("ipv6-extensions-of-136-bytes", Reason.NOT_TCP_UDP),
         ("ipv6-extension-beyond-its-packet", Reason.TOO_SHORT),
         ("ipv6-extension-before-half-a-header", Reason.TOO_SHORT),
-        ("ipv6-echo-behind-an-extension", Reason.OTHER_ICMP),
         ("ipv6-protocol-134", Reason.NOT_TCP_UDP),
-        ("ipv6-fragment", Reason.VIP_FRAGMENT),
+        ("ipv6-fragment", Reason.FLOW_FRAGMENT),
+        ("ipv6-fragment-behind-an-extension", Reason.FLOW_FRAGMENT),
+        ("ipv6-fragment-with-half-a-header", Reason.VIP_FRAGMENT),
+        ("ipv6-fragment-with-options-behind", Reason.VIP_FRAGMENT),
+        ("ipv6-fragment-later", Reason.VIP_FRAGMENT),
+        ("ipv6-fragment-unsummed", Reason.UNSUMMED),
+        ("ipv6-fragment-alone", Reason.FORWARDED),
+        ("ipv6-fragment-alone-with-options-behind", Reason.FORWARDED),
+        ("ipv6-fragment-of-a-fragment", Reason.FLOW_FRAGMENT),
+        ("ipv6-error-about-an-extension", Reason.ICMP_ERROR),
+        ("ipv6-error-behind-an-extension", Reason.ICMP_ERROR),
+        ("ipv6-error-about-a-first-fragment", Reason.ICMP_ERROR),
+        ("ipv6-error-about-a-later-fragment", Reason.OTHER_ICMP),
+        ("ipv6-error-about-extensions-with-seven-bytes", Reason.TOO_SHORT),
+        ("ipv6-error-about-too-many-extensions", Reason.OTHER_ICMP),
+        ("ipv6-echo-behind-an-extension", Reason.VIP_ECHO),
         ("ipv6-error-port-unreachable", Reason.ICMP_ERROR),
         ("ipv6-error-with-eight-bytes", Reason.ICMP_ERROR),
         ("ipv6-error-with-seven-bytes-padded", Reason.TOO_SHORT),
@@ -152,7 +166,7 @@ def test_what_a_frame_is(name: str, reason: Reason):
 def test_the_five_tuple_lies_as_in_memory():
     frame = np.frombuffer(NAMED["syn"], np.uint8).copy()
     addrs, ports = key(CLIENT, VIP)
-    assert parsed(frame, len(frame)) == (Reason.FORWARDED, (addrs, ports, Protocol.TCP, 34, 64, 0x02, 0))
+    assert parsed(frame, len(frame)) == (Reason.FORWARDED, (addrs, ports, Protocol.TCP, 34, 64, 0x02, 0, 0))
 
 
 def test_an_icmp_error_has_the_five_tuple_of_the_direction_in_which_it_travels():

@@ -168,7 +168,6 @@ def test_L_least_connections_brings_a_new_endpoint_up(site):
     assert wait_until(lambda: load() == 0, 20), "what is closed is counted no more"
 
 
-@pytest.mark.families(4, why="fragments of IPv6 are not followed yet")
 @pytest.mark.parametrize("size", [1472, 1473, 3000, 20_000, 65_000])
 def test_N4_large_datagrams_arrive_whole_both_ways(site, size):
     """The kernels of client and server cut them, and put them together again."""

@@ -7,14 +7,13 @@ from collections import Counter
 
 import pytest
 from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
 from tests import packets
 from tests.node import ScenarioNode, Sent, Service
 from tests.packets import Address, fragment_of, host, rewritten, syn, tcp_packet, udp
 from xdp.schema import Reason
-
-pytestmark = pytest.mark.families(4, why="those of IPv6 are not followed yet")
 
 DNS = Service("dns", "10.96.0.10:53", protocol="UDP")
 WEB = Service("web", "10.96.0.1:80")
@@ -31,7 +30,7 @@ def pieces(frame: bytes, *cuts: tuple[int, int], number: int | None = None) -> l
 
 
 def serve(node: ScenarioNode, *hosts: str) -> Service:
-    service = DNS.with_endpoints(*(node.endpoint(name, 5353) for name in hosts))
+    service = node.of_family(DNS).with_endpoints(*(node.endpoint(name, 5353) for name in hosts))
     node.apply(service)
     return service
 
@@ -39,8 +38,16 @@ def serve(node: ScenarioNode, *hosts: str) -> Service:
 def sent_on(node: ScenarioNode, frame: bytes, whole: bytes, source: Address, destination: Address) -> tuple[str, bytes]:
     """Return what is to leave in place of a fragment of the packet `whole`, which as a whole would get these places."""
     name = node.host_of(destination)
-    packet, translated = Ether(frame)[IP], Ether(rewritten(whole, source, destination, node.macs(name)))[IP]
-    piece, payload = bytes(packet.payload), bytes(translated.payload)
+    packet, translated = (
+        ether.payload for ether in map(Ether, (frame, rewritten(whole, source, destination, bytes(12))))
+    )
+    payload = bytes(translated.payload)
+    if IPv6 in packet:
+        header = packet[IPv6ExtHdrFragment]
+        piece, first = bytes(header.payload), header.offset * 8
+        packet.src, packet.dst, packet.hlim = host(source[0]), host(destination[0]), packet.hlim - 1
+        return name, node.macs(name) + frame[12:14] + bytes(packet)[:48] + payload[first : first + len(piece)]
+    piece = bytes(packet.payload)
     packet.src, packet.dst, packet.ttl = host(source[0]), host(destination[0]), packet.ttl - 1
     packet.remove_payload()
     del packet.chksum
@@ -91,12 +98,12 @@ def test_N4_datagrams_of_a_known_flow_and_their_answers(node):
 
 
 def test_N4_segments_in_fragments(node):
-    service = WEB.with_endpoints(node.endpoint("web-1"))
+    service = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
     node.apply(service)
     client, endpoint = node.client(), node.at("web-1", 8080)
     node.send(syn(client, service.at))
     whole = bytes(tcp_packet(client, service.at, "PA", bytes(2000)))
-    frames = pieces(whole, (1480, 2020), (0, 1480))
+    frames = pieces(whole, (1448, 2020), (0, 1448))
     sent = node.send_all(frames)
     assert sorted(sent.left) == sorted(sent_on(node, frame, whole, client, endpoint) for frame in frames)
 
@@ -149,9 +156,10 @@ def test_N4_an_overlap_ends_the_datagram(node, cut):
 
 
 def test_N4_fragments_that_hide_what_they_are_go_nowhere(node):
-    node.apply(WEB.with_endpoints(node.endpoint("web-1")), DNS.with_endpoints(node.endpoint("web-1", 5353)))
+    web, dns = node.of_family(WEB), node.of_family(DNS)
+    node.apply(web.with_endpoints(node.endpoint("web-1")), dns.with_endpoints(node.endpoint("web-1", 5353)))
     client = node.client()
-    segment, datagram = bytes(tcp_packet(client, WEB.at, "S", bytes(100))), udp(client, DNS.at, bytes(100))
+    segment, datagram = bytes(tcp_packet(client, web.at, "S", bytes(100))), udp(client, dns.at, bytes(100))
     assert node.send(fragment_of(segment, 0, 24, number=400)).reason is Reason.ADMITTED
     for frame in (
         fragment_of(segment, 0, 16, number=401),  # flags in another fragment
@@ -165,6 +173,9 @@ def test_N4_fragments_that_hide_what_they_are_go_nowhere(node):
 def beyond(frame: bytes) -> bytes:
     """Return a fragment that would make its datagram longer than a datagram can be."""
     packet = Ether(fragment_of(frame, 16, 108, number=404))
+    if IPv6 in packet:
+        packet[IPv6ExtHdrFragment].offset, packet[IPv6ExtHdrFragment].m = 8189, 0
+        return bytes(packet)
     packet[IP].frag, packet[IP].flags = 8189, 0
     del packet[IP].chksum
     return bytes(packet)
@@ -172,17 +183,21 @@ def beyond(frame: bytes) -> bytes:
 
 def test_N4_N5_fragments_with_options_or_at_the_end_of_their_life(node):
     service, client = serve(node, "web-1"), node.client()
-    routed = udp(client, service.at, PAYLOAD, options=packets.source_route("LSRR"))
-    dropped(node.send(fragment_of(routed, 0, 1400, number=410)), Reason.SOURCE_ROUTED)
-    dropped(node.send(fragment_of(routed, 1400, 2000, number=411)), Reason.SOURCE_ROUTED)
+    for cut, number in (((0, 1400), 410), ((1400, 2000), 411)):
+        if node.family == 6:
+            routed = packets.behind(packets.routing(1), fragment_of(udp(client, service.at, PAYLOAD), *cut, number))
+        else:
+            whole = udp(client, service.at, PAYLOAD, options=packets.source_route("LSRR"))
+            routed = fragment_of(whole, *cut, number)
+        dropped(node.send(routed), Reason.SOURCE_ROUTED)
     for frame in pieces(udp(client, service.at, PAYLOAD, ttl=1)):
         sent = node.send(frame)
         assert (sent.passed, sent.reason) == ([node.on_the_wire(frame, "client")], Reason.TTL_EXPIRED)
 
 
 def test_N4_of_a_datagram_that_is_refused_nothing_waits(node):
-    node.apply(DNS)
-    first, second, last = pieces(udp(node.client(), DNS.at, PAYLOAD))
+    service = serve(node)
+    first, second, last = pieces(udp(node.client(), service.at, PAYLOAD))
     frame = node.on_the_wire(first, "client")
     assert node.send(first).only == ("client", packets.unreachable_to(frame, 3))
     for rest in (second, last):
@@ -190,9 +205,9 @@ def test_N4_of_a_datagram_that_is_refused_nothing_waits(node):
 
 
 def test_N4_fragments_of_another_protocol_are_not_served(node):
-    serve(node, "web-1")
-    frame = packets.echo_request((DNS.at[0], 0), node.client(), bytes(2900))
-    for piece in pieces(frame, (0, 1480), (1480, 2908)):
+    service = serve(node, "web-1")
+    frame = packets.echo_request((service.at[0], 0), node.client(), bytes(2900))
+    for piece in pieces(frame, (0, 1448), (1448, 2896), (2896, 2908)):
         dropped(node.send(piece), Reason.NOT_SERVED)
 
 

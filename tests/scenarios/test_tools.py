@@ -140,7 +140,6 @@ def test_T1_dig_is_answered_over_udp_and_tcp(site, names):
         assert {line for answer in asked for line in answer} == {*ANSWERS.values()}, "all servers are asked"
 
 
-@pytest.mark.families(4, why="fragments of IPv6 are passed to the kernel yet")
 def test_N4_a_long_answer_of_a_name_server_arrives_in_fragments(site, names):
     expected = [" ".join(f'"{part}"' for part in LONG)]
     assert dig(site, "long.test", "TXT", "+bufsize=4096", "+ignore", "+notcp") == expected

@@ -104,10 +104,15 @@ def _ipv6(random: Random, key: Key, body: bytes) -> bytes:
 def _extended(random: Random, kind: int, body: bytes) -> tuple[int, bytes]:
     """Return what an IPv6 header is to name next, and a body behind extension headers."""
     for number in range(random.choice((1, 1, 1, 2, 3, 4, 5))):
-        length = random.choice((0, 0, 0, 1, 2, 4, 14))
-        routing = bytes((random.choice((0, 2, 4)), random.choice((0, 0, 0, 1))))
-        body = bytes((kind, length)) + routing + random.randbytes(4 + 8 * length) + body
-        kind = random.choice((0, 43, 60, 60, 60)) if number == 0 else random.choice((43, 60, 60, 60))
+        own = random.choice((0, 43, 44, 44, 60, 60)) if number == 0 else random.choice((43, 44, 60, 60, 60))
+        if own == 44:  # a fragment's: of few datagrams, so that pieces meet
+            which = random.choice((0, 0, 1, 1, 1, 8, 9, 16, 17, 24, 65, 6, 0xFFF8, random.getrandbits(16)))
+            header = struct.pack("!BBHI", kind, random.choice((0, 0, 3)), which, random.randrange(3))
+        else:
+            length = random.choice((0, 0, 0, 1, 2, 4, 14))
+            routing = bytes((random.choice((0, 2, 4)), random.choice((0, 0, 0, 1))))
+            header = bytes((kind, length)) + routing + random.randbytes(4 + 8 * length)
+        kind, body = own, header + body
     return kind, body
 
 
@@ -322,6 +327,7 @@ _WHOLE_WITHOUT_PADDING = (
     "syn-padded",
     "ipv6-syn-padded",
     "ipv6-destination-options-padded",
+    "ipv6-fragment-padded",
 )  # cut by a little, it is a SYN
 _STATES: dict[str, Callable[[Twins], object]] = {
     "unknown": lambda _: None,

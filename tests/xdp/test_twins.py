@@ -37,22 +37,28 @@ from tests.packets import (
     OTHER_CLIENT,
     OTHER_CLIENT6,
     OTHER_VIP,
+    ROUTER6,
     STRANGER,
+    STRANGER6,
     VIP,
     VIP6,
 )
 from tests.reference import IPV6, Key, Outcome, Reference
 from tests.small_node import (
     CLIENTS,
+    CLIENTS6,
     DEAD_VIP,
+    DEAD_VIP6,
     DEAF_CLIENT,
     DEAF_CLIENT6,
     DEAF_VIP,
+    DEAF_VIP6,
     ELSEWHERE_VIP,
     EXTERNAL_VIP,
     FOREIGN_VIP,
     HAIRPIN,
     HERE_VIP,
+    HERE_VIP6,
     HOPS,
     LOST_CLIENT,
     LOST_VIP,
@@ -68,6 +74,7 @@ from tests.small_node import (
     OUTER_VIP6,
     OWN,
     OWN6,
+    PASSING_VIP6,
     POD_DNS_VIP,
     POD_DNS_VIP6,
     POD_ENDPOINT,
@@ -77,6 +84,7 @@ from tests.small_node import (
     POD_VIP6,
     POD_VIPS,
     POD_VIPS6,
+    RESET_VIP6,
     ROUTES,
     SCHEDULED_VIPS,
     SMALL,
@@ -364,6 +372,10 @@ class Step:
     number: int = 7
 
 
+_SISTERS = dict(
+    zip((*CLIENTS, HAIRPIN, DEAF_CLIENT, POD_HAIRPIN), (*CLIENTS6, DEAF_CLIENT6, POD_HAIRPIN6), strict=True)
+)  # of IPv6
+_VIPS6 = [VIP6, HERE_VIP6, OUTER_VIP6, STICKY_VIP6, PASSING_VIP6, RESET_VIP6, POD_VIP6, DEAF_VIP6, STRANGER6]
 _clients = st.sampled_from([*CLIENTS, HAIRPIN, POD_HAIRPIN, DEAF_CLIENT] * 3 + [LOST_CLIENT, *MARTIANS])
 _ttls = st.sampled_from([64, 64, 64, 255, 2, 1])
 _sizes = st.sampled_from([0, 1, 7, 100, 1447, 1500])
@@ -388,6 +400,8 @@ _steps = st.one_of(
                 DEAF_VIP,
                 STRANGER,
                 (VIP[0], 81),
+                *_VIPS6,
+                *_VIPS6,
             ]
         ),
         is_reply=st.booleans(),
@@ -401,7 +415,7 @@ _steps = st.one_of(
         Step,
         kind=st.just("udp"),
         client=_clients,
-        vip=st.sampled_from([DNS_VIP, DNS_VIP, POD_DNS_VIP, VIP]),
+        vip=st.sampled_from([DNS_VIP, DNS_VIP, POD_DNS_VIP, VIP, DNS_VIP6, POD_DNS_VIP6]),
         is_reply=st.booleans(),
         leaves=st.booleans(),
         payload=_sizes,
@@ -411,7 +425,7 @@ _steps = st.one_of(
         Step,
         kind=st.just("error"),
         client=_clients,
-        vip=st.sampled_from([VIP, DNS_VIP, EXTERNAL_VIP, OUTER_VIP, *POD_VIPS]),
+        vip=st.sampled_from([VIP, DNS_VIP, EXTERNAL_VIP, OUTER_VIP, *POD_VIPS, VIP6, DNS_VIP6, *POD_VIPS6]),
         is_reply=st.booleans(),
         leaves=st.booleans(),
         payload=_sizes,
@@ -425,7 +439,9 @@ _steps = st.one_of(
         Step,
         kind=st.just("fragment"),
         client=_clients,
-        vip=st.sampled_from([DNS_VIP, DNS_VIP, VIP, DEAD_VIP, (VIP[0], 81), STRANGER]),
+        vip=st.sampled_from(
+            [DNS_VIP, DNS_VIP, VIP, DEAD_VIP, (VIP[0], 81), STRANGER, DNS_VIP6, DNS_VIP6, VIP6, DEAD_VIP6]
+        ),
         is_reply=st.booleans(),
         flags=st.sampled_from(["S", "PA"]),
         payload=st.sampled_from([64, 200]),
@@ -437,21 +453,24 @@ _steps = st.one_of(
 
 
 def frame_of(step: Step, twins: Twins) -> bytes:
-    protocol = Protocol.UDP if step.kind == "udp" or step.vip in (DNS_VIP, POD_DNS_VIP) else Protocol.TCP
-    source, endpoint = translated_of(twins, step.client, step.vip, protocol)
-    ends = (endpoint, source) if step.is_reply else (step.client, step.vip)
+    is_udp = step.kind == "udp" or step.vip in (DNS_VIP, POD_DNS_VIP, DNS_VIP6, POD_DNS_VIP6)
+    protocol = Protocol.UDP if is_udp else Protocol.TCP
+    family, client = (Protocol.IPV6, _SISTERS.get(step.client, CLIENT6)) if step.vip[0] & IPV6 else (0, step.client)
+    source, endpoint = translated_of(twins, client, step.vip, protocol | family)
+    ends = (endpoint, source) if step.is_reply else (client, step.vip)
     if step.kind == "error":
         # About a packet that we sent: to the client from the VIP, or to the endpoint from the client.
-        ends = (step.vip, step.client) if step.is_reply else (source, endpoint)
+        ends = (step.vip, client) if step.is_reply else (source, endpoint)
     payload = bytes(step.payload)
     if protocol == Protocol.UDP:
         frame = bytes(packets.udp_packet(*ends, payload, ttl=step.ttl))
     else:
         frame = bytes(packets.tcp_packet(*ends, step.flags, payload, ttl=step.ttl))
-    frame = packets.uncut(frame) if step.is_uncut else frame
+    frame = packets.uncut(frame) if step.is_uncut and not family else frame
     if step.kind == "fragment":
         return packets.fragment_of(frame, *step.cut, number=step.number)
-    return packets.icmp_error(frame, step.error, quoted=576, ttl=step.ttl) if step.kind == "error" else frame
+    kind = step.error if step.error in packets.ICMPV6_ERRORS or not family else "too-big"
+    return packets.icmp_error(frame, kind, quoted=576, ttl=step.ttl) if step.kind == "error" else frame
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -921,13 +940,56 @@ def test_T9_nobody_is_told_that_nothing_or_too_much_came(twins: Twins):
         assert twins.send(frame) == (Reason.NOT_SERVED, frame, 0)
 
 
-def test_N9_fragments_to_an_ipv6_vip_are_not_handed_on(twins: Twins):
+def test_N4_fragments_of_nobody_are_passed(twins: Twins):
     for twins.is_stalled in (False, True):
-        for offset, has_more in ((0, True), (0, False), (9, True), (9, False)):
-            frame = packets.fragment6(packets.udp(CLIENT6, DNS_VIP6, bytes(64)), offset, has_more)
-            assert twins.send(frame) == (Reason.IPV6_FRAGMENT, frame, 0)
+        for offset, has_more in ((0, True), (9, True), (9, False)):
             frame = packets.fragment6(packets.udp(CLIENT6, packets.STRANGER6, bytes(64)), offset, has_more)
             assert twins.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
+
+
+def test_N4_the_only_fragment_of_an_ipv6_datagram_is_a_packet_like_others(twins: Twins):
+    """RFC 6946: whatever else of that number is under way."""
+    protocol = Protocol.UDP | Protocol.IPV6
+    begun = packets.fragment_of(packets.udp(CLIENT6, DNS_VIP6, bytes(200)), 0, 64)
+    assert twins.send(begun).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, DNS_VIP6, protocol)
+    for twins.is_stalled in (False, True):
+        whole = packets.fragment6(packets.udp(CLIENT6, DNS_VIP6), has_more=False)
+        there = packets.rewritten(whole, CLIENT6, endpoint, HOPS[endpoint[0]].macs)
+        assert [twins.send(whole)[:2] for _ in range(2)] == [(Reason.FORWARDED, there)] * 2
+        answer = packets.fragment6(packets.udp(endpoint, CLIENT6), has_more=False)
+        back = packets.rewritten(answer, DNS_VIP6, CLIENT6, HOPS[CLIENT6[0]].macs)
+        assert twins.send(answer)[:2] == (Reason.FORWARDED, back)
+
+
+@pytest.mark.parametrize("size", [0, 1, 47, 1400])
+def test_N9_an_echo_request_behind_extension_headers_is_answered_without_them(size: int, twins: Twins):
+    plain = packets.echo_request(VIP6, CLIENT6, bytes(size))
+    expected = twins.send(plain)
+    assert expected.reason == Reason.ECHO_ANSWERED
+    for extended in _EXTENDED.values():
+        assert twins.send(extended(plain)) == expected
+
+
+@pytest.mark.parametrize("kind", _EXTENDED)
+@pytest.mark.parametrize("place", ["behind", "about", "both"])
+def test_N1_N9_icmpv6_errors_behind_and_about_extension_headers_are_translated(place: str, kind: str, twins: Twins):
+    """As scapy makes them: about what the sender has sent, extension headers and all."""
+    extended = _EXTENDED[kind]
+    assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, VIP6, Protocol.TCP | Protocol.IPV6)
+
+    def error(about: bytes, source: packets.Address, ttl: int) -> bytes:
+        made = packets.icmp_error(extended(about) if place != "behind" else about, "too-big", source, ttl=ttl)
+        return extended(made) if place != "about" else made
+
+    for about, source, as_sent, seen, to in (
+        (packets.data(VIP6, CLIENT6), ROUTER6, packets.data(endpoint, CLIENT6), ROUTER6, endpoint),
+        (packets.data(CLIENT6, endpoint), ROUTER6, packets.data(CLIENT6, VIP6), VIP6, CLIENT6),
+    ):
+        sent = twins.send(error(about, source, 60))
+        assert (sent.reason, sent.frame[12:]) == (Reason.FORWARDED, error(as_sent, seen, 59)[12:])
+        assert sent.frame[:12] == HOPS[to[0]].macs
 
 
 @pytest.mark.parametrize("payload", [b"", b"odd"])

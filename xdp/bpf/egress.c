@@ -17,7 +17,7 @@ TABLE(struct counters, egress_counters, EGRESS_COUNTERS_ROWS);
 
 enum {
 	NEXT_PROGRAM = -1,     /* TCX_NEXT */
-	ERROR_BYTES = 14 + 40 + EXTENSION_BYTES + 8 + 60 + 18, /* of an ICMP error, up to the checksum of what it quotes */
+	ERROR_BYTES = 14 + 40 + EXTENSION_BYTES + 8 + 40 + EXTENSION_BYTES + 18, /* of an ICMP error, up to the checksum of what it quotes */
 };
 
 /* One end of a packet, and where it lies in it. */
@@ -112,7 +112,7 @@ static inline enum reason parse_any(struct __sk_buff *skb, struct packet *packet
 	found = parse_headers_ipv6(data, end, skb->len, packet);
 	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR)
 		return found;
-	addresses = addresses_of(data, found);
+	addresses = addresses_of(data, found, packet);
 	if ((void *)(addresses + 4) > end)
 		return REASON_TOO_SHORT;
 	first = find_name(addresses[0], addresses[1], words);
@@ -128,7 +128,7 @@ static inline int complain(void *data, void *end, u32 size, const struct packet 
 
 	if (!(flow->protocol & PROTOCOL_IPV6))
 		return translate_quote(data, end, packet->l4, size, flow);
-	return old && source ? translate_quote_ipv6(data, end, packet->l4, flow, old, source) : -1;
+	return old && source ? translate_quote_ipv6(data, end, packet, flow, old, source) : -1;
 }
 
 static inline enum reason handle(struct __sk_buff *skb)

@@ -5,6 +5,8 @@
 
 enum {
 	ETHERTYPE_IPV6 = 0x86dd,
+	IPV6_MORE_OR_OFFSET = 0xfff9,
+	IPV6_OFFSET = 0xfff8,
 };
 
 struct ipv6 {
@@ -23,36 +25,102 @@ static inline bool is_ipv6(void *data, void *end)
 	return (void *)(ethernet + 1) <= end && ethernet->type == __builtin_bswap16(ETHERTYPE_IPV6);
 }
 
-/* What the extension headers that we walk over begin with; they are so many times eight bytes longer. */
+/* What the extension headers that we walk over begin with; they are so many times eight bytes longer. That of a fragment
+ * is eight bytes long, and says which of which datagram. */
 struct extension_header {
-	__u8 next_header;
-	__u8 length;
-	__u8 rest[6];
+	__u8   next_header;
+	__u8   length;
+	__be16 fragment;
+	__be32 id;
+};
+
+/* A walk over extension headers: where in the frame it is, and what lies there. */
+struct walk {
+	__u32  at;
+	__u8   next;
+	__be16 fragment;       /* offset, and whether more follow; 0: of no datagram in fragments */
+	__be32 id;
 };
 
 enum icmpv6_type { ICMPV6_FIRST_ERROR = 1, ICMPV6_LAST_ERROR = 4, ICMPV6_ECHO = 128 };  /* errors: those of RFC 4443 */
 
-/* Take the ports of an ICMPv6 error's quote, turned round, or see that the packet is an echo request; what follows
- * the IPv6 header is `payload` bytes long. */
-static inline enum reason parse_icmpv6(void *data, void *end, __u32 payload, struct packet *packet)
+/* Whether an IPv6 packet has extension headers. */
+static inline bool has_extensions(const struct packet *packet)
 {
-	struct icmp *icmp = data + sizeof(struct ethernet) + sizeof(struct ipv6);
-	struct ipv6 *quote = (void *)(icmp + 1);
-	struct ports *ports = (void *)(quote + 1);
+	return packet->l4 > sizeof(struct ethernet) + sizeof(struct ipv6);
+}
 
-	if (payload < sizeof(*icmp) || (void *)(icmp + 1) > end)
+/* Walk over extension headers, if there are any, in a packet that ends at offset `stop`. Return FORWARDED, or why they are
+ * not walked to the end. Behind the header of a fragment there is nothing to walk over, unless it is the only one of its
+ * datagram (RFC 6946). */
+static inline enum reason walk_extensions(void *data, void *end, __u32 stop, struct walk *walk)
+{
+	__u32 at = walk->at, most = at + EXTENSION_BYTES, n;
+	__u8 kind = walk->next;
+	bool is_fragment;
+
+	if (kind != EXTENSION_HOP_BY_HOP && kind != EXTENSION_ROUTING && kind != EXTENSION_FRAGMENT &&
+	    kind != EXTENSION_DESTINATION)
+		return REASON_FORWARDED;
+	for (n = 0; n < EXTENSIONS; n++) {
+		struct extension_header *extension = data + (at & 0x1ff);  /* the mask tells the verifier */
+
+		if (at + sizeof(*extension) > stop || (void *)(extension + 1) > end)
+			return REASON_TOO_SHORT;
+		is_fragment = kind == EXTENSION_FRAGMENT;
+		kind = extension->next_header;
+		at += is_fragment ? sizeof(*extension) : (1 + extension->length) * sizeof(*extension);
+		if (is_fragment && extension->fragment & __builtin_bswap16(IPV6_MORE_OR_OFFSET)) {
+			walk->fragment = extension->fragment & __builtin_bswap16(IPV6_MORE_OR_OFFSET);
+			walk->id = extension->id;
+			break;
+		}
+		if (at > most)
+			return REASON_NOT_TCP_UDP;
+		if (kind != EXTENSION_ROUTING && kind != EXTENSION_FRAGMENT && kind != EXTENSION_DESTINATION)
+			break;
+	}
+	if (at > stop)
+		return REASON_TOO_SHORT;
+	/* It is what it was, but the verifier cannot tell any more how many headers there were: it goes on once, not four
+	 * times. */
+	at ^= stop;
+	asm volatile("" : "+r"(at));
+	walk->at = (at ^ stop) & 0x1ff;
+	walk->next = kind;
+	return REASON_FORWARDED;
+}
+
+/* Take the ports of an ICMPv6 error's quote, turned round, or see that the packet is an echo request. */
+static inline enum reason parse_icmpv6(void *data, void *end, __u32 stop, struct packet *packet)
+{
+	struct icmp *icmp = data + (packet->l4 & 0xff);
+	struct ipv6 *quote = (void *)(icmp + 1);
+	struct walk walk = { .at = packet->l4 + sizeof(*icmp) + sizeof(*quote) };
+	enum reason refusal;
+	struct ports *ports;
+
+	if (packet->l4 + sizeof(*icmp) > stop || (void *)(icmp + 1) > end)
 		return REASON_TOO_SHORT;
 	if (icmp->type == ICMPV6_ECHO)
 		return REASON_VIP_ECHO;
 	if (icmp->type < ICMPV6_FIRST_ERROR || icmp->type > ICMPV6_LAST_ERROR)
 		return REASON_OTHER_ICMP;
-	if (payload < sizeof(*icmp) + sizeof(*quote) || (void *)(quote + 1) > end)
+	if (walk.at > stop || (void *)(quote + 1) > end)
 		return REASON_TOO_SHORT;
-	if ((*(__u8 *)quote) >> 4 != 6 || (quote->next_header != PROTOCOL_TCP && quote->next_header != PROTOCOL_UDP))
+	if ((*(__u8 *)quote) >> 4 != 6)
 		return REASON_OTHER_ICMP;
-	if (payload < sizeof(*icmp) + sizeof(*quote) + 8 || (void *)ports + 8 > end)
+	walk.next = quote->next_header;
+	refusal = walk_extensions(data, end, stop, &walk);
+	if (refusal != REASON_FORWARDED)
+		return refusal == REASON_TOO_SHORT ? refusal : REASON_OTHER_ICMP;
+	if ((walk.next != PROTOCOL_TCP && walk.next != PROTOCOL_UDP) || walk.fragment & __builtin_bswap16(IPV6_OFFSET))
+		return REASON_OTHER_ICMP;
+	ports = data + (walk.at & 0x1ff);
+	if (walk.at + 8 > stop || (void *)ports + 8 > end)
 		return REASON_TOO_SHORT;
-	packet->tuple.protocol = PROTOCOL_IPV6 | quote->next_header;
+	packet->quoted = walk.at;
+	packet->tuple.protocol = PROTOCOL_IPV6 | walk.next;
 	packet->tuple.ports = (__u32)ports->src_port << 16 | ports->dst_port;
 	return REASON_ICMP_ERROR;
 }
@@ -82,53 +150,41 @@ static inline struct neighbour *parse_neighbour(void *data, void *end)
 	return neighbour->type == NEIGHBOUR_SOLICITATION || neighbour->type == NEIGHBOUR_ADVERTISEMENT ? neighbour : 0;
 }
 
-/* Whether an IPv6 packet has extension headers. */
-static inline bool has_extensions(const struct packet *packet)
+/* Take the ports of TCP or UDP at `packet->l4`; return `whole`, UNSUMMED, or `broken` if its header does not fit, or it is
+ * something else. */
+static inline enum reason parse_ports(void *data, void *end, __u32 stop, __u8 protocol, enum reason whole,
+				      enum reason broken, struct packet *packet)
 {
-	return packet->l4 > sizeof(struct ethernet) + sizeof(struct ipv6);
-}
+	struct ports *ports = data + (packet->l4 & 0xff);  /* the mask tells the verifier */
 
-/* Walk over extension headers, the first of which lies at `packet->l4`, in a packet that ends at offset `stop`: that
- * and `following` are offset and protocol of what follows them then. Return FORWARDED, or why they are not walked to
- * the end. */
-static inline enum reason skip_extensions(void *data, void *end, __u32 stop, __u8 *following, struct packet *packet)
-{
-	__u32 at = packet->l4, n;
-	__u8 next;
+	packet->tuple.protocol |= protocol;
+	if (protocol == PROTOCOL_TCP) {
+		struct tcp *tcp = (void *)ports;
 
-	for (n = 0; n < EXTENSIONS; n++) {
-		struct extension_header *extension = data + at;
+		if (packet->l4 + sizeof(*tcp) > stop || (void *)(tcp + 1) > end)
+			return broken;
+		packet->tcp_flags = tcp->flags & TCP_FLAGS;
+	} else {
+		struct udp *udp = (void *)ports;
 
-		if (at + sizeof(*extension) > stop || (void *)(extension + 1) > end)
-			return REASON_TOO_SHORT;
-		next = extension->next_header;
-		at += (1 + extension->length) * sizeof(*extension);
-		if (at > sizeof(struct ethernet) + sizeof(struct ipv6) + EXTENSION_BYTES)
-			return REASON_NOT_TCP_UDP;
-		if (next != EXTENSION_ROUTING && next != EXTENSION_DESTINATION)
-			break;
+		if (protocol != PROTOCOL_UDP || packet->l4 + sizeof(*udp) > stop || (void *)(udp + 1) > end)
+			return broken;
+		if (!udp->check)
+			whole = REASON_UNSUMMED;
 	}
-	if (at > stop)
-		return REASON_TOO_SHORT;
-	/* It is what it was, but the verifier cannot tell any more how many headers there were: it goes on once, not four
-	 * times. */
-	at ^= stop;
-	asm volatile("" : "+r"(at));
-	packet->l4 = (at ^ stop) & 0xff;
-	*following = next;
-	return REASON_FORWARDED;
+	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
+	return whole;
 }
 
 /* Fill `packet`, but for its addresses, from an IPv6 frame of `size` bytes, the headers of which lie before `end`; return
- * FORWARDED if it is TCP or UDP in one piece, else what it is. Of an ICMP error, what it quotes; behind extension
- * headers there is no ICMP for us. The caller has seen the Ethernet type. */
+ * FORWARDED if it is TCP or UDP in one piece, else what it is. Of an ICMP error, what it quotes. The caller has seen the
+ * Ethernet type. */
 static inline enum reason parse_headers_ipv6(void *data, void *end, __u64 size, struct packet *packet)
 {
-	enum reason reason = REASON_FORWARDED;
 	struct ipv6 *ip = data + sizeof(struct ethernet);
-	struct ports *ports;
+	struct walk walk = { .at = sizeof(struct ethernet) + sizeof(*ip) };
+	enum reason refusal;
 	__u32 stop;
-	__u8 next;
 
 	if ((void *)(ip + 1) > end)
 		return REASON_TOO_SHORT;
@@ -139,36 +195,22 @@ static inline enum reason parse_headers_ipv6(void *data, void *end, __u64 size, 
 		return REASON_TOO_SHORT;
 	packet->tuple.protocol = PROTOCOL_IPV6;
 	packet->ttl = ip->hop_limit;
-	packet->l4 = sizeof(struct ethernet) + sizeof(*ip);
-	next = ip->next_header;
-	if (next == EXTENSION_HOP_BY_HOP || next == EXTENSION_ROUTING || next == EXTENSION_DESTINATION) {
-		enum reason refusal = skip_extensions(data, end, stop, &next, packet);
-
-		if (refusal != REASON_FORWARDED)
-			return refusal;
+	walk.next = ip->next_header;
+	refusal = walk_extensions(data, end, stop, &walk);
+	if (refusal != REASON_FORWARDED)
+		return refusal;
+	packet->l4 = walk.at;
+	if (walk.fragment) {
+		packet->tuple.protocol |= walk.next;
+		packet->datagram = (__u64)(PROTOCOL_IPV6 | walk.next) << 32 | walk.id;
+		return walk.fragment & __builtin_bswap16(IPV6_OFFSET) ? REASON_VIP_FRAGMENT :
+			parse_ports(data, end, stop, walk.next, REASON_FLOW_FRAGMENT, REASON_VIP_FRAGMENT, packet);
 	}
-	ports = data + (packet->l4 & 0xff);  /* the mask tells the verifier */
-	if (next == PROTOCOL_TCP) {
-		struct tcp *tcp = (void *)ports;
-
-		if (packet->l4 + sizeof(*tcp) > stop || (void *)(tcp + 1) > end)
-			return REASON_TOO_SHORT;
-		packet->tcp_flags = tcp->flags & TCP_FLAGS;
-	} else if (next == PROTOCOL_UDP) {
-		struct udp *udp = (void *)ports;
-
-		if (packet->l4 + sizeof(*udp) > stop || (void *)(udp + 1) > end)
-			return REASON_TOO_SHORT;
-		if (!udp->check)
-			reason = REASON_UNSUMMED;
-	} else if (next == PROTOCOL_ICMPV6) {
-		return has_extensions(packet) ? REASON_OTHER_ICMP : parse_icmpv6(data, end, stop - packet->l4, packet);
-	} else {
-		return next == EXTENSION_FRAGMENT ? REASON_VIP_FRAGMENT : REASON_NOT_TCP_UDP;
-	}
-	packet->tuple.protocol |= next;
-	packet->tuple.ports = (__u32)ports->dst_port << 16 | ports->src_port;
-	return reason;
+	if (walk.next == PROTOCOL_ICMPV6)
+		return parse_icmpv6(data, end, stop, packet);
+	if (walk.next != PROTOCOL_TCP && walk.next != PROTOCOL_UDP)
+		return REASON_NOT_TCP_UDP;
+	return parse_ports(data, end, stop, walk.next, REASON_FORWARDED, REASON_TOO_SHORT, packet);
 }
 
 /* The same of a frame that lies there whole. */
@@ -178,11 +220,11 @@ static inline enum reason parse_ipv6(void *data, void *end, struct packet *packe
 }
 
 /* Where the addresses of a packet begin: of an ICMP error, those of its quote, which are to be turned round. */
-static inline __u64 *addresses_of(void *data, enum reason found)
+static inline __u64 *addresses_of(void *data, enum reason found, const struct packet *packet)
 {
-	__u32 quote = found == REASON_ICMP_ERROR ? sizeof(struct ipv6) + sizeof(struct icmp) : 0;
+	__u32 at = found == REASON_ICMP_ERROR ? (packet->l4 & 0xff) + sizeof(struct icmp) : sizeof(struct ethernet);
 
-	return ((struct ipv6 *)(data + sizeof(struct ethernet) + quote))->src_addr;
+	return ((struct ipv6 *)(data + at))->src_addr;
 }
 
 /* Whether a packet comes from an address that no host has: none, loopback, an IPv4-mapped one or multicast (RFC 4291
@@ -203,7 +245,7 @@ static inline int rewrite_ipv6(void *data, void *end, __u32 l4, const struct flo
 {
 	struct ethernet *ethernet = data;
 	struct ipv6 *ip = (void *)(ethernet + 1);
-	struct ports *ports = data + (l4 & 0xff);  /* at most 14 + 40 + EXTENSION_BYTES: the mask tells the verifier */
+	struct ports *ports = data + (l4 & 0xff);  /* at most 14 + 40 + EXTENSION_BYTES + 8: the mask tells the verifier */
 
 	if ((void *)(ip + 1) > end || (void *)(ports + 2) > end)
 		return -1;
@@ -229,24 +271,23 @@ static inline __u32 sum_of_address(const __u64 *address)
 
 /* As translate_quote(), of ICMPv6; `old` is the name of the address that becomes `source`. The checksum of ICMPv6 covers
  * the addresses of the packet, too (RFC 4443 section 2.3). */
-static inline int translate_quote_ipv6(void *data, void *end, __u32 l4, const struct flow *flow, const struct name *old,
-				       const struct name *source)
+static inline int translate_quote_ipv6(void *data, void *end, const struct packet *packet, const struct flow *flow,
+				       const struct name *old, const struct name *source)
 {
 	struct ipv6 *ip = data + sizeof(struct ethernet), *quote;
-	struct icmp *icmp = data + (l4 & 0xff);
+	struct icmp *icmp = data + (packet->l4 & 0xff);
 	__u32 check_at, addr_delta, outer_delta, port_delta, is_udp = flow->protocol == (PROTOCOL_IPV6 | PROTOCOL_UDP);
-	struct ports *ports;
+	struct ports *ports = data + (packet->quoted & 0x1ff);
 	__u16 before, *check;
 
 	quote = (void *)(icmp + 1);
-	ports = (void *)(quote + 1);
-	if ((void *)(ip + 1) > end || (void *)(ports + 1) > end)
+	if ((void *)(ip + 1) > end || (void *)(quote + 1) > end || (void *)(ports + 1) > end)
 		return -1;
 	addr_delta = fold(0xffff - old->sum + source->sum);
 	outer_delta = fold(0xffff - sum_of_address(ip->src_addr) + source->sum);
 	port_delta = fold((__u16)~flow->src_port + (__u32)flow->new_src_port);
 
-	check_at = (l4 & 0xff) + sizeof(*icmp) + sizeof(*quote) +
+	check_at = (packet->quoted & 0x1ff) +
 		   (is_udp ? __builtin_offsetof(struct udp, check) : __builtin_offsetof(struct tcp, check));
 	check = data + check_at;
 	if (check_at + 2 <= sizeof(struct ethernet) + sizeof(*ip) + be16(ip->payload_length) && (void *)(check + 1) <= end) {

@@ -230,7 +230,7 @@ static inline struct result handle_arp(struct xdp_md *ctx, const struct control 
 /* Where a datagram in fragments is noted. */
 static inline struct datagram *datagram_of(const struct packet *packet, const struct control *words)
 {
-	struct tuple key = { packet->tuple.addrs, packet->datagram, 0 };
+	struct tuple key = { packet->tuple.addrs, packet->datagram, packet->datagram >> 32 };
 	u32 place = first_place(hash_tuple(&key, words->hash_key[0], words->hash_key[1]), DATAGRAMS_ROWS);
 
 	return datagrams.lookup(&place);
@@ -245,18 +245,35 @@ static inline bool is_followed(const struct packet *packet, u32 now, const struc
 	       now - datagram->seen <= FRAGMENT_S * words->hertz;
 }
 
+/* Note a first fragment's datagram, if it is of a flow; it is a fragment like others then. */
+static inline enum reason note_datagram(const struct packet *packet, const struct flow *flow, const struct machine *rules,
+					u32 now, const struct control *words)
+{
+	struct datagram *datagram = datagram_of(packet, words);
+
+	if (flow && datagram && !is_expired(flow, rules->timeout[flow->state], now, words)) {
+		datagram->addrs = packet->tuple.addrs;
+		datagram->which = packet->datagram;
+		datagram->seen = now;
+	}
+	return REASON_VIP_FRAGMENT;
+}
+
 /* Neither TCP nor UDP in one piece, of no flow: ours if it is to a VIP, where nothing is handed on that a router would
  * only send back. */
-static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 now,
-					const struct control *words)
+static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 family,
+					u32 now, const struct control *words)
 {
 	if (found == REASON_VIP_FRAGMENT && is_followed(packet, now, words))
 		found = REASON_FLOW_FRAGMENT;
-	else if (!is_vip(packet->tuple.addrs >> 32, words))
+	else if (!is_vip_of(packet->tuple.addrs >> 32, family, words))
 		return pass(found == REASON_VIP_FRAGMENT ? REASON_OTHER_FRAGMENT :
-			    found == REASON_VIP_ECHO ? REASON_OTHER_ICMP : found);
+			    found == REASON_VIP_ECHO ? REASON_OTHER_ICMP :
+			    found == REASON_UNSUMMED ? REASON_NOT_OURS : found);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
+	if (found == REASON_UNSUMMED)
+		return drop(found);
 	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && !words->answers_echo))
 		return drop(REASON_NOT_SERVED);
 	if (found == REASON_NOT_TCP_UDP)
@@ -332,18 +349,10 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 			return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found);
 		found = REASON_OTHER_ICMP;
 	}
-	if (found == REASON_FLOW_FRAGMENT) {
-		struct datagram *datagram = datagram_of(packet, words);
-
-		if (flow && datagram && !is_expired(flow, rules->timeout[flow->state], now, words)) {
-			datagram->addrs = packet->tuple.addrs;
-			datagram->which = packet->datagram;
-			datagram->seen = now;
-		}
-		found = REASON_VIP_FRAGMENT;
-	}
+	if (found == REASON_FLOW_FRAGMENT)
+		found = note_datagram(packet, flow, rules, now, words);
 	if (found != REASON_FORWARDED)
-		return handle_rest(ctx, packet, found, now, words);
+		return handle_rest(ctx, packet, found, 0, now, words);
 	return follow(ctx, packet, flow, false, question, rules, words);
 }
 

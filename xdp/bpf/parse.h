@@ -78,8 +78,9 @@ enum icmp_type { ICMP_UNREACHABLE = 3, ICMP_QUENCH = 4, ICMP_ECHO = 8, ICMP_TIME
 /* What parse() finds. Offsets are from the start of the frame. */
 struct packet {
 	struct tuple tuple;
+	__u64 datagram;    /* of a fragment: protocol and identification */
 	__u32 l4;          /* offset of the transport header */
-	__u32 datagram;    /* of a fragment: protocol and identification */
+	__u32 quoted;      /* of an ICMPv6 error: that of the one that it quotes */
 	__u8  ttl;
 	__u8  tcp_flags;
 };

@@ -104,7 +104,6 @@ enum reason {
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
 	REASON_NAMES_FULL = 91,        /* IPv6: no room for the name of another client */
-	REASON_IPV6_FRAGMENT = 94,     /* to a VIP: those of IPv6 are not followed */
 
 	/* PUNT: to the userspace worker of this queue */
 	REASON_NEW_FLOW = 96,
@@ -333,9 +332,10 @@ struct host {
 
 /* A datagram of a flow whose first fragment XDP has seen: where it lies its hash says, and the last one stays. */
 struct datagram {
-	__u64 addrs;           /* as in the header */
-	__u32 which;           /* protocol and identification */
+	__u64 addrs;           /* as in the header, or names */
+	__u64 which;           /* protocol and identification */
 	__u32 seen;            /* jiffies, lower 32 bits */
+	__u32 pad;
 };
 
 /* The key of a route, as the kernel's longest-prefix match wants it. */
