@@ -962,6 +962,22 @@ def test_N4_the_only_fragment_of_an_ipv6_datagram_is_a_packet_like_others(twins:
         assert twins.send(answer)[:2] == (Reason.FORWARDED, back)
 
 
+def test_N4_fragments_of_ipv6_clients_that_have_no_name_yet_are_told_apart(twins: Twins):
+    """Two with one identification; and what follows the first fragment of an answer is punted, too."""
+    clients = CLIENTS6[:2]
+    pieces = {
+        client: [packets.fragment_of(packets.udp(client, DNS_VIP6, bytes(192)), *cut) for cut in ((0, 104), (104, 200))]
+        for client in clients
+    }
+    assert [twins.send(pieces[client][0]).reason for client in clients] == [Reason.ADMITTED] * 2
+    assert [twins.send(pieces[client][1]).reason for client in clients] == [Reason.FORWARDED] * 2
+    for client in clients:
+        endpoint = endpoint_of(twins, client, DNS_VIP6, Protocol.UDP | Protocol.IPV6)
+        answer = packets.udp(endpoint, client, bytes(192))
+        for cut in ((0, 104), (104, 200)):
+            assert twins.send(packets.fragment_of(answer, *cut)).reason == Reason.FORWARDED
+
+
 @pytest.mark.parametrize("size", [0, 1, 47, 1400])
 def test_N9_an_echo_request_behind_extension_headers_is_answered_without_them(size: int, twins: Twins):
     plain = packets.echo_request(VIP6, CLIENT6, bytes(size))
