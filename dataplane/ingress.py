@@ -11,7 +11,7 @@ each packet a second time. Dropped are, of the packets that the pipeline takes:
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
 Of datagrams to the node the kernel gets the other fragments, and never the first: it waits for that one, and forgets
-them without a word (RFC 1122 section 3.3.2). Those of IPv6 are all the kernel's, but for what is to a VIP.
+them without a word (RFC 1122 section 3.3.2, RFC 8200 section 4.5).
 
 All changes are transactions of nft(8): packets see the old sets or the new ones. A file beside the control socket
 says that there is a table, and is written before it: what a killed daemon leaves is found, and removed.
@@ -108,8 +108,9 @@ table netdev {self._table} {{
   chain ipv6 {{
     ip6 hoplimit < 2 accept
     ip6 daddr @vips6 fib daddr type != local drop
-    exthdr frag exists accept
+    frag frag-off != 0 accept
     {_IPV6.to_us(ports)}
+    frag more-fragments 1 accept
     {_IPV6.rest(ports, ours)}
   }}
   chain ingress {{

@@ -206,7 +206,7 @@ def _to_us(node, originals, frames, start, destination, family, reason):
         is_error = kind < 16 and (_ICMPV6_ERRORS if family else _ICMP_ERRORS) >> kind & 1
         return np.int64(Reason.ICMP_UNUSABLE if is_to_vip and is_error else Reason.OTHER_ICMP)
     is_fragment = reason == Reason.OTHER_FRAGMENT
-    if reason != Reason.NOT_OURS and not (is_fragment and not family and fragments.is_first(packet)):
+    if reason != Reason.NOT_OURS and not (is_fragment and fragments.is_first(packet)):
         return reason
     if _is_answer(node, originals, destination, family):
         return np.int64(Reason.NOT_SERVED)

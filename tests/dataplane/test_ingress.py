@@ -207,6 +207,8 @@ def about(frame, kind="too-big"):
 
 DATAGRAM = packets.udp(CLIENT, NODE_PORT, bytes(3000))
 ANSWER = packets.udp(OTHER_ENDPOINT, (OWN, LOW), bytes(3000))
+DATAGRAM6 = packets.udp(CLIENT6, NODE_PORT6, bytes(3000))
+ANSWER6 = packets.udp(OTHER_ENDPOINT6, (OWN6, LOW), bytes(3000))
 ELSEWHERE, ELSEWHERE6 = packets.address("10.9.0.10:40000"), packets.address("[2001:db8:9::10]:40000")
 
 
@@ -239,14 +241,22 @@ ELSEWHERE, ELSEWHERE6 = packets.address("10.9.0.10:40000"), packets.address("[20
         pytest.param(packets.syn(CLIENT6, NODE_PORT6), id="node-port-tcp-6"),
         pytest.param(packets.udp(CLIENT6, NODE_PORT6), id="node-port-udp-6"),
         pytest.param(packets.behind(packets.end_options(24), packets.udp(CLIENT6, NODE_PORT6)), id="node-port-ext-6"),
+        pytest.param(packets.fragment_of(DATAGRAM6, 0, 1448), id="node-port-first-fragment-6"),
+        pytest.param(
+            packets.fragment6(packets.udp(CLIENT6, NODE_PORT6), has_more=False), id="node-port-only-fragment-6"
+        ),
         pytest.param(packets.data(CLIENT6, PAST_PORT6), id="past-node-port-6"),
         pytest.param(about(packets.syn_ack(NODE_PORT6, CLIENT6)), id="node-port-error-6"),
         pytest.param(about(packets.data(PAST_PORT6, CLIENT6)), id="past-node-port-error-6"),
         pytest.param(packets.syn_ack(ENDPOINT6, (OWN6, LOW)), id="answer-6"),
         pytest.param(packets.udp(OTHER_ENDPOINT6, (OWN6, HIGH)), id="answer-udp-6"),
+        pytest.param(packets.fragment_of(ANSWER6, 0, 1448), id="answer-first-fragment-6"),
         pytest.param(about(packets.syn((OWN6, LOW), ENDPOINT6)), id="masqueraded-error-6"),
         pytest.param(about(packets.udp((OWN6, HIGH), OTHER_ENDPOINT6), "time-exceeded"), id="masqueraded-error-udp-6"),
         pytest.param(packets.syn_ack(ENDPOINT6, CLIENT6), id="endpoint-to-client-6"),
+        pytest.param(
+            packets.fragment6(packets.syn_ack(ENDPOINT6, CLIENT6), has_more=False), id="endpoint-only-fragment-6"
+        ),
         pytest.param(packets.behind(packets.hop_options(), packets.syn_ack(ENDPOINT6, CLIENT6)), id="endpoint-ext-6"),
         pytest.param(about(packets.syn(CLIENT6, ENDPOINT6)), id="endpoint-error-6"),
     ],
@@ -284,7 +294,9 @@ def test_what_is_ours_is_dropped(gate, frame):
         pytest.param(packets.syn(CLIENT6, (OWN6, 22)), id="ssh-6"),
         pytest.param(packets.syn(CLIENT6, VIP6, ttl=1), id="ttl-6"),
         pytest.param(packets.syn(CLIENT6, PAST_PORT6), id="past-node-port-syn-6"),
-        pytest.param(packets.fragment6(packets.udp(CLIENT6, NODE_PORT6)), id="node-port-fragment-6"),
+        pytest.param(packets.fragment_of(DATAGRAM6, 1448, 2896), id="node-port-later-fragment-6"),
+        pytest.param(packets.first_fragment(CLIENT6, PAST_PORT6), id="first-fragment-6"),
+        pytest.param(packets.fragment_of(ANSWER6, 1448, 2896), id="answer-later-fragment-6"),
         pytest.param(packets.echo6((OWN6, 0)), id="ping-6"),
         pytest.param(about(packets.syn_ack((OWN6, 22), CLIENT6)), id="ssh-error-6"),
         pytest.param(packets.syn_ack(ENDPOINT6, (OWN6, LOW - 1)), id="below-the-range-6"),

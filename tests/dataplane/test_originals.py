@@ -51,6 +51,7 @@ from tests.small_node import (
     service_ports,
     service_table,
 )
+from xdp.addresses import is_ipv6
 from xdp.clock import ManualClock
 from xdp.schema import Protocol, Reason
 from xdp.tables import Tables
@@ -213,10 +214,11 @@ def test_datagrams_that_are_to_be_cut_fit_if_their_pieces_do(copies):
 def served(copies: Copies, *frontends: packets.Address) -> None:
     """Serve frontends at the node's own address that are in no table: their Services have just gone."""
     places = [(*place, protocol) for place in frontends for protocol in (Protocol.TCP, Protocol.UDP)]
+    places = [copies.known(place) if is_ipv6(place[0]) else place for place in places]
     publish(copies.originals, copies.places | {Kind.OWN_FRONTEND: places})
 
 
-NODE_PORT = (OWN, 30_080)
+NODE_PORT, NODE_PORT6 = (OWN, 30_080), (OWN6, 30_080)
 
 
 def test_what_an_endpoint_sends_to_no_masqueraded_connection_is_not_served(copies):
@@ -226,6 +228,7 @@ def test_what_an_endpoint_sends_to_no_masqueraded_connection_is_not_served(copie
             packets.syn_ack(ENDPOINT, (OWN, port)),
             packets.udp(DNS_ENDPOINTS[0], (OWN, port)),
             packets.first_fragment(DNS_ENDPOINTS[0], (OWN, port)),
+            packets.first_fragment(DNS_ENDPOINT6, (OWN6, port)),
         ):
             assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
 
@@ -243,6 +246,8 @@ def test_what_is_no_answer_of_an_endpoint_to_such_a_port_is_the_kernels(copies):
     for frame in (
         packets.first_fragment(DNS_ENDPOINTS[0], (OWN, last + 1)),
         packets.later_fragment(DNS_ENDPOINTS[0], (OWN, first)),
+        packets.first_fragment(DNS_ENDPOINT6, (OWN6, last + 1)),
+        packets.later_fragment(DNS_ENDPOINT6, (OWN6, first)),
     ):
         assert copies.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
 
@@ -256,12 +261,17 @@ def test_answers_of_masqueraded_connections_are_translated(copies):
 
 
 def test_a_node_port_that_has_just_gone(copies):
-    served(copies, NODE_PORT)
+    served(copies, NODE_PORT, NODE_PORT6)
     for frame in (packets.syn(CLIENT, NODE_PORT), packets.udp(CLIENT, NODE_PORT)):
         assert copies.send(frame) == (Reason.VANISHED, frame, 0)
-    frame = packets.first_fragment(CLIENT, NODE_PORT)
-    assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
-    for frame in (packets.later_fragment(CLIENT, NODE_PORT), packets.first_fragment(CLIENT, (OWN, 30_081))):
+    for frame in (packets.first_fragment(CLIENT, NODE_PORT), packets.first_fragment(CLIENT6, NODE_PORT6)):
+        assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
+    for frame in (
+        packets.later_fragment(CLIENT, NODE_PORT),
+        packets.first_fragment(CLIENT, (OWN, 30_081)),
+        packets.later_fragment(CLIENT6, NODE_PORT6),
+        packets.first_fragment(CLIENT6, (OWN6, 30_081)),
+    ):
         assert copies.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
 
 

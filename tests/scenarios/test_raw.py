@@ -262,15 +262,14 @@ def test_T5_an_endpoint_reaches_itself_through_its_service(site, silent):
     assert (result.answers, result.failures) == ({"web-1": 60}, {})
 
 
-@pytest.mark.families(4, why="fragments of IPv6 are not followed yet")
 def test_N4_datagrams_in_fragments_through_node_ports(site, masquerade, silent):
     """An ICMP error by the kernel, which gets the later fragments, would be the client's ConnectionRefusedError."""
-    for at in (split(site.dns.frontend), (site.world.node.interfaces[0].ip, NODE_PORT)):
+    for at in (site.dns.frontend, site.own(site.world.node.interfaces[0], NODE_PORT)):
         with site.client.entered():
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock = socket.socket(site.socket_family, socket.SOCK_DGRAM)
         with sock:
             sock.settimeout(5)
-            sock.connect(at)
+            sock.connect(split(at))
             for size in (10, 3000, 20_000, 60_000):
                 sent = random.Random(size).randbytes(size)
                 sock.send(sent)
