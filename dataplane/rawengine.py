@@ -170,17 +170,18 @@ class RawEngine(Crew):
 
     def expect(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> None:
         """Take the packets of these Service ports from the kernel, before the tables have them."""
+        present = _places_of_rows(rows, own)
         with self._places_lock:
-            self._present = _places_of_rows(rows, own)
-            self._add(self._present)
+            self._add(present, present.own)
+            self._present = present
 
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
         """Take the packets of more Service ports from the kernel."""
         with self._places_lock:
-            self._add(_places_of_rows(rows))
+            self._add(_places_of_rows(rows), self._present.own)
 
-    def _add(self, more: Places) -> None:
-        held, own = self._held, self._present.own
+    def _add(self, more: Places, own: frozenset[int]) -> None:
+        held = self._held
         frontends = more.frontends | held.frontends
         self._change(Places(frontends, held.retired - frontends, more.endpoints | held.endpoints, own))
 
@@ -199,27 +200,27 @@ class RawEngine(Crew):
                 self._filter.start(self._held, self._filter.interfaces)
 
     def _change(self, places: Places) -> None:
+        """Hold these places and no others. TableFullError, with nothing changed: there is no room for their names."""
         if places == self._held:
             return
-        if self._is_filtering:
-            self._filter.update(places)
-        self._held = places
-        self._publish()
+        try:
+            self._pin(places)  # first: packet loops are to know whatever the filter drops
+            if self._is_filtering:
+                self._filter.update(places)
+            self._held = places
+        finally:
+            self._publish()
+
+    def _pin(self, places: Places) -> None:
+        """Have names for what packet loops are to know."""
+        for address in _named(places) - self._numbers.keys():
+            self._numbers[address] = self._names.pin(address_of(address))  # type: ignore[arg-type]
 
     def _publish(self) -> None:
-        """Tell packet loops what is held."""
-        held = self._held
-        places: dict[Kind, Iterable[Place]] = {
-            Kind.OWN: [(address, 0, 0) for address in held.own],
-            Kind.ENDPOINT: held.endpoints,
-            Kind.RETIRED: held.retired,
-            Kind.OWN_FRONTEND: held.own_frontends,
-        }
-        wanted = {address for those in places.values() for address, _, _ in those if is_ipv6(address)}
-        for address in wanted - self._numbers.keys():
-            self._numbers[address] = self._names.pin(address_of(address))  # type: ignore[arg-type]
+        """Tell packet loops what is held; let go of the names of all else."""
+        places = _of_kinds(self._held)
         publish(self._originals, {kind: map(self._known_as, those) for kind, those in places.items()})
-        for address in self._numbers.keys() - wanted:
+        for address in self._numbers.keys() - _named(self._held):
             self._names.release(self._numbers.pop(address))
 
     def _known_as(self, place: Place) -> Place:
@@ -326,6 +327,21 @@ def _places_of_rows(rows: Sequence[ServiceRow], own: Collection[IPAddress] = ())
         candidates = row.endpoints + (row.inside.endpoints if row.inside else ())
         endpoints |= {(number_of(address), port, protocol) for address, port in candidates for protocol in protocols}
     return Places(frozenset(frontends), endpoints=frozenset(endpoints), own=frozenset(map(number_of, own)))
+
+
+def _of_kinds(held: Places) -> dict[Kind, Iterable[Place]]:
+    """Return what packet loops are to know of the places that are held."""
+    return {
+        Kind.OWN: [(address, 0, 0) for address in held.own],
+        Kind.ENDPOINT: held.endpoints,
+        Kind.RETIRED: held.retired,
+        Kind.OWN_FRONTEND: held.own_frontends,
+    }
+
+
+def _named(held: Places) -> set[int]:
+    """Return the IPv6 addresses among them, which packet loops know by name."""
+    return {address for those in _of_kinds(held).values() for address, _, _ in those if is_ipv6(address)}
 
 
 def places_of(flows: FlowTable, names: Names) -> tuple[frozenset[Place], frozenset[Place]]:

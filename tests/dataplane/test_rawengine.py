@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from ipaddress import IPv4Address, IPv6Address
 
 import numpy as np
+import pytest
 
 from conntrack.table import FlowTable
 from dataplane.rawengine import RawEngine
@@ -13,6 +15,7 @@ from lb.rows import ServiceRow
 from tests.small_node import SEED, SMALL
 from xdp import naming
 from xdp.clock import ManualClock
+from xdp.errors import TableFullError
 from xdp.names import Names
 from xdp.schema import Protocol
 from xdp.tables import Tables
@@ -43,3 +46,29 @@ def test_N9_names_of_what_is_held_live_and_are_let_go_with_it():
     engine.expect([], [])
     engine.tidy(flows)
     assert alive() == set()
+
+
+def test_N9_without_room_for_a_name_nothing_is_held_and_another_try_holds_all():
+    tables, clock = Tables.in_memory(SMALL), ManualClock()
+    FlowTable(tables, clock).create()
+    engine, names = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, ""), Names(tables)
+
+    def sweep() -> None:
+        for _ in range(3):
+            naming.end_pass(tables, np.zeros(len(tables.names), np.uint8))
+            naming.release(tables)
+
+    numbers = [names.pin(OWN)]
+    for other in range(1, 10 * len(tables.names)):
+        with contextlib.suppress(TableFullError):
+            numbers.append(names.pin(IPv6Address(other)))
+    with pytest.raises(TableFullError):  # there is none for the endpoint
+        engine.expect([ROW], [OWN])
+    for number in numbers:
+        names.release(number)
+    sweep()
+    assert names.count() == 0
+    engine.expect([ROW], [OWN])
+    sweep()
+    assert names.find(OWN)
+    assert names.find(ENDPOINT)
