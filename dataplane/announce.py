@@ -106,22 +106,21 @@ class Announcer:
         fresh = {
             name
             for name, interface in interfaces.items()
-            if interface.is_up and not _is_same(self._interfaces.get(name), interface)
+            if interface.is_up and not (name in self._sockets and _is_same(self._interfaces.get(name), interface))
         }
         wanted = frozenset(vips)
         for name in self._sockets.keys() - interfaces.keys() | fresh & self._sockets.keys():
             self._sockets.pop(name).close()
             self._listeners.pop(name).close()
         for name in fresh:
-            with contextlib.suppress(OSError):  # it went away again
+            with contextlib.suppress(OSError):  # it went away again; else the next call tries again
                 self._sockets[name] = _open(interfaces[name])
                 self._listeners[name] = _Listener(interfaces[name], self._sockets[name])
-        if fresh or wanted != self._vips:
-            groups = {group_of(vip) for vip in wanted if is_ipv6(vip)}
-            for listener in self._listeners.values():
-                with contextlib.suppress(OSError):  # likewise
-                    listener.join(groups)
-        self._due.extend(_Due(now, name, vip, _TIMES) for name in sorted(fresh) for vip in sorted(wanted))
+        groups = {group_of(vip) for vip in wanted if is_ipv6(vip)}
+        for listener in self._listeners.values():
+            listener.join(groups)
+        opened = sorted(fresh & self._sockets.keys())
+        self._due.extend(_Due(now, name, vip, _TIMES) for name in opened for vip in sorted(wanted))
         old = sorted(self._sockets.keys() - fresh)
         self._due.extend(_Due(now, name, vip, _TIMES) for name in old for vip in sorted(wanted - self._vips))
         self._interfaces = {name: interface for name, interface in interfaces.items() if interface.is_up}
@@ -205,16 +204,18 @@ class _Listener:
         self._socket: socket.socket | None = None  # there may be no IPv6
 
     def join(self, groups: set[bytes]) -> None:
-        """Be a member of these groups and of no others."""
+        """Be a member of these groups and of no others; where that fails, the next call tries again."""
         if groups == self._groups:
             return
-        if self._socket is None:
-            self._socket = _open_icmpv6(self._name)
-        for group in self._groups - groups:
-            self._change(self._socket, group, socket.IPV6_LEAVE_GROUP, _DROP_MEMBERSHIP)
-        for group in groups - self._groups:
-            self._change(self._socket, group, socket.IPV6_JOIN_GROUP, _ADD_MEMBERSHIP)
-        self._groups = groups
+        with contextlib.suppress(OSError):
+            if self._socket is None:
+                self._socket = _open_icmpv6(self._name)
+            for group in self._groups - groups:
+                self._groups.remove(group)  # also if it cannot be left: the interface went away, and so did this
+                self._change(self._socket, group, socket.IPV6_LEAVE_GROUP, _DROP_MEMBERSHIP)
+            for group in groups - self._groups:
+                self._change(self._socket, group, socket.IPV6_JOIN_GROUP, _ADD_MEMBERSHIP)
+                self._groups.add(group)
 
     def _change(self, sock: socket.socket, group: bytes, how: int, otherwise: int) -> None:
         """Join or leave a group; where the kernel has no room for a membership, have the interface let it through."""
@@ -246,9 +247,13 @@ class _Listener:
 def _open_icmpv6(name: str) -> socket.socket:
     """Return a socket that hears neighbour advertisements on an interface."""
     sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW | _ASIDE, _ICMPV6)
-    sock.setsockopt(_ICMPV6, _ICMP6_FILTER, _ONLY_ADVERTISEMENTS)
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)  # no router has sent it on (RFC 4861)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+    try:
+        sock.setsockopt(_ICMPV6, _ICMP6_FILTER, _ONLY_ADVERTISEMENTS)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)  # no router has sent it on (RFC 4861)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

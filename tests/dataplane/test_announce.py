@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from dataplane.announce import Announcer, announcement, group_of
+from dataplane.netdev import NetDev
+from perf import echo
 from xdp.addresses import number_of
 
 MAC = b"\2\0\0\0\0\2"
@@ -37,3 +42,34 @@ def test_without_interfaces_nothing_is_sent(turns):
     for turn in range(turns):
         announcer.turn(float(turn))
     assert (announcer.sent, announcer.conflicts(0.0)) == (0, [])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("room", [0, 1], ids=["for-none", "for-the-link"])
+def test_what_could_not_be_opened_is_tried_again(room):
+    """Whoever has no file left once is a member of the groups of its VIPs, and announces them, a moment later."""
+    vip = number_of(IPv6Address("fd96::1:2345"))
+
+    def is_member() -> bool:
+        lines = Path("/proc/thread-self/net/igmp6").read_text().splitlines()
+        return any(line.split()[1:3] == ["a0", group_of(vip).hex()] for line in lines)
+
+    with echo.own_network(), NetDev() as netdev:
+        echo.veth_pair("a0", "a1")
+        interfaces = {link.name: link for link in netdev.interfaces() if link.name == "a0"}
+        announcer = Announcer()
+        least = os.dup(0)
+        os.close(least)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least + room, limits[1]))
+        try:
+            announcer.announce([vip], interfaces, 0.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        announcer.announce([vip], interfaces, 1.0)
+        assert is_member()
+        announcer.turn(1.0)
+        assert announcer.sent == 1
+        announcer.announce([], interfaces, 2.0)
+        assert not is_member()
+        announcer.withdraw()
