@@ -548,7 +548,7 @@ class NextHops:
         """Change a row to where its prefix leads now, and ask for the neighbour that it needs."""
         old, hop = row.hop, self._as_we_go(row.prefix, self._mirror.hop(*row.prefix))
         row.hop = hop
-        if old.state is HopState.FORWARD and hop.state is HopState.UNRESOLVED:
+        if old.state in (HopState.FORWARD, HopState.KERNEL) and hop.state is HopState.UNRESOLVED:
             row.is_client = True  # if it was only learnt: flows hold it, and their packets do not ask
         if old.neighbour != hop.neighbour:
             if old.neighbour:

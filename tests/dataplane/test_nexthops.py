@@ -82,8 +82,8 @@ class World:
             Capacity(connections=100, frontends=8, services=8, maglev_slots=8, next_hops=64, names=256)
         )
 
-    def node(self) -> NextHops:
-        return NextHops(self.tables, self, ["eth0", "eth1"], clock=lambda: self.now)
+    def node(self, **more: bool) -> NextHops:
+        return NextHops(self.tables, self, ["eth0", "eth1"], clock=lambda: self.now, **more)
 
     def tell(self, *entries: Neighbour, gone: bool = False) -> None:
         self.pending.neighbours += [(entry, gone) for entry in entries]
@@ -407,6 +407,16 @@ def test_a_client_that_was_learnt_is_asked_for_when_it_is_lost() -> None:
     world.pending.links_or_routes = True
     node.turn()
     assert ((2, ip("10.0.0.7")), False) in world.asked
+
+
+def test_so_is_a_learnt_client_behind_a_driver_that_takes_no_redirected_frames() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node(serves_through_kernel=True)
+    node.set_refusing([ETH0.ifindex])
+    assert world.state(lookup(node.hops, wire("10.0.0.7"))) is HopState.KERNEL
+    world.tell(neighbour("10.0.0.7", b"", S.FAILED))
+    node.turn()
+    assert world.asked == [((2, ip("10.0.0.7")), False)]
 
 
 def test_lost_events_are_made_up_for_by_reading_everything_again() -> None:
