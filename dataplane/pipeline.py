@@ -98,7 +98,7 @@ def _begin_ipv6(node, frames, start, length, longest, now):
         return found, np.uint32(NOWHERE)
     if found == Reason.ICMP_ERROR:
         return translate_error(node, frames, start, longest, now)
-    if found == Reason.VIP_FRAGMENT or found == Reason.FLOW_FRAGMENT:
+    if packet.fragment:
         packet.ends = wire6.pair_of(frames, start, tables.control[0].hash_key[0])  # a client may have no name yet
     if found == Reason.VIP_FRAGMENT:
         return _follow(node, frames, start, length, longest, now)
@@ -115,7 +115,9 @@ def _answer_other6(node, frames, start, found, now):
     if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
         if found == Reason.VIP_ECHO:
             return Reason.OTHER_ICMP, nowhere
-        return Reason.NOT_OURS if found == Reason.UNSUMMED else found, nowhere
+        if found == Reason.UNSUMMED:
+            return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, nowhere
+        return found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
     if packet.source_routed:
@@ -285,9 +287,7 @@ def judge(node, frames, start, length, now, segment=0):
             if packet.source_routed and packet.ttl > 1:
                 return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)
             return forward(node, frames, start, length, longest, slot, event, now)
-        if (
-            flow.state & _STATE_BITS == _RESET and not reopened
-        ):  # over for every packet, so that those of others need not be asked
+        if flow.state & _STATE_BITS == _RESET and not reopened:  # over for every packet: those of others are not asked
             return Reason.ENDPOINT_REMOVED, np.uint32(NOWHERE)
 
     destination = np.uint32(packet.addrs >> np.uint64(32))

@@ -660,6 +660,8 @@ class Reference:
             if self._live_flow(packet.key, now) is not None:
                 self.followed[packet.datagram] = now
             packet = replace(packet, reason=Reason.VIP_FRAGMENT)
+        if packet.datagram and packet.reason == Reason.UNSUMMED:
+            packet = replace(packet, reason=Reason.VIP_FRAGMENT)
         what = self._what_is(replace(packet, is_source_routed=False))
         is_piece = packet.datagram is not None and packet.reason == Reason.VIP_FRAGMENT
         since = self.followed.get(packet.datagram) if is_piece else None  # type: ignore[arg-type]
@@ -676,7 +678,8 @@ class Reference:
         outcome = self._judge(frame, now)
         is_over = verdict_of(outcome.reason) == Verdict.DROP and outcome.ifindex == 0
         packet = parse(frame)
-        if is_over and packet.reason == Reason.FLOW_FRAGMENT and outcome.reason not in _OF_FRAGMENTS:
+        is_first = packet.datagram is not None and packet.reason in (Reason.FLOW_FRAGMENT, Reason.UNSUMMED)
+        if is_over and is_first and outcome.reason not in _OF_FRAGMENTS:
             self._begin_datagram(packet, now, Reason.FRAGMENT_ALONE)
         return self._refuse(frame, outcome.reason, now) if is_over else outcome
 
@@ -792,7 +795,7 @@ class Reference:
         if packet.key.destination[0] not in self._vips:
             others = {
                 Reason.FORWARDED: Reason.NOT_OURS,
-                Reason.UNSUMMED: Reason.NOT_OURS,
+                Reason.UNSUMMED: Reason.OTHER_FRAGMENT if packet.datagram else Reason.NOT_OURS,
                 Reason.VIP_FRAGMENT: Reason.OTHER_FRAGMENT,
                 Reason.VIP_ECHO: Reason.OTHER_ICMP,
             }

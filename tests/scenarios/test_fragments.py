@@ -204,6 +204,15 @@ def test_N4_of_a_datagram_that_is_refused_nothing_waits(node):
         dropped(node.send(rest), Reason.FRAGMENT_ALONE)
 
 
+@pytest.mark.families(6, why="IPv4 allows it")
+def test_N4_N7_of_a_datagram_without_a_checksum_nothing_waits(node):
+    service = serve(node, "web-1")
+    first, second, last = pieces(packets.unsummed(udp(node.client(), service.at, PAYLOAD)))
+    dropped(node.send(first), Reason.UNSUMMED)
+    for rest in (second, last):
+        dropped(node.send(rest), Reason.FRAGMENT_ALONE)
+
+
 def test_N4_fragments_of_another_protocol_are_not_served(node):
     service = serve(node, "web-1")
     frame = packets.echo_request((service.at[0], 0), node.client(), bytes(2900))

@@ -947,6 +947,18 @@ def test_N4_fragments_of_nobody_are_passed(twins: Twins):
             assert twins.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
 
 
+def test_N4_N7_the_rest_of_a_datagram_without_a_checksum_does_not_wait(twins: Twins):
+    whole = packets.unsummed(packets.udp(CLIENT6, DNS_VIP6, bytes(192)))
+    first, second = (packets.fragment_of(whole, *cut) for cut in ((0, 104), (104, 200)))
+    assert twins.send(first) == (Reason.UNSUMMED, first, 0)
+    assert twins.send(second) == (Reason.FRAGMENT_ALONE, second, 0)
+    twins.is_stalled = True
+    assert twins.send(first) == (Reason.STALLED_DROPPED, first, 0)
+    stranger = packets.fragment_of(packets.unsummed(packets.udp(CLIENT6, packets.STRANGER6, bytes(192))), 0, 104)
+    for twins.is_stalled in (False, True):
+        assert twins.send(stranger) == (Reason.OTHER_FRAGMENT, stranger, 0)
+
+
 def test_N4_the_only_fragment_of_an_ipv6_datagram_is_a_packet_like_others(twins: Twins):
     """RFC 6946: whatever else of that number is under way."""
     protocol = Protocol.UDP | Protocol.IPV6

@@ -264,6 +264,8 @@ static inline enum reason note_datagram(const struct packet *packet, const struc
 static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 family,
 					u32 now, const struct control *words)
 {
+	if (found == REASON_UNSUMMED && packet->datagram)
+		found = REASON_VIP_FRAGMENT; /* userspace is to drop it, so that the others do not wait for it */
 	if (found == REASON_VIP_FRAGMENT && is_followed(packet, now, words))
 		found = REASON_FLOW_FRAGMENT;
 	else if (!is_vip_of(packet->tuple.addrs >> 32, family, words))
