@@ -85,8 +85,7 @@ def receive(queue, burst, limit):
     """Fill `burst` (FRAME rows) with up to `limit` received frames; return how many.
 
     They stay where they are until the next call. One that is tagged, addressed to another machine or cut short is not
-    `is_ours`; of those addressed to all, only ARP is, of those to a
-    group, only questions for a neighbour.
+    `is_ours`; of those addressed to all, only ARP is, of those to a group, only questions for a neighbour.
     """
     at, frames = queue.at, queue.frames
     if at[LEFT] == 0 and at[IS_OPEN]:

@@ -250,12 +250,18 @@ def _store_address(frames, offset, tables, word):
     store64(frames, offset + 8, name.addr[1])
 
 
+@compiled
+def send_on(frames, start, next_hops, row):
+    """Change a frame as a router does, on its way to the next hop `row`."""
+    write_macs(frames, start, next_hops, row)
+    frames[start + ETHERNET_BYTES + _HOPS] -= np.uint8(1)
+
+
 @inlined
 def _route(frames, start, tables, row):
-    """Change a frame as a router does, on its way to the next hop `row`; not at all to the kernel (TO_KERNEL)."""
+    """The same, but for what goes to the kernel (TO_KERNEL): that stays as it is."""
     if row != TO_KERNEL:
-        write_macs(frames, start, tables.next_hops, row)
-        frames[start + ETHERNET_BYTES + _HOPS] -= np.uint8(1)
+        send_on(frames, start, tables.next_hops, row)
 
 
 @compiled
@@ -279,13 +285,6 @@ def rewrite(frames, start, l4, flow, tables, row):
         store16(frames, l4 + _UDP_CHECK, check or np.uint16(0xFFFF))  # never none (RFC 8200 section 8.1)
     else:
         store16(frames, l4 + _TCP_CHECK, checksum_add(load16(frames, l4 + _TCP_CHECK), flow.l4_delta))
-
-
-@compiled
-def send_on(frames, start, next_hops, row):
-    """Change a frame that is not translated as a router does, on its way to the next hop `row`."""
-    write_macs(frames, start, next_hops, row)
-    frames[start + ETHERNET_BYTES + _HOPS] -= np.uint8(1)
 
 
 @compiled
