@@ -64,6 +64,7 @@ packages:
 	if [ "$$(id -u)" != 0 ]; then \
 	    echo "make: these Debian packages are missing; run \`make setup\` as root once:" $$missing >&2; exit 77; fi; \
 	case " $$missing " in *" nginx "*)  # a server that tests start: it is not to serve this machine \
+	    echo "make: nginx.service is masked: tests start nginx by themselves (systemctl unmask nginx)"; \
 	    mkdir -p /etc/systemd/system; ln -sfn /dev/null /etc/systemd/system/nginx.service;; esac; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq; apt-get install -qq --no-install-recommends $$missing </dev/null

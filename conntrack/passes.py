@@ -129,19 +129,19 @@ def reset_strays(tables, slots, protocol, wanted, frontends, endpoints):
 
 
 @compiled
-def end_at(tables, slots, family, endpoints):
-    """Have the TCP connections to these endpoints reset, and withdraw the others; return how many were not already.
+def end_at(tables, slots, protocol, endpoints):
+    """Have a protocol's connections to these endpoints reset, if it is TCP, or withdraw them; return how many.
 
-    `family` is 0 or PROTOCOL_IPV6; `endpoints` is a u64 array of `place_key`s, and ascends.
+    `endpoints` is a u64 array of `place_key`s, and ascends.
     """
     count = 0
     for slot in slots:
         record = tables.flows[slot]
-        if record.protocol & _IPV6 != family or record.state & _STATE_BITS == _RESET:
+        if record.protocol != protocol or record.state & _STATE_BITS == _RESET:
             continue
         if not _has(endpoints, _endpoint_of(record)):
             continue
-        if record.protocol & ~_IPV6 == _TCP:
+        if protocol & ~_IPV6 == _TCP:
             _reset(tables.flows, record)
             count += 1
         else:

@@ -103,7 +103,7 @@ class FlowTable:
         """
         rows = self._timeouts
         jiffies = {each: states.timeouts_in_jiffies(each, self._clock.hertz) for each in wanted}
-        number_of = {row.tobytes(): number for number, row in enumerate(rows) if number and row.any()}
+        number_of = {row.tobytes(): number for number, row in enumerate(rows) if row.any()}
         new = {row.tobytes(): row for row in jiffies.values() if row.tobytes() not in number_of}
         taken = {number_of.get(row.tobytes()) for row in jiffies.values()} | {number >> 4 for number in kept}
         free = sorted({*range(1, len(rows))} - taken, key=lambda number: bool(rows[number].any()))
@@ -258,15 +258,12 @@ class FlowTable:
             lambda: passes.reset_strays(self._tables, self._originals(), np.uint8(protocol), wanted, *kept)
         )
 
-    def end_at(self, family: int, endpoints: Iterable[Place]) -> int:
-        """End the connections to these endpoints, TCP's by having them reset; return how many. Host numbers.
-
-        `family` is 0 or PROTOCOL_IPV6.
-        """
+    def end_at(self, protocol: int, endpoints: Iterable[Place]) -> int:
+        """End a protocol's connections to these endpoints, TCP by having it reset; return how many. Host numbers."""
         places = np.array(sorted(map(_key_of, endpoints)), np.uint64)
         if not len(places):
             return 0
-        return self._twice(lambda: passes.end_at(self._tables, self._originals(), np.uint8(family), places))
+        return self._twice(lambda: passes.end_at(self._tables, self._originals(), np.uint8(protocol), places))
 
     def _twice(self, end: Callable[[], int]) -> int:
         """End connections, and again after a grace period: a packet on its way may have stored its state over ours."""

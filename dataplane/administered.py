@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lb.model import AdminState, Place
@@ -17,42 +17,18 @@ from xdp.addresses import read_place, with_port
 log = logging.getLogger(__name__)
 
 
-class Administered:
-    """The endpoints that are not ready for all, and their state; `path` is where it is kept."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._states = _read(path)
-
-    @property
-    def states(self) -> Mapping[Place, AdminState]:
-        """What was said last."""
-        return self._states
-
-    def say(self, places: Iterable[Place], state: AdminState) -> None:
-        """Note the state of endpoints. OSError: it cannot be kept, and is as before."""
-        self._change({**self._states, **dict.fromkeys(places, state)})
-
-    def retain(self, places: Iterable[Place]) -> None:
-        """Forget all endpoints but these."""
-        if self._states:
-            there = set(places)
-            self._change({place: state for place, state in self._states.items() if place in there})
-
-    def _change(self, states: Mapping[Place, AdminState]) -> None:
-        states = {place: state for place, state in states.items() if state is not AdminState.READY}
-        if states == self._states:
-            return
-        if states:
-            draft = self._path.with_suffix(".draft")
-            draft.write_text(json.dumps({with_port(*place): state for place, state in states.items()}) + "\n")
-            draft.replace(self._path)
-        else:
-            self._path.unlink(missing_ok=True)
-        self._states = states
+def keep(path: Path, states: Mapping[Place, AdminState]) -> None:
+    """Write the endpoints that are not ready for all to a file; without any there is none. OSError: it cannot be."""
+    if not states:
+        path.unlink(missing_ok=True)
+        return
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps({with_port(*place): state for place, state in states.items()}) + "\n")
+    draft.replace(path)
 
 
-def _read(path: Path) -> dict[Place, AdminState]:
+def kept(path: Path) -> dict[Place, AdminState]:
+    """Return what `keep` has written, nothing without a file. Of one that says nothing a log line tells."""
     try:
         said = {read_place(text): AdminState(state) for text, state in json.loads(path.read_text()).items()}
         return {(address, port): state for (address, port), state in said.items() if port is not None}

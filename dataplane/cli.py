@@ -394,7 +394,7 @@ def _administrator(state: str, text: str, *more: Callable[[Any], Any]) -> None:
         settings = _named(name)
         data = _ask(settings, "administer", {"endpoints": list(endpoints), "state": state})
         if wait is not None:
-            data = _wait_until_idle(settings, endpoints, wait)
+            data = _wait_until_idle(settings, [row["address"] for row in data], wait)
         _end_with_the_reader()
         if output == "json":
             click.echo(as_json(data))
@@ -408,14 +408,17 @@ def _administrator(state: str, text: str, *more: Callable[[Any], Any]) -> None:
         administer = decorate(administer)
 
 
-def _wait_until_idle(settings: Settings, endpoints: Sequence[str], seconds: float) -> Any:
-    """Return what is told of endpoints once no connection to them is open. TimedOutError: some are after `seconds`."""
+def _wait_until_idle(settings: Settings, places: list[str], seconds: float) -> Any:
+    """Return what is told of endpoints once no connection to them is open. TimedOutError: some are after `seconds`.
+
+    Meanwhile an endpoint may go from the manifests: its connections go on.
+    """
     from dataplane.output import countdown
 
     deadline = time.monotonic() + seconds
     with countdown("connections") as tell:
         while True:
-            data = _ask(settings, "administer", {"endpoints": list(endpoints)})
+            data = _ask(settings, "administer", {"endpoints": places})
             left = sum(row["open"] for row in data)
             if not left:
                 return data

@@ -51,7 +51,8 @@ def place_for(held, reason):
     """Return the place for one more frame that waits for `reason`. Somebody may be in it, who has to go: see `refusal`.
 
     Frames that wait for the same kind of thing go by turns, so nearly in the order in which they came: jiffies are too
-    coarse to say who was first.
+    coarse to say who was first. What a frame waits for may become another kind of thing, so of one kind there may be
+    more than HELD, and of the other none: then anybody goes.
     """
     count, turn = held.count[0], held.turn[0]
     alike, first, next_one = 0, np.int64(-1), np.int64(-1)
@@ -62,9 +63,9 @@ def place_for(held, reason):
                 first = place
             if next_one < 0 and place >= turn:
                 next_one = place
-    if alike < HELD:
+    if alike < HELD and count < ROOM:
         return count
-    place = first if next_one < 0 else next_one
+    place = max(first, 0) if next_one < 0 else next_one
     held.turn[0] = place + 1
     return place
 

@@ -466,6 +466,8 @@ class NextHops:
             record = self._table[number]
             prefix = (self._address(swap32(record["destination"])), int(record["prefix_len"]))
             self._rows[prefix] = _Row(number, prefix, is_client=True, hop=_ADOPTED)
+            if record["state"] == HopState.KERNEL:  # most probably: of others, that makes no difference
+                self._local.add(prefix[0])
             destination = self._number(prefix[0])
             if _is_host(prefix):
                 compiled_hops.set_host_row(self.hops, destination, number)

@@ -13,15 +13,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from conntrack.table import FlowTable, seconds_of_a_pass
-from dataplane import views
-from dataplane.administered import Administered
+from dataplane import administered, views
 from dataplane.announce import Announcer
 from dataplane.context import masquerading
 from dataplane.control import Lock, Server
@@ -37,7 +37,7 @@ from dataplane.settings import Settings
 from dataplane.ticks import every, next_tick, tick
 from dataplane.watch import changes
 from lb import maglev, manifests
-from lb.incarnations import Incarnations
+from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
 from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
@@ -83,8 +83,7 @@ class Node:
         self.started = time.monotonic()
         self.live = Live()
         self._incarnations = Incarnations()
-        self._administered = Administered(settings.administered_path)
-        self.here = Here()  # what was programmed with it
+        self.here = Here(administered=administered.kept(settings.administered_path))  # what was programmed with it
         self.desired = 0
         self.programmed = 0
         self.rejected: Error | None = None  # the manifests that the files say now, if they cannot be applied
@@ -395,10 +394,17 @@ class Node:
             try:
                 plan = await asyncio.to_thread(self._plan, names) if names is not None and is_in_step else None
                 if plan is not None:
+                    await asyncio.to_thread(self.end_succeeded, plan.before, plan.after)
+                if plan is not None and plan.here == self.here:
                     self._apply_plan(plan)
                 else:
-                    self._apply(await asyncio.to_thread(self._load))
-            except Error as error:
+                    live = await asyncio.to_thread(self._load)
+                    await asyncio.to_thread(self.end_succeeded, self.snapshot.ports, live.snapshot().ports)
+                    self._apply(live)
+            except Exception as error:
+                if not isinstance(error, Error):
+                    self._reload_all()
+                    raise
                 self.rejected = error
                 kind = "manifests" if isinstance(error, ConfigError) else "configuration"
                 log.error("%s not applied, what ran before goes on:\n%s", kind, error)
@@ -410,24 +416,23 @@ class Node:
 
     def _apply(self, live: Live) -> None:
         """Make the node do what all manifests say."""
-        snapshot = live.snapshot()
-        change = self._program(snapshot)
-        known = set(self.snapshot.not_honoured)
+        before, snapshot = self.snapshot, live.snapshot()
+        change = self._program(snapshot, self.here.administered)
+        known = set(before.not_honoured)
         self.live = live
-        self._administered.retain(live.places())
+        self._incarnations.remember(before.ports, snapshot.ports)
+        self._forget_gone()
         self.next_hops.retain(live.endpoint_addresses())
         self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
 
     def _apply_plan(self, plan: Plan) -> None:
         """Make the node do what a few manifests have changed."""
-        if plan.here != self.here:  # the node's addresses have changed since
-            plan = self.live.plan(plan.changes, self.here)
-        self._end_succeeded(plan.before, plan.after)
         self.engine.expect_more(plan.rows)
         self.next_hops.add_local(local_addresses(plan.rows))
         change = self.services.update(plan.rows, plan.without)
         self.next_hops.leave(self.live.commit(plan))
-        self._administered.retain(self.live.places())
+        self._incarnations.remember(plan.before, plan.after)
+        self._forget_gone()
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
         self._has_applied(change, plan.not_honoured)
@@ -440,54 +445,76 @@ class Node:
         self._has_programmed(change)
 
     def _administer(self, endpoints: Sequence[str] = (), state: str | None = None) -> Awaitable[list[dict[str, Any]]]:
-        """Have an operator's word of endpoints, or only tell of them; return them with what is open to each."""
+        """Have an operator's word of endpoints, or only tell of them; return them with what is open to each.
+
+        UsageError: there is no such endpoint. Error: nothing has changed, or a restart will forget it.
+        """
+        if state is None:  # one that has gone may have connections still
+            return asyncio.to_thread(views.administered, self, [views.place_of(text) for text in endpoints])
         places = sorted({place for text in endpoints for place in views.places_of(self, text)}, key=str)
-        if state is not None:
-            try:
-                self._administered.say(places, AdminState(state))
-            except ValueError:
-                raise UsageError(f"{state!r} is no state; known are {', '.join(AdminState)}") from None
-            except OSError as error:
-                raise Error(f"{self.settings.administered_path}: {error.strerror}; nothing has changed") from None
-            self._has_programmed(self._program(self.snapshot))
+        if state not in [*AdminState]:
+            raise UsageError(f"{state!r} is no state; known are {', '.join(AdminState)}")
+        states = {**self.here.administered, **dict.fromkeys(places, AdminState(state))}
+        states = {place: said for place, said in states.items() if said is not AdminState.READY}
+        self._has_programmed(self._program(self.snapshot, states))
+        path = self.settings.administered_path
+        try:
+            administered.keep(path, states)
+        except OSError as error:
+            raise Error(f"{path}: {error.strerror}; it is so, but a restart will forget it") from None
         return asyncio.to_thread(views.administered, self, places)
+
+    def _forget_gone(self) -> None:
+        """Forget what was said of endpoints that no manifest has any more."""
+        if not self.here.administered:
+            return
+        there = set(self.live.places())
+        states = {place: said for place, said in self.here.administered.items() if place in there}
+        if states != self.here.administered:
+            self.here = replace(self.here, administered=states)
+            try:
+                administered.keep(self.settings.administered_path, states)
+            except OSError as error:
+                self._note("endpoints that are drained", error)
 
     def _reprogram(self) -> None:
         """Bring the rows up to date when not the Services but the node's addresses have changed."""
         try:
-            self._has_programmed(self._program(self.snapshot))
+            self._has_programmed(self._program(self.snapshot, self.here.administered))
         except Error as error:
             self._note("addresses", error)
 
-    def _program(self, snapshot: Snapshot) -> Change:
+    def _program(self, snapshot: Snapshot, states: Mapping[Place, AdminState]) -> Change:
         """Make the tables say all of a snapshot, at the addresses that the node has now."""
         settings, own = self.settings, self.next_hops.own_addresses()
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
         timeouts = {port.options.timeouts_s for port in snapshot.ports} - {()}
         sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
-        here = Here(self._node_port_addresses(), settings.masquerades, families, dict(self._administered.states), sets)
+        here = Here(self._node_port_addresses(), settings.masquerades, families, states, sets)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)
-        self._end_succeeded(self.snapshot.ports, snapshot.ports)
         change = self.services.apply(rows, own)
         self.here = here
         return change
 
-    def _end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
-        """End the connections to endpoints whose place is another Pod's now, before that one is given any (C9)."""
+    def end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
+        """End the connections to endpoints whose place is another Pod's, before that one is given any (C9).
+
+        Not in the event loop: it takes passes over all connections, and a grace period between.
+        """
         ended = self._end_at(self._incarnations.succeeded(before, after))
         if ended:
             log.info("%d connections ended: another Pod has the place of their endpoint", ended)
 
-    def _end_at(self, places: Iterable[Place]) -> int:
+    def _end_at(self, seats: Iterable[Seat]) -> int:
         """End the connections to endpoints; return how many."""
         names = Names(self.shared.tables)
-        of_family: dict[int, list[tuple[int, int]]] = {}
-        for place in places:
-            address, port, family = known_as((*place, 0), names)
-            of_family.setdefault(family, []).append((address, port))
-        return sum(self.flows.end_at(family, ends) for family, ends in of_family.items())
+        ends: dict[int, list[tuple[int, int]]] = {}
+        for (address, port), protocol in seats:
+            number, _, of_family = known_as((address, port, Protocol[protocol]), names)
+            ends.setdefault(of_family, []).append((number, port))
+        return sum(self.flows.end_at(protocol, places) for protocol, places in ends.items())
 
     def _node_port_addresses(self) -> tuple[IPAddress, ...]:
         return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)
@@ -601,7 +628,8 @@ class Node:
             lost = impatient(self.snapshot, self.here, protocol, names)
             if lost:
                 self.flows.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
-        self._end_at(place for place, state in self.here.administered.items() if state is AdminState.MAINT)
+        out = [place for place, state in self.here.administered.items() if state is AdminState.MAINT]
+        self._end_at((place, protocol) for place in out for protocol in ("TCP", "UDP"))
 
     async def _tidy(self) -> None:
         while True:
@@ -642,6 +670,7 @@ class Node:
             give_back(settings.reserved_path)
             maps.remove(settings.pins)
             files.remove(settings.table_folder)
+            settings.administered_path.unlink(missing_ok=True)
             log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
         elif goes_on:
             log.info("stopped; XDP goes on forwarding known flows; `turnout detach` ends that")

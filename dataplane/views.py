@@ -320,6 +320,15 @@ def _flows_by_endpoint(node: Node) -> Counter[tuple[str, str]]:
     return counted
 
 
+def place_of(text: str) -> Place:
+    """Return the address and port that a text says. UsageError: it says none."""
+    with contextlib.suppress(ValueError):
+        address, port = read_place(text)
+        if port is not None:
+            return address, port
+    raise UsageError(f"{text!r} is not an address and a port; write it as 10.0.0.1:8080")
+
+
 def places_of(node: Node, text: str) -> set[Place]:
     """Return where the endpoints are that an operator means: an address, with a port or without."""
     try:

@@ -100,21 +100,28 @@ async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> 
             if happened is not None and not happened and start < not_before:
                 continue
             names = _files_of(paths, happened) if happened and not has_links else None
-            rest_ms = 0 if is_whole else debounce_ms
             if names is None:
                 now = await asyncio.to_thread(signature, paths)
                 not_before = start + _LOOK_SHARE * (time.monotonic() - start)
                 if now != known:
+                    is_all = happened is not None and _changed_files(known, now) <= set(happened)
+                    rest_ms = 0 if is_whole and is_all else debounce_ms
                     known = await _at_rest(lambda: signature(paths), now, rest_ms)
                     has_links = _has_links(paths)
                     yield None
                 continue
             now = _look_at(names)
             if any(known.get(name) != seen for name, seen in now.items()):
-                now = await _at_rest(lambda: _look_at(names), now, rest_ms)  # noqa: B023 - awaited at once
+                now = await _at_rest(lambda: _look_at(names), now, 0 if is_whole else debounce_ms)  # noqa: B023 - awaited at once
                 changed = {name for name, seen in now.items() if known.get(name) != seen}
                 known.update(_look_at(_named(paths)) | now)
                 yield changed
+
+
+def _changed_files(before: Signature, now: Signature) -> set[str]:
+    """Return the absolute paths of the files that are other than before; a folder is so whenever a file in it is."""
+    names = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+    return {str(Path(name).absolute()) for name in names if not Path(name).is_dir()}
 
 
 def _look_at(names: Iterable[str]) -> Signature:

@@ -81,13 +81,17 @@ def _weights(text: str, report: Callable[[str], None]) -> Iterator[tuple[IPAddre
 
 
 def _timeouts(text: str, report: Callable[[str], None]) -> Iterator[tuple[str, int]]:
+    seen: set[str] = set()
     for name, written in _pairs(text):
         match = _DURATION.fullmatch(written)
         parts = match.groups() if match else ()
         seconds = sum(int(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
         if name not in _TIMEOUTS:
             report(f"{shown(name)} is not a timeout" + did_you_mean(name, _TIMEOUTS))
+        elif name in seen:
+            report(f"{name} is given twice")
         elif not 1 <= seconds <= _LONGEST_S:
             report(f"{shown(written)} is not a duration; write it as 90s, 5m or 2h13m20s, from 1s to 240h")
         else:
+            seen.add(name)
             yield name, seconds

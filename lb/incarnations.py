@@ -9,32 +9,39 @@ from collections.abc import Iterable
 
 from lb.model import Place, ServicePort
 
-_REMEMBERED = 65_536  # places that have changed hands, or have gone
+Seat = tuple[Place, str]  # with the protocol: Pods that share the address of their host may share a port's number, too
+
+_REMEMBERED = 65_536  # seats that have changed hands, or have gone
 
 
 class Incarnations:
     """Remembers who was behind the endpoints that have gone, or have become another's."""
 
     def __init__(self) -> None:
-        self._last: dict[Place, str] = {}  # ascending by the time of the change
+        self._last: dict[Seat, str] = {}  # ascending by the time of the change
 
-    def succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> list[Place]:
-        """Return where somebody else is from now on, as Service ports change: what was there has no successor."""
+    def succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> list[Seat]:
+        """Return where somebody else is when Service ports have changed: what was there has no successor."""
         was, now = _who_is_where(before), _who_is_where(after)
-        others = [place for place, who in now.items() if self._last.get(place, was.get(place, who)) != who]
-        for place in others:
-            self._remember(place, now[place])
-        for place, who in was.items():
-            if place not in now:
-                self._remember(place, self._last.get(place, who))
-        return others
+        return [seat for seat, who in now.items() if self._last.get(seat, was.get(seat, who)) != who]
 
-    def _remember(self, place: Place, who: str) -> None:
-        self._last.pop(place, None)
-        self._last[place] = who
+    def remember(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
+        """Note that Service ports have changed."""
+        was, now = _who_is_where(before), _who_is_where(after)
+        for seat in {**was, **now}:
+            last = self._last.get(seat, was.get(seat, ""))
+            who = now.get(seat, last)
+            if seat not in now or (last and who != last):
+                self._note(seat, who)
+
+    def _note(self, seat: Seat, who: str) -> None:
+        self._last.pop(seat, None)
+        self._last[seat] = who
         if len(self._last) > _REMEMBERED:
             del self._last[next(iter(self._last))]
 
 
-def _who_is_where(ports: Iterable[ServicePort]) -> dict[Place, str]:
-    return {(each.address, each.port): each.who for port in ports for each in port.endpoints if each.who}
+def _who_is_where(ports: Iterable[ServicePort]) -> dict[Seat, str]:
+    return {
+        ((each.address, each.port), port.protocol): each.who for port in ports for each in port.endpoints if each.who
+    }

@@ -427,7 +427,9 @@ class MemoryNode(ScenarioNode):
     def apply(self, *services: Service) -> None:
         write_manifests(self._file, services)
         node = self._node
-        node._apply(node._load())
+        live = node._load()
+        node.end_succeeded(node.snapshot.ports, live.snapshot().ports)
+        node._apply(live)
         node.clear_up(node.services.take_parted())  # what its sweep would do
         node.end_strays()
 

@@ -5,24 +5,30 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from lb import incarnations
-from lb.incarnations import Incarnations
+from lb.incarnations import Incarnations, Seat
 from lb.live import Changes, Live
 from lb.model import EndpointSlice, EndpointState, PortSpec, Service, ServicePort, SliceEndpoint, SlicePort
 from lb.resolve import resolve
 
 POD, VIP = ip_address("10.0.0.1"), ip_address("10.96.0.10")
-HERE = [(POD, 8080)]
+HERE = [((POD, 8080), "TCP")]
 
 
-def slice_with(*who: str, name: str = "web") -> EndpointSlice:
+def slice_with(*who: str, name: str = "web", protocol: str = "TCP") -> EndpointSlice:
     endpoints = tuple(SliceEndpoint(POD + n, EndpointState.READY, who=each) for n, each in enumerate(who))
-    return EndpointSlice("shop", f"{name}-1", name, "IPv4", (SlicePort("http", 8080),), endpoints)
+    return EndpointSlice("shop", f"{name}-1", name, "IPv4", (SlicePort("http", 8080, protocol),), endpoints)
 
 
-def ports(*who: str, name: str = "web") -> tuple[ServicePort, ...]:
+def ports(*who: str, name: str = "web", protocol: str = "TCP") -> tuple[ServicePort, ...]:
     """Return the port of a Service with these Pods behind its endpoints, each at an address of its own."""
-    service = Service("shop", name, cluster_ips=(VIP,), ports=(PortSpec("http", 80),))
-    return resolve([service], [slice_with(*who, name=name)], not_yet={}).ports
+    service = Service("shop", name, cluster_ips=(VIP,), ports=(PortSpec("http", 80, protocol),))
+    return resolve([service], [slice_with(*who, name=name, protocol=protocol)], not_yet={}).ports
+
+
+def change(known: Incarnations, before: tuple[ServicePort, ...], after: tuple[ServicePort, ...]) -> list[Seat]:
+    found = known.succeeded(before, after)
+    known.remember(before, after)
+    return found
 
 
 def test_C9_another_pod_at_a_place_succeeds_the_one_before():
@@ -31,32 +37,46 @@ def test_C9_another_pod_at_a_place_succeeds_the_one_before():
 
 def test_C9_who_comes_back_succeeds_nobody_and_who_comes_after_a_while_does():
     known = Incarnations()
-    assert known.succeeded(ports("a"), ports()) == []
-    assert known.succeeded(ports(), ports("a")) == []
-    assert known.succeeded(ports("a"), ports()) == []
-    assert known.succeeded(ports(), ports("b")) == HERE
-    assert known.succeeded(ports("b"), ports()) == []
-    assert known.succeeded(ports(), ports("b")) == []
+    assert change(known, ports("a"), ports()) == []
+    assert change(known, ports(), ports("a")) == []
+    assert change(known, ports("a"), ports()) == []
+    assert change(known, ports(), ports("b")) == HERE
+    assert change(known, ports("b"), ports()) == []
+    assert change(known, ports(), ports("b")) == []
 
 
 def test_C9_a_pod_that_slices_tell_of_one_after_the_other_succeeds_once():
     known = Incarnations()
+    assert change(known, ports("a"), ports("b")) == HERE
+    assert change(known, ports("a", name="other"), ports("b", name="other")) == []
+
+
+def test_C9_a_change_that_fails_is_looked_at_again():
+    known = Incarnations()
     assert known.succeeded(ports("a"), ports("b")) == HERE
-    assert known.succeeded(ports("a", name="other"), ports("b", name="other")) == []
+    assert change(known, ports("a"), ports("b")) == HERE
+    assert change(known, ports("a"), ports("b")) == []
+
+
+def test_C9_pods_of_one_host_may_have_a_port_each_of_the_same_number():
+    known, tcp, udp = Incarnations(), ports("a"), ports("b", protocol="UDP")
+    assert change(known, ports("old"), tcp) == HERE
+    assert change(known, (), udp) == []
+    assert change(known, tcp, tcp) == []
 
 
 def test_who_is_not_told_succeeds_nobody():
     known = Incarnations()
-    assert known.succeeded(ports("a"), ports("")) == []
-    assert known.succeeded(ports(""), ports("a")) == []
-    assert known.succeeded(ports("a"), ports("b")) == HERE
+    assert change(known, ports("a"), ports("")) == []
+    assert change(known, ports(""), ports("a")) == []
+    assert change(known, ports("a"), ports("b")) == HERE
 
 
 def test_only_so_many_places_are_remembered(monkeypatch):
     monkeypatch.setattr(incarnations, "_REMEMBERED", 2)
     known = Incarnations()
-    known.succeeded(ports("a", "b", "c"), ports())
-    assert known.succeeded(ports(), ports("x", "y", "z")) == [(POD + 1, 8080), (POD + 2, 8080)]
+    known.remember(ports("a", "b", "c"), ports())
+    assert known.succeeded(ports(), ports("x", "y", "z")) == [((POD + 1, 8080), "TCP"), ((POD + 2, 8080), "TCP")]
 
 
 def test_a_plan_tells_who_was_and_who_will_be():

@@ -613,6 +613,13 @@ BAD = [
     pytest.param(
         SERVICE,
         "  name: web",
+        "  annotations: {turnout.dev/timeouts: 'udp=5s, udp=6s'}\n  name: web",
+        "4: Service shop/web: metadata.annotations[turnout.dev/timeouts]: udp is given twice",
+        id="timeout-twice",
+    ),
+    pytest.param(
+        SERVICE,
+        "  name: web",
         "  annotations: {turnout.dev/timeouts: udp=0s}\n  name: web",
         (
             '4: Service shop/web: metadata.annotations[turnout.dev/timeouts]: "0s" is not a duration; write '

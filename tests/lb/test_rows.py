@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from conntrack import states
+from lb import annotations
 from lb.annotations import read_options
 from lb.model import (
     AdminState,
@@ -141,6 +142,7 @@ def test_C5_every_name_that_a_service_may_write_is_that_of_a_timeout():
         options = read_options({"turnout.dev/timeouts": f"{name}=1s"}, lambda *problem: problems.append(problem))
         assert options.timeouts_s == ((name, 1),)
     assert not problems
+    assert {*annotations._TIMEOUTS} == {*states.NAMED}
 
 
 def test_T6_a_node_port_is_a_frontend_at_every_address_that_serves_them():

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from perf import clients
-from tests.node import split
+from tests.node import TURNOUT, split, write_manifests
 from tests.scenarios.site import DNS_PORT, ENGINES_4, ENGINES_6, WEB_PORT, Site
 
 pytestmark = [
@@ -33,6 +33,12 @@ def _services(site: Site) -> Iterator[None]:
 
 def say(site: Site, state: str, *words: str) -> list[dict[str, object]]:
     return json.loads(site.daemon.turnout(state, *words, "-o", "json").stdout)  # type: ignore[no-any-return]
+
+
+def restart(site: Site) -> None:
+    site.daemon.signal(signal.SIGTERM)
+    assert site.daemon.wait() == 0
+    site.daemon.start()
 
 
 def states(site: Site) -> set[tuple[str, str]]:
@@ -92,14 +98,45 @@ def test_L_maintenance_resets_connections_and_moves_datagrams(site):
 def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(site):
     (place,) = site.places(DNS_PORT, "web-1")
     say(site, "drain", place)
-    site.daemon.signal(signal.SIGTERM)
-    assert site.daemon.wait() == 0
-    site.daemon.start()
+    restart(site)
     assert (place, "drain") in states(site)
     assert ask_anew(site) == {"web-2"}
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-2")))
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1", "web-2")))
     assert ask_anew(site) == {"web-1", "web-2"}
+
+
+def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
+    """What has changed in a folder is read alone, and changes nothing else."""
+    (place,), both = site.places(DNS_PORT, "web-1"), site.places(DNS_PORT, "web-1", "web-2")
+    write_manifests(site.daemon.file, ())
+    write_manifests(tmp_path / "dns.json", [site.dns.with_endpoints(*both)])
+    site.daemon.start_with = ["-f", str(tmp_path)]
+    try:
+        restart(site)
+        say(site, "maint", place)
+        assert ask_anew(site) == {"web-2"}
+        for endpoints in (both[1:], both):
+            write_manifests(tmp_path / "dns.json", [site.dns.with_endpoints(*endpoints)])
+            site.daemon.wait_for(lambda: {shown["address"] for shown in site.daemon.ask("endpoints")} == {*endpoints})  # noqa: B023
+        assert states(site) == {(each, "ready") for each in both}
+        assert ask_anew(site) == {"web-1", "web-2"}
+    finally:
+        site.daemon.start_with = []
+        restart(site)
+        site.serve()
+
+
+def test_L_waiting_for_an_endpoint_that_goes_from_the_manifests_goes_on(site):
+    (place,) = site.places(WEB_PORT, "web-1")
+    with site.load("http-load", site.web, flows=20, concurrent=20) as load:
+        site.daemon.wait_for(lambda: sum(f["state"] == "established" for f in site.daemon.ask("flows")) >= 20)
+        waiting = site.world.node.popen([*TURNOUT, "drain", place, "--wait", "30", "--name", site.daemon.settings.name])
+        site.daemon.wait_for(lambda: (place, "drain") in states(site))
+        site.daemon.apply(site.web.with_endpoints(*site.places(WEB_PORT, "web-2")), site.dns)
+        assert waiting.poll() is None
+    assert waiting.wait(20) == 0
+    assert load.result.failures == {}
 
 
 def test_L_without_an_endpoint_that_is_ready_new_clients_are_refused(site):

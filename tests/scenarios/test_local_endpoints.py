@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -359,6 +360,25 @@ def test_T14_it_goes_on_without_the_daemon_and_a_successor_takes_over(pods: Pods
         daemon.start()
         assert ask(sock, 300_000) == "web"
         assert pods.get() == "web"
+
+
+def test_L_a_drained_endpoint_on_this_node_keeps_its_connections_over_a_restart(pods: Pods):
+    daemon = pods.daemon
+    pods.serve(
+        pods.service("web", WEB, 80, 8080, "web", "far"), pods.service("dns", DNS, 53, 5353, "far", protocol="UDP")
+    )
+    place = with_port(ip_address(pods.ip("web")), 8080)
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(pods.connect()) for _ in range(12)]
+        of_web = [sock for sock in socks if ask(sock) == "web"]
+        assert of_web
+        daemon.turnout("drain", place)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+        daemon.start()
+        assert {ask(sock) for sock in of_web} == {"web"}
+        assert {pods.get() for _ in range(6)} == {"far"}
+    daemon.turnout("ready", place)
 
 
 def test_T14_the_program_where_frames_leave_comes_back_when_it_was_taken_off(pods: Pods):
