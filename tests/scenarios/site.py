@@ -25,7 +25,7 @@ from xdp.names import words_of
 from xdp.schema import Reason
 
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
-ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "xdp-generic-6", "afxdp-6", "raw-6")
+ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "afxdp-6", "raw-6")
 SERVERS = ("web-1", "web-2", "web-3")
 WEB_PORT, DNS_PORT, ECHO_PORT, NODE_PORT = 8080, 5353, 9090, 30_080
 

@@ -335,7 +335,7 @@ struct datagram {
 	__u64 addrs;           /* as in the header, or names */
 	__u64 which;           /* protocol and identification */
 	__u32 seen;            /* jiffies, lower 32 bits */
-	__u32 pad;
+	__u32 pad[3];
 };
 
 /* The key of a route, as the kernel's longest-prefix match wants it. */
