@@ -8,6 +8,7 @@ same numbers of rows. Its file is named by a digest of all that clang and bcc we
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -63,6 +64,17 @@ class Program:
                 *head, _ = _INSTRUCTION.unpack_from(code, offset)
                 _INSTRUCTION.pack_into(code, offset, *head, descriptors[name])
             yield bytes(code)
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a file's lock: whoever else wants what is being compiled waits for it. Where none can be written, go on."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def place_of(text: bytes, headers: Iterable[Path], options: Iterable[str]) -> Path:

@@ -11,7 +11,9 @@ numba has no interface for this, so it leans on its classes; tests/xdp/test_jit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from llvmlite.binding.newpassmanagers import create_new_module_pass_manager
@@ -19,6 +21,8 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.types import Dispatcher
+
+from xdp import cache
 
 
 class _Library(JITCodeLibrary):
@@ -85,13 +89,22 @@ class _Callee(CPUDispatcher):
 class Root(CPUDispatcher):
     """A function as Python calls it. `is_inlined`: whether it is put into each of its compiled callers."""
 
+    _cache: Any
+
     def __init__(
         self, function: Callable[..., Any], options: dict[str, Any], *, is_cached: bool, is_inlined: bool
     ) -> None:
         super().__init__(function, targetoptions=options)
         self._callee = _Callee(function, {**options, "forceinline": is_inlined})
+        self._lock: Path | None = None
         if is_cached:
             self.enable_caching()
+            self._lock = Path(self._cache.cache_path) / f"{function.__qualname__}.lock"
+
+    def compile(self, sig: Any) -> Any:
+        """Return the entry point for a signature; of processes that want it at a time, one makes it for all."""
+        with cache.alone(self._lock) if self._lock else contextlib.nullcontext():
+            return super().compile(sig)
 
     @property
     def _numba_type_(self) -> Any:

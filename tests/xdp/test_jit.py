@@ -11,6 +11,8 @@ from typing import Any
 import numba
 import pytest
 
+from perf.world import wait_until
+from xdp import cache
 from xdp.jit import cache_folder, compiled, inlined
 
 
@@ -96,3 +98,24 @@ def test_what_is_cached_is_not_compiled_again(tmp_path: Path) -> None:
     )
     assert first[0] == second[0]
     assert (first[1], second[1]) == ("0", "1")
+
+
+def is_waiting(pid: int) -> bool:
+    """Tell whether a process waits for a file's lock."""
+    waiting = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" in line]
+    return any(str(pid) in words for words in waiting)
+
+
+def test_what_another_process_is_compiling_is_waited_for(tmp_path: Path) -> None:
+    environment, program = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, [sys.executable, "-c", _PROGRAM]
+    subprocess.run(program, check=True, capture_output=True, env=environment)
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*.nb?")}
+    for path in made:
+        path.unlink()
+    (lock,) = tmp_path.rglob("hash_tuple.lock")
+    with cache.alone(lock):
+        second = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True)
+        assert wait_until(lambda: is_waiting(second.pid), 30)
+        for path, content in made.items():
+            path.write_bytes(content)
+    assert second.communicate()[0].split()[1] == "1", "found, not made again"
