@@ -12,7 +12,7 @@ RESULTS ?= results/$(shell date +%Y%m%d-%H%M%S)
 # bcc comes from Debian and is seen through the system's site packages; the rest is tools that tests and perf call.
 PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps curl gcc libc6-dev \
     bind9-dnsutils dnsmasq-base nginx iperf3 iputils-ping iputils-tracepath
-# Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a file each.
+# Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a group each (tests/conftest.py).
 WORKERS ?= 3
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
 STAMP := .venv/.ready-$(shell { pwd; cat requirements.lock pyproject.toml; } | sha256sum | cut -c 1-16)
@@ -28,10 +28,10 @@ demo: setup  ## see it work: a node, clients and endpoints in network namespaces
 	@$(BIN)/turnout demo
 
 test: as-root setup  ## all tests, as root: namespaces, XDP, real packets
-	REQUIRE_ROOT=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+	REQUIRE_ROOT=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 test-unit: $(STAMP)  ## the tests that need no root
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not root"
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not root"
 
 fuzz: as-root setup  ## a million random packets through XDP, compiled code and plain Python; BATCHES=FIRST:END
 	BATCHES=$(BATCHES) REQUIRE_ROOT=1 $(BIN)/pytest tests/xdp/test_fuzz.py

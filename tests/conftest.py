@@ -1,4 +1,7 @@
-"""Which tests run: those that need root only as root; and with REQUIRE_ROOT=1 nothing may be skipped."""
+"""Which tests run: those that need root only as root; and with REQUIRE_ROOT=1 nothing may be skipped.
+
+Where several workers share the tests, each takes all those of a file, or of a node or site that files share.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ _SKIP_IS_FAILURE = os.environ.get("REQUIRE_ROOT") == "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        shared = params.get("whole", params.get("site", item.location[0]))
+        item.add_marker(pytest.mark.xdist_group(str(shared)))
     if not _IS_ROOT:
         for item in items:
             if item.get_closest_marker("root"):

@@ -88,11 +88,10 @@ def node(whole: ScenarioNode) -> Iterator[ScenarioNode]:
     whole.check_accounts()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", params=["xdp"])
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Real clients and servers around a daemon, by default of engine xdp; "xdp-6" is the same over IPv6."""
-    asked = getattr(request, "param", "xdp")
-    engine, is_ipv6 = asked.removesuffix("-6"), asked.endswith("-6")
+    engine, is_ipv6 = request.param.removesuffix("-6"), request.param.endswith("-6")
     with World(f"tc{os.getpid() % 100_000}", HOSTS, ipv6=is_ipv6) as world, Daemon(world, engine) as daemon:
         made = Site(world, daemon, 6 if is_ipv6 else 4)
         daemon.start()

@@ -16,7 +16,7 @@ from tests.scenarios.site import DNS_PORT, ENGINES_4, ENGINES_6, WEB_PORT, Site
 pytestmark = [
     pytest.mark.root,
     pytest.mark.bpf,
-    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="module"),
+    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="session"),
 ]
 
 

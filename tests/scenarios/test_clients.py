@@ -23,7 +23,7 @@ from xdp.schema import Reason
 pytestmark = [
     pytest.mark.root,
     pytest.mark.bpf,
-    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="module"),
+    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="session"),
 ]
 LARGE_BYTES = 10_000_000
 

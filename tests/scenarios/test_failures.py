@@ -20,7 +20,7 @@ from xdp.addresses import with_port
 from xdp.schema import Reason, WhenStalled
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
-both_families = pytest.mark.parametrize("site", ["xdp", "xdp-6"], indirect=True, scope="module")
+both_families = pytest.mark.parametrize("site", ["xdp", "xdp-6"], indirect=True, scope="session")
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_a_restart_loses_and_moves_nothing(site, number):
         assert ask() is not None  # and new ones begin
 
 
-@pytest.mark.parametrize("site", ["afxdp"], indirect=True, scope="module")
+@pytest.mark.parametrize("site", ["afxdp"], indirect=True, scope="session")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_where_userspace_forwards_xdp_does_while_it_is_away(site, number):
     """What lies in the rings of the worker that ends is lost; TCP sends it again."""
@@ -159,7 +159,7 @@ def test_while_the_daemon_stands_still_xdp_admits_new_connections(site):
         assert (result.answered, result.failures, len(result.answers)) == (30, {}, 3)
 
 
-@pytest.mark.parametrize("site", ["xdp", "xdp-generic"], indirect=True, scope="module")
+@pytest.mark.parametrize("site", ["xdp", "xdp-generic"], indirect=True, scope="session")
 def test_a_service_may_have_xdp_admit_always(site):
     site.daemon.apply(site.web, replace(site.dns, annotations={"turnout.dev/admit": "xdp"}))
     site.daemon.wait_for(lambda: site.row(site.dns)["admits_here"] == 1)

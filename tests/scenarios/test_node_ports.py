@@ -57,7 +57,7 @@ def test_T6_a_datagram_to_a_node_port(node):
 
 def dns(node: ScenarioNode) -> int:
     """Serve datagrams at a node port that nothing else has had; return its number."""
-    port = NODE_PORT + 1
+    port = NODE_PORT + 50
     spec = {"type": "NodePort", "ports": [{"name": "main", "port": 53, "nodePort": port, "protocol": "UDP"}]}
     node.apply(Service("dns", node.vip(10, 53), (node.endpoint("web-2", 5353),), "UDP", spec=spec))
     return port

@@ -19,7 +19,7 @@ from tests.scenarios.site import ENGINES_4, ENGINES_6, SERVERS, Site
 pytestmark = [
     pytest.mark.root,
     pytest.mark.bpf,
-    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="module"),
+    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="session"),
 ]
 NAMES_PORT, IPERF_PORT, NGINX_PORT = 5300, 5201, 8088
 NAMES_HOST, IPERF_HOST, NGINX_HOST = 53, 52, 51  # last numbers of VIPs
