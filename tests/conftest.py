@@ -14,6 +14,7 @@ _IS_ROOT = os.geteuid() == 0
 _SKIP_IS_FAILURE = os.environ.get("REQUIRE_ROOT") == "1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
