@@ -8,6 +8,7 @@ from conntrack import compiled as flows
 from dataplane import hops_compiled, wire6
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import forward, way_to
+from dataplane.snat_ports import is_occupied, range_for
 from lb import affinity
 from lb import compiled as services
 from xdp import naming
@@ -99,8 +100,16 @@ def _source_towards(tables, packet, endpoint):
 
 
 @inlined
+def _may_leave_from(node, source, port):
+    """Tell whether a connection may leave from a port: no socket of the node has it, and it is no Service's."""
+    if is_occupied(node.masquerading, port):
+        return False
+    return services.find_frontend(node.tables, source, swapped16(port), node.packet[0].protocol) == services.MISS
+
+
+@inlined
 def _insert_masqueraded(node, endpoint, state, hop_back, now):
-    """Insert the packet's connection from a port of the node: the client's own, if it may be, else any.
+    """Insert the packet's connection from a port of the node: the client's own, if it may be, else any of its class.
 
     To allocate a port *is* to insert the reply's key: TAKEN means another one. The five-tuple and the table's secret
     give where to begin and how far to go on (double hashing), so that no two connections try the same ports in the same
@@ -113,19 +122,20 @@ def _insert_masqueraded(node, endpoint, state, hop_back, now):
     own = _source_towards(tables, packet, endpoint)
     if own == 0 and choices == 0:
         return np.int64(_NO_ADDRESS)
-    first, count = masquerading.first_port, masquerading.ports
+    port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
+    first, count = range_for(masquerading, port)
     hash_key = tables.control[0].hash_key
     tried = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[1], hash_key[0])
-    port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
     if port - first >= count:  # u64: also if it is below
         port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
     step = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[0], hash_key[1]) | np.uint64(1)
     for _ in range(_PORTS_TRIED):
         source = sources[np.int64((tried & _LOW) * np.uint64(choices) >> np.uint64(32))] if choices else own
-        new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(source)
-        slot = _insert(node, endpoint, new_addrs, swapped16(port), state, hop_back, now)
-        if slot != flows.TAKEN or flows.find(tables, packet.addrs, packet.ports, packet.protocol) != flows.MISS:
-            return slot
+        if _may_leave_from(node, source, port):
+            new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(source)
+            slot = _insert(node, endpoint, new_addrs, swapped16(port), state, hop_back, now)
+            if slot != flows.TAKEN or flows.find(tables, packet.addrs, packet.ports, packet.protocol) != flows.MISS:
+                return slot
         tried += step
         port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
     return np.int64(_NO_PORT)

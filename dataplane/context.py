@@ -24,6 +24,7 @@ NOWHERE = 0  # the egress of a frame that is not forwarded
 KERNEL = 0xFFFFFFFE  # the egress of a frame that the kernel is to take as received, and to route
 AWAITED = 0xFFFFFFFF  # the egress of a frame whose next hop may be known soon: to be tried again
 
+_PORTS = 1 << 16
 
 # Where a packet loop's answers go back: its interface, the MAC address there (the first byte lowest), and how many
 # answers to ARP it has given in the second that began at `since` (jiffies). `kernel` is the descriptor of what hands
@@ -40,7 +41,8 @@ class Masquerading(Bundle):
     """Who is inside the cluster (rows of RANGE and RANGE6, ascending, disjoint), and where others come from.
 
     `sources` are addresses, and names of IPv6 ones, as they lie in flows; of a family without any it is the node's
-    address on the way to the endpoint.
+    address on the way to the endpoint. `occupied` has a bit for each port, from the lowest up: sockets of the node have
+    it. The control plane writes it (`occupy`) while packet loops read.
     """
 
     inside: npt.NDArray[np.void]
@@ -49,6 +51,7 @@ class Masquerading(Bundle):
     ports: np.uint64
     sources: npt.NDArray[np.uint32]
     sources6: npt.NDArray[np.uint32]
+    occupied: npt.NDArray[np.uint64]
 
 
 def masquerading(
@@ -78,7 +81,15 @@ def masquerading(
         np.uint64(ports.last - ports.first + 1),
         np.array(numbers[4], np.uint32).byteswap(),
         np.array(numbers[6], np.uint32).byteswap(),
+        np.zeros(_PORTS // 64, np.uint64),
     )
+
+
+def occupy(masqueraded: Masquerading, ports: Iterable[int]) -> None:
+    """Have new connections leave from none of these ports, and again from those of the last call."""
+    bits = np.zeros(_PORTS, np.uint8)
+    bits[list(ports)] = 1
+    masqueraded.occupied[:] = np.packbits(bits, bitorder="little").view(np.uint64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,6 +62,9 @@ class Crew:
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
         """Be told what the tables are about to say in addition."""
 
+    def spare(self, ports: frozenset[int], flows: FlowTable) -> None:
+        """Be told which ports sockets of the node have: no connection begins to leave from one."""
+
     def tidy(self, flows: FlowTable) -> None:
         """Be told that connections may have ended; now and then, in a thread."""
 

@@ -6,8 +6,8 @@ each packet a second time. Dropped are, of the packets that the pipeline takes:
 * all that is to a VIP; where that is an address of the node's own, what is to a frontend (address, protocol, port), a
   first fragment too, and ICMP errors about what has come from one;
 * from an endpoint's address, protocol and port, and ICMP errors about packets to one: to a port of the node that
-  masqueraded connections leave from, and to what is reached through an interface that we serve. What else goes to this
-  machine, or by another interface, stays the kernel's.
+  masqueraded connections leave from and no socket of the node has (`spared`), and to what is reached through an
+  interface that we serve. What else goes to this machine, or by another interface, stays the kernel's.
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
 Of datagrams to the node the kernel gets the other fragments, and never the first: it waits for that one, and forgets
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataplane.originals import Place
-from dataplane.settings import DEFAULT_SNAT_PORTS, PortRange
+from dataplane.settings import DEFAULT_SNAT_PORTS, PRIVILEGED_SNAT_PORTS, PortRange
 from xdp.addresses import address_of, is_ipv6
 from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
@@ -51,7 +51,7 @@ class Places:
 class Filter:
     """The table `turnout_NAME` of one node, on `interfaces`; `record` is the file that tells of it.
 
-    `snat_ports` are those that masqueraded connections leave from.
+    `snat_ports` are those that masqueraded connections leave from, beside the privileged ones.
     """
 
     def __init__(self, name: str, record: Path, snat_ports: PortRange = DEFAULT_SNAT_PORTS) -> None:
@@ -59,6 +59,7 @@ class Filter:
         self._record = record
         self._snat_ports = snat_ports
         self._places = Places()
+        self._spared: frozenset[int] = frozenset()
         self.interfaces: Sequence[str] = ()
 
     def start(self, places: Places, interfaces: Sequence[str]) -> None:
@@ -72,7 +73,8 @@ class Filter:
             return
         self._record.write_text(" ".join([self._table, *interfaces]) + "\n")
         lines = [f"add table netdev {self._table}", f"delete table netdev {self._table}", self._declaration()]
-        _nft([*lines, *self._changes(Places(), places)])
+        spared = self._differences(_spared(frozenset()), _spared(self._spared))
+        _nft([*lines, *self._changes(Places(), places), *spared])
         self._places = places
 
     def update(self, places: Places) -> None:
@@ -81,6 +83,13 @@ class Filter:
         if lines:
             _nft(lines)
             self._places = places
+
+    def spare(self, ports: frozenset[int]) -> None:
+        """Make these the ports at which what endpoints send is the kernel's, at once."""
+        lines = self._differences(_spared(self._spared), _spared(ports))
+        if lines and self.interfaces:
+            _nft(lines)
+        self._spared = ports
 
     def is_there(self) -> bool:
         """Whether the table is still there: whoever reloads a firewall may take it away."""
@@ -92,9 +101,14 @@ class Filter:
 
     def _declaration(self) -> str:
         ours = ", ".join(f'"{name}"' for name in self.interfaces)
-        ports = "-".join(map(str, sorted({*self._snat_ports})))  # not every nft(8) takes 1-1 for a range
+        # Not every nft(8) takes 1-1 for a range.
+        both = ("-".join(map(str, sorted({*ports}))) for ports in (PRIVILEGED_SNAT_PORTS, self._snat_ports))
+        ports = f"{{ {', '.join(both)} }}"
         return f"""
 table netdev {self._table} {{
+  set spared {{ type inet_service; }}
+  set spared_quoted {{ typeof @th,{_IPV4.ports},16; }}
+  set spared_quoted6 {{ typeof @th,{_IPV6.ports},16; }}
   {_IPV4.sets()}
   {_IPV6.sets()}
   chain ipv4 {{
@@ -122,8 +136,11 @@ table netdev {self._table} {{
 }}"""
 
     def _changes(self, old: Places, new: Places) -> list[str]:
+        return self._differences(_sets(old), _sets(new))
+
+    def _differences(self, old: list[tuple[str, set[str]]], new: list[tuple[str, set[str]]]) -> list[str]:
         lines = []
-        for before, after in zip(_sets(old), _sets(new), strict=True):
+        for before, after in zip(old, new, strict=True):
             for word, (name, elements) in (("add", _less(after, before)), ("delete", _less(before, after))):
                 if elements:
                     lines.append(f"{word} element netdev {self._table} {name} {{ {', '.join(sorted(elements))} }}")
@@ -175,16 +192,17 @@ class _Family:
         ip, s = self.word, self.suffix
         return f"""
     {ip} daddr . meta l4proto . th dport @frontends{s} drop
-    th dport {ports} {ip} daddr @own{s} {ip} saddr . meta l4proto . th sport @endpoints{s} drop"""
+    th dport {ports} th dport != @spared {ip} daddr @own{s} {ip} saddr . meta l4proto . th sport @endpoints{s} drop"""
 
     def rest(self, ports: str, ours: str) -> str:
         """Return those about frontends that are none any more, about errors, and about what endpoints send."""
         ip, s = self.word, self.suffix
         to_endpoint = f"{self._quoted_destination} @quoted_to{s}"
+        quoted_port = f"@th,{self.ports},16"
         return f"""
     tcp flags & (syn | ack) != syn {ip} daddr . tcp dport @retired{s} drop
     {self.errors} {self._quoted_source} @quoted_from{s} drop
-    {self.errors} @th,{self.ports},16 {ports} {ip} daddr @own{s} {to_endpoint} drop
+    {self.errors} {quoted_port} {ports} {quoted_port} != @spared_quoted{s} {ip} daddr @own{s} {to_endpoint} drop
     fib daddr oifname != {{ {ours} }} accept
     {ip} saddr . meta l4proto . th sport @endpoints{s} drop
     {self.errors} {to_endpoint} drop"""
@@ -197,6 +215,10 @@ _IPV6 = _Family("ip6", "6", "icmpv6 type { 1, 2, 3, 4 }", 128, 128, 256, 112, 38
 def _sets(places: Places) -> list[tuple[str, set[str]]]:
     """Return the sets of the table by name, as text."""
     return [*_sets_of(places, ""), *_sets_of(places, "6")]
+
+
+def _spared(ports: frozenset[int]) -> list[tuple[str, set[str]]]:
+    return [(name, set(map(str, ports))) for name in ("spared", "spared_quoted", "spared_quoted6")]
 
 
 def _sets_of(places: Places, suffix: str) -> Iterator[tuple[str, set[str]]]:

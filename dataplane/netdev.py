@@ -294,11 +294,12 @@ def _is_of_a_link(network: int, prefix_len: int) -> bool:
     return is_multicast or (prefix_len >= 10 and masked(network, 10) == _LINK_LOCAL)
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return a netlink attribute."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-class _Socket:
+class NetlinkSocket:
     """A netlink socket for requests and their answers."""
 
     def __init__(self, protocol: int) -> None:
@@ -409,8 +410,8 @@ class NetDev:
 
     def __init__(self, families: Collection[int] = (socket.AF_INET,)) -> None:
         self._families = tuple(families)
-        self._requests = _Socket(socket.NETLINK_ROUTE)
-        self._events = _Socket(socket.NETLINK_ROUTE).raw
+        self._requests = NetlinkSocket(socket.NETLINK_ROUTE)
+        self._events = NetlinkSocket(socket.NETLINK_ROUTE).raw
         self._events.setblocking(False)
         with contextlib.suppress(PermissionError):  # without the privilege an overrun comes sooner; it is handled
             self._events.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER_BYTES)
@@ -522,8 +523,8 @@ class NetDev:
         not be used on PERMANENT entries: they would cease to be permanent.
         """
         wanted = list(keys)
-        extended = _attribute(_NDA_FLAGS_EXT, _U32.pack(_NTF_EXT_MANAGED)) if keep else b""
-        tail = extended + _attribute(_NDA_PROTOCOL, bytes([OUR_PROTOCOL]))
+        extended = attribute(_NDA_FLAGS_EXT, _U32.pack(_NTF_EXT_MANAGED)) if keep else b""
+        tail = extended + attribute(_NDA_PROTOCOL, bytes([OUR_PROTOCOL]))
         results = self._requests.change(
             (_NEWNEIGH, _CREATE | _REPLACE, _neighbour_request(key, 0, _NTF_USE | _NTF_EXT_LEARNED) + tail)
             for key in wanted
@@ -583,19 +584,19 @@ def set_gro(name: str, *, is_on: bool) -> bool:
 def _neighbour_request(key: NeighbourKey, state: int, flags: int) -> bytes:
     ifindex, address = key
     family = socket.AF_INET6 if is_ipv6(address) else socket.AF_INET
-    return _NDMSG.pack(family, ifindex, state, flags, 0) + _attribute(_NDA_DST, to_wire(address))
+    return _NDMSG.pack(family, ifindex, state, flags, 0) + attribute(_NDA_DST, to_wire(address))
 
 
 def xdp_features(ifindex: int) -> int | None:
     """Return NETDEV_XDP_ACT_* of an interface; None where the kernel has no netdev family (before 6.3)."""
     controller, get_family, family_name, family_id = 16, 3, 2, 1  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
     device_get, device_ifindex, device_features = 1, 1, 3  # NETDEV_CMD_DEV_GET, NETDEV_A_DEV_*
-    generic = _Socket(_NETLINK_GENERIC)
+    generic = NetlinkSocket(_NETLINK_GENERIC)
     try:
-        request = struct.pack("=BBxx", get_family, 1) + _attribute(family_name, b"netdev\0")
+        request = struct.pack("=BBxx", get_family, 1) + attribute(family_name, b"netdev\0")
         found = _generic_attributes(generic.get(controller, request))
         family = int.from_bytes(found[family_id], "little")
-        request = struct.pack("=BBxx", device_get, 1) + _attribute(device_ifindex, _U32.pack(ifindex))
+        request = struct.pack("=BBxx", device_get, 1) + attribute(device_ifindex, _U32.pack(ifindex))
         found = _generic_attributes(generic.get(family, request))
         return int.from_bytes(found[device_features], "little")
     except (OSError, KeyError):

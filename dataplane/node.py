@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import administered, views
 from dataplane.announce import Announcer
-from dataplane.context import masquerading
+from dataplane.context import Masquerading, masquerading, occupy
 from dataplane.control import Lock, Server
 from dataplane.detach import remove_raw
 from dataplane.engine import Engine
@@ -33,7 +34,8 @@ from dataplane.netdev import Interface, NetDev
 from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
 from dataplane.reserved import give_back, reserve
-from dataplane.settings import Settings
+from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
+from dataplane.sockets import Sockets
 from dataplane.ticks import every, next_tick, tick
 from dataplane.watch import changes
 from lb import maglev, manifests
@@ -58,6 +60,7 @@ _BEGIN_AGAIN_S = 1.0
 _ANNOUNCE_S = 0.25
 _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; of all else at once
 _LOOK_AT_REDIRECTS_S = 0.5
+_LOOK_AT_SOCKETS_S, _LOOKING_SHARE = 1.0, 0.001  # of a CPU, at most: a millisecond where tables of sockets are small
 _LISTEN_AGAIN_S = 10.0
 _TIDY_S = 5.0
 _COUNT_LOADS_S, _COUNT_LOADS_ANYWAY_S = 1.0, 8.0
@@ -77,6 +80,7 @@ class Node:
     next_hops: NextHops
     services: ServiceTable
     engine: Engine | RawEngine
+    masquerading: Masquerading
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -107,6 +111,8 @@ class Node:
         self._has_served = False
         self.announcer = Announcer() if settings.announce == "arp" else None
         self._found_no_port = 0
+        self._sockets: Sockets | None = None
+        self._occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
         """Return what `command` of the control socket asks for, as plain data (docs/operations.md).
@@ -176,8 +182,16 @@ class Node:
         self._found_no_port = int(self._worker_counters["packets"][:, Reason.NO_SNAT_PORT].sum())
         self.next_hops.when_addresses_change = self._reprogram
         self.engine.tidy(self.flows)
-        sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
-        self.engine.start(self.next_hops.hops, sources)
+        self.masquerading = masquerading(
+            settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables)
+        )
+        try:
+            self._sockets = stack.enter_context(Sockets([PRIVILEGED_SNAT_PORTS, settings.snat_ports]))
+            self.look_at_sockets(self._sockets)
+        except MissingFeatureError as error:
+            self._sockets = None
+            log.warning("masqueraded connections may leave from ports that others have here: %s", error)
+        self.engine.start(self.next_hops.hops, self.masquerading)
         self._has_served = True
         self.shared.tables.control[0]["answers_arp"] = self.announcer is not None
         self.shared.tables.control[0]["answers_echo"] = self.settings.ping == "answer"
@@ -328,6 +342,8 @@ class Node:
             "files": self._follow_files,
             "reload": self._reload,
         }
+        if self._sockets is not None:
+            jobs["sockets"] = partial(self._follow_sockets, self._sockets)
         if self.engine.needs_rows:
             jobs["tidy"] = self._tidy
         if self.announcer is not None:
@@ -649,8 +665,30 @@ class Node:
         more, self._found_no_port = found_none - self._found_no_port, found_none
         if more > 0:
             ports = self.settings.snat_ports
-            text = f"{more} new connections found no free port among {ports}; see --snat-ports and --snat-addresses"
+            text = (
+                f"{more} new connections found no free port among {ports}, or {PRIVILEGED_SNAT_PORTS} for privileged "
+                "ones; see --snat-ports and --snat-addresses"
+            )
             self._note("masquerading", text)
+
+    async def _follow_sockets(self, sockets: Sockets) -> None:
+        """Keep new masqueraded connections from the ports that sockets of the node have."""
+        while True:
+            await tick(asyncio.Event(), next_tick(_LOOK_AT_SOCKETS_S))
+            cpu_s = await asyncio.to_thread(self.look_at_sockets, sockets)
+            await asyncio.sleep(max(0.0, cpu_s / _LOOKING_SHARE - _LOOK_AT_SOCKETS_S))
+
+    def look_at_sockets(self, sockets: Sockets) -> float:
+        """Find out which ports sockets of the node have; return the seconds of CPU that it took."""
+        began = time.thread_time()
+        now = sockets.ports()
+        took_s = time.thread_time() - began
+        if now != self._occupied:
+            occupy(self.masquerading, now | self._occupied)
+            self.engine.spare(now, self.flows)
+            occupy(self.masquerading, now)
+            self._occupied = now
+        return took_s
 
     # Stopping.
 

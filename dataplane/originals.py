@@ -21,6 +21,7 @@ import numpy.typing as npt
 from dataplane import fragments, hops_compiled, packetrings, pipeline, wire, wire6
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import way_to
+from dataplane.snat_ports import is_masqueraded
 from lb import compiled as services
 from xdp import naming
 from xdp.atomic import load_acquire, store_release
@@ -173,9 +174,8 @@ def _is_answer(node, originals, destination, family):
 
     Of an ICMP error, what it quotes was sent from there to an endpoint.
     """
-    packet, masquerading = node.packet[0], node.masquerading
-    number = np.uint64(swapped16(packet.ports >> np.uint32(16)))
-    if number - masquerading.first_port >= masquerading.ports:  # u64: also if it is below
+    packet = node.packet[0]
+    if not is_masqueraded(node.masquerading, np.uint64(swapped16(packet.ports >> np.uint32(16)))):
         return False
     if not _has(originals, destination, np.uint16(0), family, Kind.OWN):
         return False

@@ -89,8 +89,11 @@ class RawEngine(Crew):
         self._numbers: dict[int, int] = {}  # of the IPv6 addresses that are held: pinned, and so nobody else's
         self._originals = new_originals(_OWN_ADDRESSES + 2 * (capacity.frontends + capacity.endpoints))
         self._places_lock = threading.Lock()
+        self._sparing = threading.Lock()
         self._present = Places()
         self._held = Places()  # what was present, or has connections
+        self._occupied: frozenset[int] = frozenset()  # ports that sockets of the node have ...
+        self._spared: frozenset[int] = frozenset()  # ... and no masqueraded connection leaves from
         self.attachments: dict[str, Attachment] = {}
         self._is_filtering = False
 
@@ -185,8 +188,26 @@ class RawEngine(Crew):
         frontends = more.frontends | held.frontends
         self._change(Places(frontends, held.retired - frontends, more.endpoints | held.endpoints, own))
 
+    def spare(self, ports: frozenset[int], flows: FlowTable) -> None:
+        """Leave to the kernel what endpoints send to these ports, once no masqueraded connection leaves from there."""
+        with self._sparing:
+            self._occupied = ports
+        self._spare(flows)
+
+    def _spare(self, flows: FlowTable) -> None:
+        with self._sparing:
+            if self._occupied == self._spared:
+                return
+            if self._workers:  # of which one may have looked at a port just before it was occupied
+                flows.wait_for_grace()
+            spared = self._occupied - _masqueraded_ports(flows)
+            with self._places_lock:
+                self._filter.spare(spared)
+            self._spared = spared
+
     def tidy(self, flows: FlowTable) -> None:
         """Leave to the kernel what neither Services nor connections have any more; put back a filter that is gone."""
+        self._spare(flows)
         if not self._is_filtering or self._held != self._present:
             served, serving = places_of(flows, self._names)
             with self._places_lock:
@@ -348,6 +369,13 @@ def places_of(flows: FlowTable, names: Names) -> tuple[frozenset[Place], frozens
     """Return the frontends and the endpoints that have connections."""
     originals, _ = flows.records()
     return _places(originals, "dst", names), _places(originals, "new_dst", names)
+
+
+def _masqueraded_ports(flows: FlowTable) -> set[int]:
+    """Return the ports that masqueraded connections leave from."""
+    originals, _ = flows.records()
+    ports = originals["new_src_port"][originals["new_src_addr"] != originals["src_addr"]]
+    return set(map(swap16, np.unique(ports).tolist()))
 
 
 def _places(records: np.ndarray, way: str, names: Names) -> frozenset[Place]:

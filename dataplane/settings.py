@@ -38,6 +38,7 @@ class PortRange(NamedTuple):
 
 
 DEFAULT_SNAT_PORTS = PortRange(61000, 65535)  # beyond those that Linux gives to its own connections
+PRIVILEGED_SNAT_PORTS = PortRange(600, 1023)  # for clients with a privileged port; nf_nat draws them from there, too
 
 
 def _run_folder() -> Path:
@@ -300,7 +301,10 @@ OPTIONS: Mapping[str, Option] = {
         is_list=True,
     ),
     "snat-ports": Option(
-        "snat_ports", _read_ports, "FIRST-LAST", "The node's ports that masqueraded connections leave from."
+        "snat_ports",
+        _read_ports,
+        "FIRST-LAST",
+        "The node's ports that masqueraded connections leave from; privileged ones from 600-1023.",
     ),
     "snat-addresses": Option(
         "snat_addresses",

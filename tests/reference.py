@@ -39,6 +39,7 @@ _ETHERNET, _IPV4, _IPV6 = 14, 20, 40
 _M64 = (1 << 64) - 1
 _TRIES, _XDP_TRIES = 8, 2
 _PORTS_TRIED = 64
+_PRIVILEGED = 600, 1023  # of which a privileged port becomes one
 _MOST_PIECES = 128
 _OF_FRAGMENTS = (
     Reason.FRAGMENT_ALONE,
@@ -587,6 +588,7 @@ class Reference:
         self._named = named  # the number that stands for an address in the tables
         self._link = link  # the interface that answers leave by
         self.answers_echo = True
+        self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
         self._narrow = Hop()  # where a frame did not fit last
         self._refusals, self._echoes = Budget(hertz), Budget(hertz)
         self.flows: dict[Key, tuple[Connection, Direction]] = {}
@@ -1033,7 +1035,7 @@ class Reference:
 
     def _ports_of(self, addresses: Sequence[int], key: Key) -> Iterator[Address]:
         """Yield where a masqueraded connection may come from, in the order in which it is tried."""
-        first, last = self._snat_ports
+        first, last = self._snat_ports if key.source[1] >= 1024 else _PRIVILEGED
         source, destination = ((self._named(host), port) for host, port in (key.source, key.destination))
         words = Key(source, destination, key.protocol).in_memory()
         hashed = hash_of(*words, self._secret[1], self._secret[0])
@@ -1042,7 +1044,9 @@ class Reference:
             tried = hashed + number * step & _M64
             any_port = first + ((tried >> 32) * (last - first + 1) >> 32)
             host = addresses[(tried & 0xFFFFFFFF) * len(addresses) >> 32]
-            yield host, key.source[1] if not number and first <= key.source[1] <= last else any_port
+            port = key.source[1] if not number and first <= key.source[1] <= last else any_port
+            if port not in self.occupied and (host, port, key.protocol) not in self._services:
+                yield host, port
 
     def _send(self, frame: bytes, packet: Packet, flow: tuple[Connection, Direction], length: int, now: int) -> Outcome:
         connection, way = flow

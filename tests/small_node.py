@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from conntrack import states
 from dataplane import hops_compiled
-from dataplane.context import masquerading, new_node
+from dataplane.context import masquerading, new_node, occupy
 from dataplane.pipeline import handle
 from dataplane.settings import PortRange
 from lb.rows import ServiceRow
@@ -138,7 +138,9 @@ HAIRPIN = (ENDPOINT[0], 40_001)  # an endpoint that is a client
 POD_HAIRPIN = (POD_ENDPOINT[0], 40_001)  # one on this node
 POD_HAIRPIN6 = (POD_ENDPOINT6[0], 40_001)
 INSIDE = ((OTHER_CLIENT[0], OTHER_CLIENT[0]),)
-SNAT_PORTS = PortRange(40_001, 40_003)  # one of them is the port of two clients
+SNAT_PORTS = PortRange(40_001, 40_004)  # the first is the port of two clients
+OCCUPIED = frozenset({40_004, 700})  # by sockets of the node
+PRIVILEGED = ((CLIENT[0], 111), (CLIENT[0], 700), (CLIENT[0], 1023))  # clients
 OWN = address("10.2.0.1:0")[0]  # the node's own address towards the endpoints
 
 _TCP6, _UDP6 = Protocol.TCP | Protocol.IPV6, Protocol.UDP | Protocol.IPV6
@@ -306,7 +308,7 @@ def reference_of(
     """Return the model of a node with these tables."""
     first, second = map(int, tables.control[0]["hash_key"])
     inside = (*INSIDE, *INSIDE6)
-    return Reference(
+    model = Reference(
         services,
         HOPS,
         SEED,
@@ -318,6 +320,8 @@ def reference_of(
         lambda host: named(tables, host),
         sources,
     )
+    model.occupied = OCCUPIED
+    return model
 
 
 def _halves(host: int) -> tuple[int, int]:
@@ -331,6 +335,7 @@ class Pipeline:
         self.tables = tables
         inside = [ip_network(address_of(first)) for first, _ in (*INSIDE, *INSIDE6)]  # single addresses
         snat = masquerading(inside, snat_ports, sources, Names(tables))
+        occupy(snat, OCCUPIED)
         self.node = new_node(tables, write_hops(tables), SEED, snat)
         self.node.link[0]["ifindex"] = LINK
         tables.control[0]["answers_echo"] = 1

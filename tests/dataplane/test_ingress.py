@@ -31,6 +31,7 @@ AFTER = Places(frozenset({DNS}), frozenset({WEB}), frozenset({SERVER, OTHER}))
 OWN, OTHER_OWN = packets.address("10.2.0.1:0")[0], packets.address("10.1.0.1:0")[0]
 NODE_PORT, PAST_PORT = (OWN, 30_080), (OWN, 30_090)
 LOW, HIGH = 40_000, 40_999
+SPARED, PRIVILEGED_SPARED = 40_007, 777
 SERVED = Places(
     frozenset({WEB, DNS, (*NODE_PORT, Protocol.TCP), (*NODE_PORT, Protocol.UDP)}),
     frozenset({(*PAST_PORT, Protocol.TCP)}),
@@ -134,6 +135,21 @@ def test_a_single_port_to_masquerade_from(record):
     assert sets()["own"] == 2
 
 
+def test_C12_ports_that_are_spared_stay_so_when_the_filter_is_put_back(record):
+    filter_ = Filter("node", record)
+    filter_.spare(frozenset({61_000}))
+    filter_.start(Places(), ["a0"])
+    spared = ("spared", "spared_quoted", "spared_quoted6")
+    assert sets() == dict.fromkeys(spared, 1)
+    filter_.spare(frozenset({600, 61_001, 61_002}))
+    assert sets() == dict.fromkeys(spared, 3)
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    filter_.start(Places(), ["a0"])
+    assert sets() == dict.fromkeys(spared, 3)
+    filter_.spare(frozenset())
+    assert sets() == {}
+
+
 def test_what_this_kernel_needs_is_here():
     ingress.need_nft()
 
@@ -161,7 +177,9 @@ class Gate:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
             sock.bind(("a0", 0))
             self._mac = sock.getsockname()[4]
-        Filter("node", record, PortRange(LOW, HIGH)).start(BOTH, ["a0"])
+        filter_ = Filter("node", record, PortRange(LOW, HIGH))
+        filter_.start(BOTH, ["a0"])
+        filter_.spare(frozenset({SPARED, PRIVILEGED_SPARED}))
         count = 'type filter hook ingress device "a0" priority {}; meta pkttype host ether type {{ ip, ip6 }} counter;'
         chains = "".join(f"chain {name} {{ {count.format(at)} }}\n" for name, at in (("came", -1), ("past", 1)))
         subprocess.run(["nft", "-f", "-"], input=f"table netdev gate {{ {chains} }}", check=True, text=True)
@@ -229,6 +247,10 @@ ELSEWHERE, ELSEWHERE6 = packets.address("10.9.0.10:40000"), packets.address("[20
         pytest.param(packets.syn_ack(ENDPOINT, (OWN, LOW)), id="answer"),
         pytest.param(packets.syn_ack(ENDPOINT, (OTHER_OWN, HIGH)), id="answer-other-address"),
         pytest.param(packets.udp(OTHER_ENDPOINT, (OWN, HIGH)), id="answer-udp"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, 600)), id="answer-privileged"),
+        pytest.param(packets.udp(OTHER_ENDPOINT, (OWN, 1023)), id="answer-privileged-udp"),
+        pytest.param(about(packets.syn((OWN, 600), ENDPOINT)), id="privileged-error"),
+        pytest.param(packets.syn_ack(ENDPOINT, (CLIENT[0], SPARED)), id="endpoint-to-client-at-spared-port"),
         pytest.param(packets.fragment_of(ANSWER, 0, 1480), id="answer-first-fragment"),
         pytest.param(about(packets.syn((OWN, LOW), ENDPOINT)), id="masqueraded-error"),
         pytest.param(about(packets.udp((OWN, HIGH), OTHER_ENDPOINT), "time-exceeded"), id="masqueraded-error-udp"),
@@ -250,6 +272,8 @@ ELSEWHERE, ELSEWHERE6 = packets.address("10.9.0.10:40000"), packets.address("[20
         pytest.param(about(packets.data(PAST_PORT6, CLIENT6)), id="past-node-port-error-6"),
         pytest.param(packets.syn_ack(ENDPOINT6, (OWN6, LOW)), id="answer-6"),
         pytest.param(packets.udp(OTHER_ENDPOINT6, (OWN6, HIGH)), id="answer-udp-6"),
+        pytest.param(packets.syn_ack(ENDPOINT6, (OWN6, 1023)), id="answer-privileged-6"),
+        pytest.param(about(packets.syn((OWN6, 600), ENDPOINT6)), id="privileged-error-6"),
         pytest.param(packets.fragment_of(ANSWER6, 0, 1448), id="answer-first-fragment-6"),
         pytest.param(about(packets.syn((OWN6, LOW), ENDPOINT6)), id="masqueraded-error-6"),
         pytest.param(about(packets.udp((OWN6, HIGH), OTHER_ENDPOINT6), "time-exceeded"), id="masqueraded-error-udp-6"),
@@ -282,6 +306,11 @@ def test_what_is_ours_is_dropped(gate, frame):
         pytest.param(about(packets.data((OTHER_OWN, NODE_PORT[1]), CLIENT)), id="error-another-address"),
         pytest.param(packets.syn_ack(ENDPOINT, (OWN, LOW - 1)), id="below-the-range"),
         pytest.param(packets.syn_ack(ENDPOINT, (OWN, HIGH + 1)), id="above-the-range"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, 599)), id="below-the-privileged-range"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, 1024)), id="above-the-privileged-range"),
+        pytest.param(packets.syn_ack(ENDPOINT, (OWN, SPARED)), id="spared"),
+        pytest.param(packets.udp(OTHER_ENDPOINT, (OWN, PRIVILEGED_SPARED)), id="spared-privileged-udp"),
+        pytest.param(about(packets.syn((OWN, SPARED), ENDPOINT)), id="spared-error"),
         pytest.param(packets.syn_ack((ENDPOINT[0], 22), (OWN, LOW)), id="another-port-of-the-endpoint"),
         pytest.param(packets.udp(ENDPOINT, (OWN, LOW)), id="another-protocol-of-the-endpoint"),
         pytest.param(packets.fragment_of(ANSWER, 1480, 2960), id="answer-later-fragment"),
@@ -300,6 +329,8 @@ def test_what_is_ours_is_dropped(gate, frame):
         pytest.param(packets.echo6((OWN6, 0)), id="ping-6"),
         pytest.param(about(packets.syn_ack((OWN6, 22), CLIENT6)), id="ssh-error-6"),
         pytest.param(packets.syn_ack(ENDPOINT6, (OWN6, LOW - 1)), id="below-the-range-6"),
+        pytest.param(packets.syn_ack(ENDPOINT6, (OWN6, SPARED)), id="spared-6"),
+        pytest.param(about(packets.syn((OWN6, PRIVILEGED_SPARED), ENDPOINT6)), id="spared-error-6"),
         pytest.param(packets.syn_ack((ENDPOINT6[0], 22), (OWN6, LOW)), id="another-port-of-the-endpoint-6"),
         pytest.param(packets.udp(ENDPOINT6, (OWN6, LOW)), id="another-protocol-of-the-endpoint-6"),
         pytest.param(about(packets.syn((OWN6, HIGH + 1), ENDPOINT6)), id="error-above-the-range-6"),

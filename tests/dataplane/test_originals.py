@@ -39,6 +39,7 @@ from tests.small_node import (
     LOST_ENDPOINT,
     NARROW_ENDPOINT,
     NARROW_ENDPOINT6,
+    OCCUPIED,
     OUTER_VIP,
     OUTER_VIP6,
     OWN,
@@ -222,8 +223,7 @@ NODE_PORT, NODE_PORT6 = (OWN, 30_080), (OWN6, 30_080)
 
 
 def test_what_an_endpoint_sends_to_no_masqueraded_connection_is_not_served(copies):
-    first, last = SNAT_PORTS
-    for port in (first, last):
+    for port in (SNAT_PORTS.first, SNAT_PORTS.last - 1, 600, 1023):
         for frame in (
             packets.syn_ack(ENDPOINT, (OWN, port)),
             packets.udp(DNS_ENDPOINTS[0], (OWN, port)),
@@ -238,6 +238,8 @@ def test_what_is_no_answer_of_an_endpoint_to_such_a_port_is_the_kernels(copies):
     for frame in (
         packets.syn_ack(ENDPOINT, (OWN, first - 1)),
         packets.syn_ack(ENDPOINT, (OWN, last + 1)),
+        packets.syn_ack(ENDPOINT, (OWN, 599)),
+        packets.syn_ack(ENDPOINT, (OWN, 1024)),
         packets.syn_ack((ENDPOINT[0], 22), (OWN, first)),
         packets.udp(ENDPOINT, (OWN, first)),
         packets.syn_ack(CLIENT, (OWN, first)),
@@ -250,6 +252,14 @@ def test_what_is_no_answer_of_an_endpoint_to_such_a_port_is_the_kernels(copies):
         packets.later_fragment(DNS_ENDPOINT6, (OWN6, first)),
     ):
         assert copies.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
+
+
+def test_C12_what_is_to_a_port_that_a_socket_of_the_node_has_is_the_kernels(copies):
+    for port in OCCUPIED:
+        for frame in (packets.syn_ack(ENDPOINT, (OWN, port)), packets.udp(DNS_ENDPOINT6, (OWN6, port))):
+            assert copies.send(frame) == (Reason.NOT_OURS, frame, 0)
+        frame = packets.icmp_error(packets.syn((OWN, port), ENDPOINT))
+        assert copies.send(frame) == (Reason.OTHER_ICMP, frame, 0)
 
 
 def test_answers_of_masqueraded_connections_are_translated(copies):

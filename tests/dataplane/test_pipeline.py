@@ -15,7 +15,7 @@ from scapy.layers.inet6 import IPv6
 from conntrack import passes
 from conntrack.table import FlowTable
 from dataplane import hops_compiled
-from dataplane.context import AWAITED, NOWHERE
+from dataplane.context import AWAITED, NOWHERE, Masquerading, occupy
 from dataplane.settings import PortRange
 from tests import packets
 from tests.packets import (
@@ -45,6 +45,7 @@ from tests.small_node import (
     LOST_VIP,
     NARROW_ENDPOINT,
     NARROW_VIP,
+    OCCUPIED,
     OUTER_VIP,
     OWN,
     PASSING_VIP,
@@ -65,6 +66,7 @@ from xdp.schema import Direction, Masquerade, Protocol, Reason, Scheduler, State
 from xdp.tables import Tables
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
+FREE = [port for port in range(SNAT_PORTS.first, SNAT_PORTS.last + 1) if port not in OCCUPIED]  # to leave from
 ON_LINK_24 = 32 - 24  # the step of the search at which prefixes of 24 bits come
 
 
@@ -89,6 +91,11 @@ class NodeUnderTest:
     def apply(self, services: dict[tuple[int, int, int], Service]) -> None:
         """Change the Services."""
         self.services.apply(service_ports(services))
+
+    @property
+    def masquerading(self) -> Masquerading:
+        """Who is masqueraded, and from where."""
+        return self._pipeline.node.masquerading
 
     @property
     def hops(self) -> hops_compiled.Hops:
@@ -384,12 +391,12 @@ def test_t5_an_endpoint_reaches_itself(node: NodeUnderTest):
 
 def test_c12_a_port_that_is_taken_or_not_ours_becomes_another_until_there_is_none(node: NodeUnderTest):
     node.apply(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY))
-    for number in range(SNAT_PORTS.last - SNAT_PORTS.first + 1):
-        client = CLIENT[0] + number % 2, 40_001 if number < 2 else 99
+    for number in range(len(FREE)):
+        client = CLIENT[0] + number % 2, 40_001 if number < 2 else 1099
         assert node.send(packets.syn(client, OUTER_VIP)).reason == Reason.ADMITTED
     ports = sorted(flow.after.source[1] for key, flow in flows_of(node.tables).items() if key.destination == OUTER_VIP)
-    assert ports == [40_001, 40_002, 40_003]
-    frame = packets.syn((CLIENT[0], 98), OUTER_VIP)
+    assert ports == FREE
+    frame = packets.syn((CLIENT[0], 1098), OUTER_VIP)
     assert node.send(frame) == (Reason.NO_SNAT_PORT, frame, NOWHERE)
     node.clock.advance(61)
     node.flows.sweep()
@@ -399,21 +406,71 @@ def test_c12_a_port_that_is_taken_or_not_ours_becomes_another_until_there_is_non
 def test_c12_a_port_serves_once_for_each_endpoint(node: NodeUnderTest):
     everybody = Service((ENDPOINT, OTHER_ENDPOINT), masquerade=Masquerade.EVERYBODY)
     node.apply({(*OUTER_VIP, TCP): everybody, (*DNS_VIP, UDP): Service((ENDPOINT,), masquerade=Masquerade.EVERYBODY)})
-    seen = [node.send(packets.syn((CLIENT[0], port), OUTER_VIP)).reason for port in range(100, 140)]
+    seen = [node.send(packets.syn((CLIENT[0], port), OUTER_VIP)).reason for port in range(1100, 1140)]
     assert seen.count(Reason.ADMITTED) == 6
-    assert node.send(packets.udp((CLIENT[0], 100))).reason == Reason.ADMITTED
+    assert node.send(packets.udp((CLIENT[0], 1100))).reason == Reason.ADMITTED
 
 
 def test_c12_nine_tenths_of_the_ports_are_taken_before_one_of_a_hundred_finds_none():
     ports = PortRange(20_000, 20_999)
     node = NodeUnderTest(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY), capacity=3000, ports=ports)
     reasons = [
-        node.send(packets.syn((CLIENT[0] + number % 2, 1000 + number), OUTER_VIP)).reason for number in range(900)
+        node.send(packets.syn((CLIENT[0] + number % 2, 2000 + number), OUTER_VIP)).reason for number in range(900)
     ]
     assert reasons.count(Reason.NO_SNAT_PORT) <= 9
     used = {flow.after.source[1] for flow in flows_of(node.tables).values() if flow.direction == Direction.ORIGINAL}
     assert len(used) == reasons.count(Reason.ADMITTED)
     assert ports.first <= min(used) <= max(used) <= ports.last
+
+
+@pytest.mark.parametrize("port", [0, 1, 511, 512, 599, 600, 700, 1023])
+def test_c12_a_privileged_port_becomes_a_privileged_one_and_is_kept_if_it_is_free(node: NodeUnderTest, port: int):
+    node.apply(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY))
+    model = reference_of(node.tables, node.clock.hertz, only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY))
+    for client in ((CLIENT[0], port), (CLIENT[0] + 1, port)):
+        frame = packets.syn(client, OUTER_VIP)
+        assert node.send(frame) == model.userspace(frame, node.clock.now())
+    first, second = (
+        flows_of(node.tables)[Key((CLIENT[0] + n, port), OUTER_VIP, TCP)].after.source[1] for n in range(2)
+    )
+    assert (first == port) == (port in (600, 1023))
+    for used in (first, second):
+        assert 600 <= used <= 1023
+    assert first != second
+
+
+def test_c12_no_connection_leaves_from_a_port_that_a_socket_of_the_node_has():
+    """Its own port is kept again once the socket has gone; meanwhile tries go on to others."""
+    node = NodeUnderTest(only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY))
+    given = node.masquerading
+
+    def left_from(client: Address) -> int:
+        assert node.send(packets.syn(client, OUTER_VIP)).reason == Reason.ADMITTED
+        return int(flows_of(node.tables)[Key(client, OUTER_VIP, TCP)].after.source[1])
+
+    first, second = CLIENT[0], CLIENT[0] + 1
+    occupy(given, [40_001, 40_003, 40_004])
+    assert left_from((first, 40_001)) == 40_002
+    assert node.send(packets.syn((second, 40_001), OUTER_VIP)).reason == Reason.NO_SNAT_PORT
+    occupy(given, [40_001, 40_003])
+    assert left_from((second, 40_001)) == 40_004
+    occupy(given, [])
+    assert left_from((first, 40_003)) == 40_003
+    occupy(given, [0, 63, 64, 40_000, 65_535])
+    assert left_from((first, 2000)) == 40_001
+
+
+def test_c12_no_connection_leaves_from_where_a_service_is():
+    """Node ports are at the address that connections come from, which may be a VIP, too."""
+    everybody = only(ENDPOINT, vip=OUTER_VIP, masquerade=Masquerade.EVERYBODY)
+    services = everybody | only(OTHER_ENDPOINT, vip=(OWN, 40_001)) | only(ENDPOINT, vip=(OWN, 40_002), protocol=UDP)
+    node = NodeUnderTest(services)
+    model = reference_of(node.tables, node.clock.hertz, services)
+    for number in range(4):
+        frame = packets.syn((CLIENT[0] + number, 40_001), OUTER_VIP)
+        assert node.send(frame) == model.userspace(frame, node.clock.now())
+    ports = sorted(flow.after.source[1] for key, flow in flows_of(node.tables).items() if key.destination == OUTER_VIP)
+    assert ports == [40_002, 40_003]  # the Service at the first of them is one of UDP
 
 
 def test_c12_every_address_to_come_from_has_all_the_ports():
@@ -422,11 +479,11 @@ def test_c12_every_address_to_come_from_has_all_the_ports():
     node = NodeUnderTest(services, sources=map(address_of, given))
     model = reference_of(node.tables, node.clock.hertz, services, given)
     now = node.clock.now()
-    for port in range(100, 140):
+    for port in range(1100, 1140):
         frame = packets.syn((CLIENT[0], port), OUTER_VIP)
         assert node.send(frame) == model.userspace(frame, now)
     sources = {flow.after.source for flow in flows_of(node.tables).values() if flow.direction == Direction.ORIGINAL}
-    assert sources == {(host, port) for host in given for port in range(SNAT_PORTS.first, SNAT_PORTS.last + 1)}
+    assert sources == {(host, port) for host in given for port in FREE}
 
 
 def test_c12_addresses_of_either_family_are_for_that_family():

@@ -404,6 +404,13 @@ def _client_outside_the_cluster(places: Places) -> Iterator[Step]:
 
 
 @case
+def _client_with_a_privileged_port(places: Places) -> Iterator[Step]:
+    client, own, numbers = (places.other[0], 700), (places.own_web[0], 700), [1000, 5000]
+    yield segment(client, WEB, "S", numbers), "other"
+    yield segment(places.web, own, "SA", numbers, who=1), "web-1"
+
+
+@case
 def _error_about_a_masqueraded_packet(places: Places) -> Iterator[Step]:
     yield syn(places.other, WEB), "other"
     yield icmp_error(syn(places.own_web, places.web, ttl=63), "too-big", places.web), "web-1"

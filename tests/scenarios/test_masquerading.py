@@ -145,6 +145,14 @@ def test_C12_a_port_outside_the_range_becomes_one_inside_and_no_two_are_the_same
 
 
 @outside
+def test_C12_privileged_ports_stay_privileged(node):
+    service = serve(node, "web-2")
+    kept, drawn = (sees(node, node.at("client", port), service.at, "web-2") for port in (1023, 22))
+    assert kept == node.own("web-2", 1023)
+    assert 600 <= drawn[1] <= 1022
+
+
+@outside
 def test_C12_two_clients_with_the_same_port_are_told_apart(node):
     serve(node, "web-1")
     dialled = node.own("client", NODE_PORT)
@@ -220,5 +228,6 @@ def test_C12_no_free_port_is_counted_and_told_in_status(node):
     node.look_at_ports()
     (why,) = node.status()["why"]
     assert why == (
-        "masquerading: 1 new connections found no free port among 30000-30000; see --snat-ports and --snat-addresses"
+        "masquerading: 1 new connections found no free port among 30000-30000, or 600-1023 for privileged ones; "
+        "see --snat-ports and --snat-addresses"
     )

@@ -34,6 +34,7 @@ from tests.small_node import (
     MID_STREAM_VIPS,
     POD_DNS_VIP6,
     POD_VIP6,
+    PRIVILEGED,
     SCHEDULED_VIPS,
     SNAT_PORTS,
     STICKY_VIPS,
@@ -48,7 +49,7 @@ pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
 _FRAMES = 120  # in a batch: no more connections than the tables hold
 _FIRST, _END = map(int, os.environ.get("BATCHES", "0:260").split(":"))
-_CLIENTS = (*CLIENTS * 5, *[HAIRPIN, (CLIENT[0], SNAT_PORTS[1] + 1)] * 5, LOST_CLIENT, *MARTIANS)
+_CLIENTS = (*CLIENTS * 5, *[HAIRPIN, (CLIENT[0], SNAT_PORTS[1] + 1)] * 5, *PRIVILEGED, LOST_CLIENT, *MARTIANS)
 _VIPS = (*TCP_VIPS, *MASQUERADED_VIPS, *STICKY_VIPS, *SCHEDULED_VIPS, *MID_STREAM_VIPS, VIP, VIP, DNS_VIP, STRANGER)
 _CLIENTS6 = (*CLIENTS6 * 5, DEAF_CLIENT6, *MARTIANS6)
 _VIPS6 = (*TCP_VIPS6, DNS_VIP6, POD_VIP6, POD_DNS_VIP6, DEAF_VIP6, STRANGER6)

@@ -84,6 +84,7 @@ from tests.small_node import (
     POD_VIP6,
     POD_VIPS,
     POD_VIPS6,
+    PRIVILEGED,
     RESET_VIP6,
     ROUTES,
     SCHEDULED_VIPS,
@@ -376,7 +377,7 @@ _SISTERS = dict(
     zip((*CLIENTS, HAIRPIN, DEAF_CLIENT, POD_HAIRPIN), (*CLIENTS6, DEAF_CLIENT6, POD_HAIRPIN6), strict=True)
 )  # of IPv6
 _VIPS6 = [VIP6, HERE_VIP6, OUTER_VIP6, STICKY_VIP6, PASSING_VIP6, RESET_VIP6, POD_VIP6, DEAF_VIP6, STRANGER6]
-_clients = st.sampled_from([*CLIENTS, HAIRPIN, POD_HAIRPIN, DEAF_CLIENT] * 3 + [LOST_CLIENT, *MARTIANS])
+_clients = st.sampled_from([*CLIENTS, HAIRPIN, POD_HAIRPIN, DEAF_CLIENT] * 3 + [*PRIVILEGED, LOST_CLIENT, *MARTIANS])
 _ttls = st.sampled_from([64, 64, 64, 255, 2, 1])
 _sizes = st.sampled_from([0, 1, 7, 100, 1447, 1500])
 _steps = st.one_of(
