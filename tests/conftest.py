@@ -14,12 +14,13 @@ _IS_ROOT = os.geteuid() == 0
 _SKIP_IS_FAILURE = os.environ.get("REQUIRE_ROOT") == "1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    shared = params.get("whole", params.get("site", item.location[0]))
+    item.add_marker(pytest.mark.xdist_group(str(shared)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        shared = params.get("whole", params.get("site", item.location[0]))
-        item.add_marker(pytest.mark.xdist_group(str(shared)))
     if not _IS_ROOT:
         for item in items:
             if item.get_closest_marker("root"):
