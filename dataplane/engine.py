@@ -18,7 +18,6 @@ import struct
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from conntrack.table import FlowTable
@@ -34,15 +33,14 @@ from dataplane.netdev import Interface
 from dataplane.offloads import Offloads
 from dataplane.settings import Settings
 from dataplane.worker import Worker
-from xdp import kernel, loader
+from xdp import kernel, loader, stages
 from xdp.clock import Clock
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 from xdp.loader import Attachment
 from xdp.maps import SharedMaps
 from xdp.schema import Limit
 
-_PROGRAM = Path(kernel.__file__).parent / "bpf" / "lb.c"
-_EGRESS_PROGRAM = _PROGRAM.with_name("egress.c")
+_EGRESS_PROGRAM = stages.SOURCE.with_name("egress.c")
 _CHUNKS_PER_QUEUE = 8192
 _CHUNKS_LEAST = 4096  # of a queue: a full fill ring, and as much again to work with
 
@@ -213,7 +211,7 @@ class Engine(Crew):
 
     def _load(self) -> None:
         before = self._program
-        self._program = loader.load(self._shared.folder, _PROGRAM, "xdp_lb", {"OFFLOAD": int(self.offloads)})
+        self._program = stages.load(self._shared, offloads=self.offloads)
         self._program_id = kernel.prog_info(self._program).id
         if before >= 0:
             os.close(before)

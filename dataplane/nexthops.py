@@ -393,7 +393,8 @@ class NextHops:
         compiled_hops.publish_routes6(self.hops, _starts(sixes, compiled_hops.LENGTHS6), highs6, lows6, targets6)
         for prefix in led:  # withdrawn: flows still hold the row, and go by the route that covers it now
             self._rows[prefix].is_route = False
-        self._publish({(r.network, r.prefix_len): int(target) for r, target in zip(fours, targets, strict=True)})
+        both = [*zip(fours, targets.tolist(), strict=True), *zip(sixes, targets6.tolist(), strict=True)]
+        self._publish({(route.network, route.prefix_len): target for route, target in both})
 
     def _target(self, route: Route) -> int:
         if route.kind is not RouteKind.UNICAST:

@@ -28,7 +28,7 @@ from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from perf.bed import Cpus
 from perf.traffic import PINS, PROGRAMS, Order, Traffic, Words
-from xdp import kernel, loader, maps
+from xdp import kernel, loader, maps, stages
 from xdp.byteorder import swap16, swapped16
 from xdp.clock import JiffyClock
 from xdp.jit import compiled as jit
@@ -45,7 +45,6 @@ _STRIDE = 7919  # a prime that divides no number of flows here
 PACKETS = 1_000_000
 _CAPACITY = Capacity().connections  # of a table that nobody has asked to be larger
 _ADMISSIONS = 500_000
-_PROG_ARRAY = 3
 
 
 # What is measured, beside admission: protocol, and whether it is replies.
@@ -92,7 +91,7 @@ def _fill(tables: Any, hosts: Any, flows: int, protocol: Any, state: Any, now: A
 
 
 @contextmanager
-def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) -> Iterator[Tables]:
+def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) -> Iterator[maps.SharedMaps]:
     maps.remove(folder)
     room = Capacity(max(flows, capacity), 64, 64, 1024, 64, 64, os.sysconf("SC_NPROCESSORS_CONF"))
     try:
@@ -111,7 +110,7 @@ def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) ->
             wire = np.array(hosts, np.uint32).byteswap().astype(np.uint64)
             assert _fill(tables, wire, flows, *arguments) == flows
             table.sweep()  # it says where most flows lie, and so where they are looked for first
-            yield tables
+            yield shared
     finally:
         maps.remove(folder)
 
@@ -124,8 +123,7 @@ class Bench(NamedTuple):
     orders: npt.NDArray[np.uint64]  # a row for each CPU
     bare: int
     ours: int
-    folder: Path  # of the tables
-    tables: Tables
+    shared: maps.SharedMaps
     frame: bytes  # room for what the front program writes
 
 
@@ -146,11 +144,11 @@ def bench(
     folder, own = PINS / f"perf-cost-{os.getpid()}", PINS / f"perf-cost-front-{os.getpid()}"
     own.mkdir(parents=True, exist_ok=True)
     part = flows // cpus
-    with _filled_tables(folder, flows if filled else 0, protocol, capacity=capacity) as tables, ExitStack() as stack:
+    with _filled_tables(folder, flows if filled else 0, protocol, capacity=capacity) as shared, ExitStack() as stack:
         stack.callback(maps.remove, own)
         words = Words(own, "orders", os.cpu_count() or 1, len(Order))
         stack.callback(words.close)
-        measured = kernel.map_create("measured", 4, 4, 2, 0, _PROG_ARRAY)
+        measured = kernel.map_create("measured", 4, 4, 2, 0, kernel.PROG_ARRAY)
         stack.callback(os.close, measured)
         kernel.pin(measured, own / "measured")
         for cpu, order in enumerate(words.rows):
@@ -168,13 +166,13 @@ def bench(
         programs = [
             loader.load(own, PROGRAMS / "restore.c", "restore", defines),
             loader.load(own, PROGRAMS / "bare.c", "bare"),
-            loader.load(folder, PROGRAMS.parents[1] / "xdp" / "bpf" / "lb.c", "xdp_lb", {"OFFLOAD": 1}),
+            stages.load(shared, offloads=True),
         ]
         for program in programs:
             stack.callback(os.close, program)
         front, bare, ours = programs
         frame = bytes(int(Traffic.FRAME6_BYTES if protocol & Protocol.IPV6 else Traffic.FRAME_BYTES))
-        yield Bench(front, measured, words.rows, bare, ours, folder, tables, frame)
+        yield Bench(front, measured, words.rows, bare, ours, shared, frame)
 
 
 def call(bench: Bench, program: int) -> None:
@@ -221,7 +219,7 @@ def measure(
             base = run_ns(made)
             call(made, made.ours)
             pairs.append((base, run_ns(made)))
-        need_counted(made.tables, Reason.FORWARDED, trials * PACKETS)
+        need_counted(made.shared.tables, Reason.FORWARDED, trials * PACKETS)
     return _cost(flows, protocol, "reply" if reply else "original", pairs)
 
 
@@ -234,12 +232,8 @@ def measure_admission(trials: int = 10) -> Cost:
     # Each CPU counts flows for itself: on another one they would begin again.
     one_cpu = Cpus.pinned(Cpus().generator)
     with bench(_ADMISSIONS, Protocol.UDP, capacity=2 * _ADMISSIONS, filled=False) as made, one_cpu:
-        tables = made.tables
-        routes = kernel.open_pinned(made.folder / "routes")
-        try:
-            RouteMap(routes).replace({(0, 0): 1})
-        finally:
-            os.close(routes)
+        tables = made.shared.tables
+        RouteMap(made.shared.routes_fd).replace({(0, 0): 1})
         row = ServiceRow(
             ((IPv4Address(_VIP), _VIP_PORT, int(Protocol.UDP)),), ((IPv4Address(_ENDPOINT), _ENDPOINT_PORT),)
         )

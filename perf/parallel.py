@@ -34,7 +34,7 @@ def measure(flows: int = FLOWS, trials: int = 5) -> tuple[list[float], list[floa
                 cost.call(bench, program)
                 alone = [_rate(_run_on(bench, [cpu])) for cpu in cpus]
                 mine.append(_rate(_run_on(bench, cpus)) / (sum(alone) / 2))
-        cost.need_counted(bench.tables, Reason.FORWARDED, trials * 4 * cost.PACKETS)
+        cost.need_counted(bench.shared.tables, Reason.FORWARDED, trials * 4 * cost.PACKETS)
     return ups
 
 

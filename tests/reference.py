@@ -646,9 +646,6 @@ class Reference:
         """Return what XDP does with the first packet of a connection, which else is `punted`."""
         frame = punted.frame
         may_admit = not service.needs_userspace
-        if packet.key.is_ipv6:
-            when = WhenStalled.PASS if service.when_stalled == WhenStalled.PASS else WhenStalled.DROP
-            return self._punt(punted.reason, frame, when, is_stalled)
         if service.admits_here and offloads and may_admit and not packet.has_options:
             admitted = self._admit_in_xdp(frame, packet, service, now)
             return punted if verdict_of(admitted.reason) == Verdict.DROP and not is_stalled else admitted

@@ -35,7 +35,7 @@ from tests.packets import (
     address,
 )
 from tests.reference import Hop, Key, Outcome, Reference, Service
-from xdp.addresses import IPAddress, address_of, number_of
+from xdp.addresses import IPAddress, address_of, host_bits, number_of
 from xdp.byteorder import swap16, swap32
 from xdp.names import Names
 from xdp.schema import (
@@ -225,7 +225,7 @@ HOPS: dict[int, Hop] = {
 _ROW = {host: row for row, host in enumerate(HOPS, 1)}  # row 0 stays unresolved
 
 
-ROUTES = {(host, 32): row for host, row in _ROW.items() if not host & IPV6}  # as XDP looks them up
+ROUTES = {(host, host_bits(host)): row for host, row in _ROW.items()}  # as XDP looks them up
 
 
 def name_of(tables: Tables, host: int) -> int:

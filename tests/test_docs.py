@@ -153,7 +153,7 @@ def test_the_stages_have_the_same_names_in_the_same_order_everywhere():
         ),
         "lb.c, decide": (
             program[program.index("decide(") : program.index("handle(")],
-            ("find_frontend(", "reader_of(", "admit(", "punt("),
+            ("find_frontend(", "reader_of(", "punt(", "hand_on("),
         ),
         "pipeline.py": (bodies["judge"], ("_parse(", "flows.find(", "services.find_frontend(", "admit(")),
     }

@@ -1,7 +1,7 @@
-"""The short-lived child that compiles a program with bcc, loads it, pins it and exits.
+"""The short-lived child that compiles programs with bcc, loads them, pins them and exits.
 
-    python -m xdp.compile --source xdp/bpf/lb.c --function xdp_lb --pin PATH --maps FOLDER --keep FILE
-        [--type xdp|tc] [-D ...]
+    python -m xdp.compile --source xdp/bpf/lb.c --maps FOLDER [--type xdp|tc] [-D ...]
+        --function xdp_lb --pin PATH --keep FILE [--function ...]
 
 The only importer of bcc, in a process of its own: bcc changes directory, prints to stdout, keeps about 100 MB of LLVM
 and has no interface for links and pins. It needs no kernel headers: xdp/shim has what an XDP program needs of them.
@@ -23,6 +23,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from xdp import cache, kernel
 from xdp.errors import Error, MissingFeatureError, UsageError
@@ -65,46 +66,48 @@ def text_of(source: Path) -> bytes:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
 
 
-def compile_and_pin(
-    source: Path, function: str, kind: str, pin: Path, folder: Path, defines: list[str], place: Path
-) -> None:
-    """Compile `function` of `source` over the maps of `folder`, and pin the program at `pin`, in place of another.
+class Function(NamedTuple):
+    """A function that becomes a program: where it is pinned, in place of another, and kept for the next time."""
 
-    What has become of it is kept at `place`, for the next time.
-    """
+    name: str
+    pin: Path
+    place: Path
+
+
+def compile_and_pin(source: Path, functions: Iterable[Function], kind: str, folder: Path, defines: list[str]) -> None:
+    """Compile functions of `source` over the maps of `folder`."""
     os.environ["BCC_KERNEL_SOURCE"] = str(_SHIM)
     try:
         import bcc
     except (ImportError, OSError) as error:
         raise MissingFeatureError(f"bcc is missing ({error}); apt install python3-bpfcc") from None
     module = bcc.BPF(text=text_of(source), cflags=_options(source, folder, defines))
-    program = module.load_func(function.encode(), bcc.BPF.SCHED_CLS if kind == "tc" else bcc.BPF.XDP).fd
-    kernel.replace_pin(program, pin)
     names = {info.id: name for name, info in kernel.pinned_maps(folder).items()}
-    cache.keep(cache.Program.of(module.dump_func(function.encode()), names), place)
+    for function in functions:
+        name = function.name.encode()
+        program = module.load_func(name, bcc.BPF.SCHED_CLS if kind == "tc" else bcc.BPF.XDP).fd
+        kernel.replace_pin(program, function.pin)
+        cache.keep(cache.Program.of(module.dump_func(name), names), function.place)
 
 
 def main() -> int:
     """Run as a program."""
-    parser = argparse.ArgumentParser(prog="python -m xdp.compile", description="compile, load and pin a program")
+    parser = argparse.ArgumentParser(prog="python -m xdp.compile", description="compile, load and pin programs")
     parser.add_argument("--source", type=Path, required=True, help="the C file")
-    parser.add_argument("--function", required=True, help="the program's function")
+    parser.add_argument(
+        "--function", action="append", required=True, help="the program's function; several may be given"
+    )
     parser.add_argument("--type", choices=("xdp", "tc"), default="xdp", help="what it is to be attached as")
-    parser.add_argument("--pin", type=Path, required=True, help="where the program is pinned")
+    parser.add_argument("--pin", type=Path, action="append", required=True, help="where its program is pinned")
     parser.add_argument("--maps", type=Path, required=True, help="folder of the pinned maps")
-    parser.add_argument("--keep", type=Path, required=True, help="where the compiled program is kept (xdp/cache.py)")
+    parser.add_argument(
+        "--keep", type=Path, action="append", required=True, help="where it is kept when compiled (xdp/cache.py)"
+    )
     parser.add_argument("-D", dest="defines", action="append", default=[], metavar="NAME=VALUE", help="a macro")
     arguments = parser.parse_args()
     try:
-        compile_and_pin(
-            arguments.source.resolve(),
-            arguments.function,
-            arguments.type,
-            arguments.pin,
-            arguments.maps,
-            arguments.defines,
-            arguments.keep,
-        )
+        functions = [Function(*of) for of in zip(arguments.function, arguments.pin, arguments.keep, strict=True)]
+        compile_and_pin(arguments.source.resolve(), functions, arguments.type, arguments.maps, arguments.defines)
     except Error as error:
         print(error, file=sys.stderr)
         return error.exit_code

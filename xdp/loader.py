@@ -12,13 +12,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from xdp import cache, kernel
-from xdp.compile import headers_of, macros, text_of
+from xdp.compile import Function, headers_of, macros, text_of
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -56,15 +56,52 @@ def load(
     `defines` become macros, beside those that xdp.compile gives every program. LoadError carries the last lines of the
     compiler's or the verifier's log; MissingFeatureError: no bcc, or no privilege.
     """
-    before = kernel.pinned_maps(folder)
+    return load_all(folder, source, [function], defines, kind)[0]
+
+
+def load_all(
+    folder: Path,
+    source: Path,
+    functions: Sequence[str],
+    defines: Mapping[str, str | int] | None = None,
+    kind: Literal["xdp", "tc"] = "xdp",
+) -> list[int]:
+    """Do the same for several functions of a file; return a descriptor for each."""
     options = [f"{name}={value}" for name, value in (defines or {}).items()]
-    place = cache.place_of(text_of(source), headers_of(source), [function, *macros(before, options)])
-    if (program := _load_kept(place, folder, function, kind)) is not None:
-        return program
-    pin = folder / f"{function}+{os.getpid()}"
-    command = [sys.executable, "-m", "xdp.compile", "--source", str(source)]
-    command += ["--function", function, "--type", kind]
-    command += ["--pin", str(pin), "--maps", str(folder), "--keep", str(place)]
+    text, given = text_of(source), macros(kernel.pinned_maps(folder), options)
+    wanted = [
+        Function(name, folder / f"{name}+{os.getpid()}", cache.place_of(text, headers_of(source), [name, *given]))
+        for name in functions
+    ]
+    if programs := _load_kept(wanted, folder, kind):
+        return programs
+    with cache.alone(wanted[0].place.with_name("lock")):  # whom it has waited for has made them
+        return _load_kept(wanted, folder, kind) or _compile(folder, source, wanted, options, kind)
+
+
+def _compile(folder: Path, source: Path, functions: Sequence[Function], options: Iterable[str], kind: str) -> list[int]:
+    """Have a child compile functions; return a descriptor for each."""
+    before = kernel.pinned_maps(folder)
+    shown = ", ".join(function.name for function in functions)
+    try:
+        _run_compiler(shown, folder, source, functions, options, kind)
+        strays = kernel.pinned_maps(folder).keys() - before.keys()
+        for name in strays:
+            (folder / name).unlink()
+        if strays:
+            raise LoadError(f"{source}: {shown} uses {', '.join(sorted(strays))}, which is not a shared table")
+        return [kernel.open_pinned(function.pin) for function in functions]
+    finally:
+        for function in functions:
+            function.pin.unlink(missing_ok=True)
+
+
+def _run_compiler(
+    shown: str, folder: Path, source: Path, functions: Iterable[Function], options: Iterable[str], kind: str
+) -> None:
+    command = [sys.executable, "-m", "xdp.compile", "--source", str(source), "--type", kind, "--maps", str(folder)]
+    for function in functions:
+        command += ["--function", function.name, "--pin", str(function.pin), "--keep", str(function.place)]
     command += [f"-D{option}" for option in options]
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
@@ -78,35 +115,33 @@ def load(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise LoadError(f"{source}: {function} was not compiled within {_COMPILE_TIMEOUT_S} s") from None
+        raise LoadError(f"{source}: {shown} was not compiled within {_COMPILE_TIMEOUT_S} s") from None
     log = child.stdout.decode(errors="replace").replace("/virtual/main.c", str(source)).strip()
     if child.returncode == MissingFeatureError.exit_code:
         raise MissingFeatureError(log)
     if child.returncode < 0:
         log += f"\nthe compiler was killed by signal {-child.returncode}"
     if child.returncode:
-        raise LoadError(f"{source}: {function} does not load:\n{_tail(log)}")
-    try:
-        program = kernel.open_pinned(pin)
-    finally:
-        pin.unlink(missing_ok=True)
-    strays = kernel.pinned_maps(folder).keys() - before.keys()
-    if strays:
-        os.close(program)
-        for name in strays:
-            (folder / name).unlink()
-        raise LoadError(f"{source}: {function} uses {', '.join(sorted(strays))}, which is not a shared table")
-    return program
+        raise LoadError(f"{source}: {shown} does not load:\n{_tail(log)}")
 
 
-def _load_kept(place: Path, folder: Path, function: str, kind: str) -> int | None:
-    """Load what was compiled before; None if there is nothing, or it is refused: then the compiler says why."""
-    kept = cache.read(place)
-    if kept is None:
-        return None
-    with contextlib.suppress(Error), kept.over(folder) as code:
-        return kernel.prog_load(function, code, kernel.TC_PROGRAM if kind == "tc" else kernel.XDP_PROGRAM)
-    return None
+def _load_kept(functions: Iterable[Function], folder: Path, kind: str) -> list[int]:
+    """Load what was compiled before; nothing if one is missing, or is refused: then the compiler says why."""
+    program_type = kernel.TC_PROGRAM if kind == "tc" else kernel.XDP_PROGRAM
+    with contextlib.ExitStack() as undo:
+        programs = []
+        for function in functions:
+            kept = cache.read(function.place)
+            if kept is None:
+                return []
+            try:
+                with kept.over(folder) as code:
+                    programs.append(kernel.prog_load(function.name, code, program_type))
+            except Error:
+                return []
+            undo.callback(os.close, programs[-1])
+        undo.pop_all()
+    return programs
 
 
 def _tail(log: str) -> str:

@@ -1,9 +1,9 @@
 """The shared tables as pinned BPF maps, and those maps as numpy arrays.
 
 Every table of `Capacity.rows()` is an array map with BPF_F_MMAPABLE, pinned at folder/<name> and mapped: what is
-written here is what XDP reads, and the other way round. Two maps of the kernel's own kinds lie beside them, `sockets`
-and `queues`. The map `layout` is pinned last and says what all of them were created with; a folder without it is the
-rest of a creation that was interrupted, and is made anew.
+written here is what XDP reads, and the other way round. Maps of the kernel's own kinds lie beside them. The map
+`layout` is pinned last and says what all of them were created with; a folder without it is the rest of a creation that
+was interrupted, and is made anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from xdp import kernel, schema
 from xdp.errors import LayoutError, NotRunningError
-from xdp.schema import Limit
+from xdp.schema import Limit, Stage
 from xdp.tables import Capacity, Tables
 
 LAYOUT_NAME = "layout"
@@ -70,6 +70,11 @@ class SharedMaps:
         """Longest-prefix match {struct prefix: u32 row of next_hops or route_target}: the way back to a client."""
         return self.descriptors["routes"]
 
+    @property
+    def stages_fd(self) -> int:
+        """Program array {u32 stage: program}: what a packet may be handed on to."""
+        return self.descriptors["stages"]
+
     def close(self) -> None:
         """Close the descriptors. A table's memory stays mapped until its last array has gone."""
         for fd in self.descriptors.values():
@@ -95,7 +100,8 @@ def kinds(capacity: Capacity) -> dict[str, MapKind]:
         **tables,
         "sockets": MapKind(kernel.XSKMAP, 4, 4, Limit.MAX_WORKERS),
         "queues": MapKind(kernel.HASH, 8, 4, Limit.MAX_WORKERS),
-        "routes": MapKind(kernel.LPM_TRIE, schema.PREFIX.itemsize, 4, Limit.MAX_ROUTES, kernel.NO_PREALLOC),
+        "stages": MapKind(kernel.PROG_ARRAY, 4, 4, Stage.STAGES),
+        "routes": MapKind(kernel.LPM_TRIE, schema.PREFIX.itemsize, 4, 2 * Limit.MAX_ROUTES, kernel.NO_PREALLOC),
         LAYOUT_NAME: MapKind(kernel.ARRAY, 4, schema.LAYOUT.itemsize, 1),
     }
 

@@ -6,11 +6,12 @@ import struct
 from collections.abc import Mapping
 
 from xdp import kernel
-from xdp.byteorder import swap32
+from xdp.addresses import is_ipv6, to_wire
 from xdp.schema import PREFIX
 
-# {(network in host order, prefix length): row of next_hops, or a RouteTarget}
+# {(network as a number of xdp/addresses.py, prefix length): row of next_hops, or a RouteTarget}
 Targets = Mapping[tuple[int, int], int]
+_MAPPED_IPV4 = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 
 
 class RouteMap:
@@ -28,10 +29,17 @@ class RouteMap:
 
         KernelError: the map is full; what found no room is not there.
         """
-        wanted = {struct.pack("=II", length, swap32(network)): row for (network, length), row in targets.items()}
+        wanted = {_key(network, length): row for (network, length), row in targets.items()}
         for key, row in wanted.items():
             if self._targets.get(key) != row:
                 kernel.map_update(self._fd, key, struct.pack("=I", row))
         for key in self._targets.keys() - wanted.keys():
             kernel.map_delete(self._fd, key)
         self._targets = wanted
+
+
+def _key(network: int, length: int) -> bytes:
+    """Return a prefix as struct prefix has it."""
+    if is_ipv6(network):
+        return struct.pack("=I16s", length, to_wire(network))
+    return struct.pack("=I16s", len(_MAPPED_IPV4) * 8 + length, _MAPPED_IPV4 + to_wire(network))

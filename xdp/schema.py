@@ -90,6 +90,7 @@ PREFIX = _struct("prefix")
 CONTROL = _struct("control")
 WORKER = _struct("worker")
 MACHINE = _struct("machine")
+PASSAGE = _struct("passage")
 COUNTERS = _struct("counters")
 LAYOUT = _struct("layout")
 
@@ -172,6 +173,11 @@ class Scheduler(_FromHeader):
 @_members("hop_state", "HOP_")
 class HopState(_FromHeader):
     """What is known about a next hop."""
+
+
+@_members("stage", "STAGE_")
+class Stage(_FromHeader):
+    """The programs that a packet may be handed on to."""
 
 
 @_members("route_target", "TARGET_")

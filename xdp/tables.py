@@ -62,6 +62,7 @@ class Capacity:
             "control": (schema.CONTROL, 1),
             "workers": (schema.WORKER, Limit.MAX_WORKERS),
             "machine": (schema.MACHINE, 1),
+            "passages": (schema.PASSAGE, self.cpus),
             "xdp_counters": (schema.COUNTERS, self.cpus),
             "egress_counters": (schema.COUNTERS, self.cpus),
             "worker_counters": (schema.COUNTERS, Limit.MAX_WORKERS),
@@ -99,6 +100,7 @@ class Tables(Bundle):
     control: npt.NDArray[np.void]
     workers: npt.NDArray[np.void]
     machine: npt.NDArray[np.void]
+    passages: npt.NDArray[np.void]
     xdp_counters: npt.NDArray[np.void]
     egress_counters: npt.NDArray[np.void]
     worker_counters: npt.NDArray[np.void]

@@ -133,6 +133,7 @@ def test_while_the_daemon_stands_still_known_flows_go_on_and_new_ones_meet_what_
             site.daemon.wait_for(lambda: ask(0.2) is not None)
 
 
+@both_families
 def test_while_the_daemon_is_dead_xdp_admits_new_connections(site):
     """Nobody reads the rings; clients notice nothing, and the next daemon finds what was begun meanwhile."""
     with undisturbed(site):
@@ -151,6 +152,7 @@ def test_while_the_daemon_is_dead_xdp_admits_new_connections(site):
             assert any(flow["client"] == client for flow in site.daemon.ask("flows"))
 
 
+@both_families
 def test_while_the_daemon_stands_still_xdp_admits_new_connections(site):
     with undisturbed(site), standing_still(site):
         admitted = site.counted(Reason.ADMITTED)
@@ -159,7 +161,7 @@ def test_while_the_daemon_stands_still_xdp_admits_new_connections(site):
         assert (result.answered, result.failures, len(result.answers)) == (30, {}, 3)
 
 
-@pytest.mark.parametrize("site", ["xdp", "xdp-generic"], indirect=True, scope="session")
+@pytest.mark.parametrize("site", ["xdp", "xdp-6", "xdp-generic"], indirect=True, scope="session")
 def test_a_service_may_have_xdp_admit_always(site):
     site.daemon.apply(site.web, replace(site.dns, annotations={"turnout.dev/admit": "xdp"}))
     site.daemon.wait_for(lambda: site.row(site.dns)["admits_here"] == 1)

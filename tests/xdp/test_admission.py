@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv6Address
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +18,21 @@ from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests import packets
-from tests.packets import CLIENT, ENDPOINT, address
+from tests.packets import CLIENT, CLIENT6, ENDPOINT, ENDPOINT6, VIP6, address
 from tests.small_node import LOST_CLIENT, ROUTES, SEED, write_hops
-from tests.xdp.test_race import LB, assert_pairs
-from xdp import kernel, loader, maps
+from tests.xdp.test_race import assert_pairs
+from xdp import kernel, maps, naming, stages
+from xdp.addresses import IPV6, address_of, host_bits, number_of
 from xdp.byteorder import swap32
 from xdp.clock import JiffyClock
+from xdp.names import Names, words_of
 from xdp.routes import RouteMap
-from xdp.schema import HopState, Limit, Reason, RouteTarget, State, Tag, verdict_of
+from xdp.schema import HopState, Limit, NameState, Reason, RouteTarget, State, Tag, verdict_of
 from xdp.tables import Capacity, Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
+
+XDP_REDIRECT = 4
 
 VIPS = [address(f"10.96.0.{host}:80") for host in (10, 11, 12)]
 _HOP = ROUTES[ENDPOINT[0], 32]
@@ -70,12 +74,12 @@ class Kernel:
 
 
 def serve(shared: maps.SharedMaps, rows: list[ServiceRow]) -> None:
-    ServiceTable(shared.tables, SEED, lambda host: ROUTES[int(host), 32]).apply(rows)
+    ServiceTable(shared.tables, SEED, lambda host: ROUTES[number_of(host), host_bits(number_of(host))]).apply(rows)
 
 
 def service(vip: packets.Address, *endpoints: packets.Address, protocol: int = 6) -> ServiceRow:
     return ServiceRow(
-        ((IPv4Address(vip[0]), vip[1], protocol),), tuple((IPv4Address(host), port) for host, port in endpoints)
+        ((address_of(vip[0]), vip[1], protocol),), tuple((address_of(host), port) for host, port in endpoints)
     )
 
 
@@ -87,7 +91,7 @@ def xdp(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     capacity = Capacity(request.param, 32, 32, 16_384, 32, 64, os.cpu_count() or 1)
     with maps.create(folder, capacity) as shared:
         try:
-            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": 1})
+            program = stages.load(shared, offloads=True)
         finally:
             maps.remove(folder)
         clock = JiffyClock()
@@ -97,7 +101,7 @@ def xdp(request: pytest.FixtureRequest) -> Iterator[Kernel]:
         write_hops(shared.tables)
         routes = RouteMap(shared.routes_fd)
         routes.replace(ROUTES)
-        serve(shared, [service(vip, ENDPOINT) for vip in VIPS])
+        serve(shared, [*(service(vip, ENDPOINT) for vip in VIPS), service(VIP6, ENDPOINT6)])
         yield Kernel(shared, program, clock, table, routes)
         os.close(program)
 
@@ -257,3 +261,139 @@ def test_cpus_that_admit_the_same_connections_at_once_make_each_once(xdp: Kernel
     assert seen[0][4] + seen[1][4] > 29_000
     assert seen[2] > 400
     assert_pairs(xdp.tables, len(ports))
+
+
+# IPv6: clients need a name first.
+
+NETWORK6 = address("[2001:db8:9::]:0")[0]
+
+
+def syn6(port: int, host: int = CLIENT6[0]) -> bytes:
+    return packets.syn((host, port), VIP6)
+
+
+def state_of(tables: Tables, host: int) -> NameState:
+    """Return how the one name of an address stands, FREE if it has none."""
+    is_its = (tables.names["addr"] == np.array(words_of(IPv6Address(host ^ IPV6)), np.uint64)).all(axis=1)
+    states = tables.names["state"][is_its & (tables.names["state"] != NameState.FREE)].tolist()
+    assert len(states) <= 1, "one address, one name"
+    return NameState(states[0]) if states else NameState.FREE
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_a_client_of_ipv6_that_nobody_knows_gets_a_name(xdp: Kernel):
+    assert state_of(xdp.tables, CLIENT6[0]) == NameState.FREE
+    names = naming.count(xdp.tables)
+    reason, after = xdp.send(syn6(4000))
+    assert (reason, packets.addresses_of(after)[1]) == (Reason.ADMITTED, ENDPOINT6[0])
+    assert (state_of(xdp.tables, CLIENT6[0]), naming.count(xdp.tables)) == (NameState.ALIVE, names + 1)
+    assert xdp.send(packets.syn_ack(ENDPOINT6, (CLIENT6[0], 4000)))[0] == Reason.FORWARDED
+    assert xdp.send(syn6(4001))[0] == Reason.ADMITTED
+    assert naming.count(xdp.tables) == names + 1, "the second connection has the same name"
+    assert assert_pairs(xdp.tables, 2) == 2
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_a_name_that_dies_lives_again_with_the_next_connection(xdp: Kernel):
+    assert xdp.send(syn6(4000))[0] == Reason.ADMITTED
+    (row,) = np.flatnonzero(xdp.tables.names["pins"] == 0)[
+        xdp.tables.names["state"][xdp.tables.names["pins"] == 0] != 0
+    ]
+    naming.end_pass(xdp.tables, np.zeros(len(xdp.tables.names), np.uint8))
+    assert xdp.tables.names[row]["state"] == NameState.DYING
+    assert xdp.send(syn6(4000))[0] == Reason.FORWARDED
+    assert xdp.tables.names[row]["state"] == NameState.DYING, "who only reads leaves it"
+    assert xdp.send(syn6(4001))[0] == Reason.ADMITTED
+    assert xdp.tables.names[row]["state"] == NameState.ALIVE
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_a_client_that_somebody_else_is_naming_just_now_never_gets_a_second_name(xdp: Kernel):
+    names, known = xdp.tables.names, naming.count(xdp.tables)
+    row = naming.intern(xdp.tables, *map(np.uint64, words_of(IPv6Address(CLIENT6[0] ^ IPV6))))
+    names[row]["state"] = NameState.CANDIDATE
+    before = names.copy()
+    assert xdp.send(syn6(4000))[0] == Reason.NAMES_FULL, "given up after a few tries"
+    assert (names["state"] == before["state"]).all(), "what it had claimed is free again"
+    assert naming.count(xdp.tables) == known + 1
+    names[row]["state"] = NameState.ALIVE
+    assert xdp.send(syn6(4000))[0] == Reason.ADMITTED
+    assert state_of(xdp.tables, CLIENT6[0]) == NameState.ALIVE
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_without_room_for_a_name_a_client_is_not_admitted(xdp: Kernel):
+    names = xdp.tables.names
+    names["state"][names["state"] == NameState.FREE] = NameState.CLAIMED
+    assert xdp.send(syn6(4000))[0] == Reason.NAMES_FULL
+    assert not xdp.tables.tags.any()
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_a_client_on_the_link_is_answered_where_it_came_from_and_keeps_its_name(xdp: Kernel):
+    stranger = NETWORK6 + 0x77
+    xdp.routes.replace({**ROUTES, (NETWORK6, 64): int(RouteTarget.ON_LINK)})
+    frame = syn6(4000, stranger)
+    assert xdp.send(frame)[0] == Reason.ADMITTED
+    first = len(xdp.tables.next_hops) - len(xdp.tables.next_hops) // Limit.LEARNED_SHARE
+    hop = xdp.tables.next_hops[first]
+    assert (bytes(hop["dst_mac"]), bytes(hop["src_mac"])) == (frame[6:12], frame[:6])
+    assert (hop["ifindex"], hop["state"], hop["used"], hop["prefix_len"]) == (1, HopState.FORWARD, 1, 128)
+    number = swap32(int(hop["destination"]))
+    assert number_of(Names(xdp.tables).address_of(number)) == stranger
+    assert xdp.tables.names[number]["pins"] == 1, "as long as there is a row for it"
+    reason, answer = xdp.send(packets.syn_ack(ENDPOINT6, (stranger, 4000)))
+    assert (reason, answer[:12]) == (Reason.FORWARDED, frame[6:12] + frame[:6])
+    xdp.send(syn6(4001, stranger))
+    assert int(xdp.tables.control[0]["learned"]) == 1, "one client, one row"
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_the_longest_of_the_routes_of_both_families_leads_back(xdp: Kernel):
+    """An address of one family never takes a route of the other, whatever its bits are."""
+    client = NETWORK6 + 0x78
+    row = ROUTES[CLIENT6[0], 128]
+    xdp.routes.replace({(0, 0): 1, (IPV6, 0): int(RouteTarget.NO_ROUTE), (NETWORK6, 64): row})
+    assert xdp.send(syn6(4000, client))[0] == Reason.ADMITTED
+    way = xdp.tables.flows["next_hop"][xdp.tables.flows["direction"] == 1]
+    assert row in way
+    assert xdp.send(syn6(4000, address("[2001:db8:8::1]:0")[0]))[0] == Reason.NO_NEXT_HOP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("xdp", [20_000], indirect=True)
+def test_N9_writers_that_name_the_same_clients_at_once_give_each_one_name(xdp: Kernel):
+    """Two XDP runs and a compiled writer name the same few clients, while names begin to die and live again."""
+    hosts = [NETWORK6 + host for host in range(1, 65)]
+    xdp.routes.replace({**ROUTES, (NETWORK6, 64): ROUTES[CLIENT6[0], 128]})
+
+    def admit(seed: int) -> int:
+        random, refused = np.random.default_rng(seed), 0
+        for turn in range(6000):
+            frame = syn6(1024 + turn, hosts[int(random.integers(len(hosts)))])
+            refused += kernel.prog_test_run(xdp.program, frame)[0] != XDP_REDIRECT
+        return refused
+
+    def intern() -> int:
+        random, none = np.random.default_rng(3), 0
+        for _ in range(20_000):
+            words = words_of(IPv6Address(hosts[int(random.integers(len(hosts)))] ^ IPV6))
+            none += naming.intern(xdp.tables, *map(np.uint64, words)) == naming.NOBODY
+        return none
+
+    def let_go() -> int:
+        unused, dying = np.zeros(len(xdp.tables.names), np.uint8), 0
+        for _ in range(60):
+            dying += naming.end_pass(xdp.tables, unused)[0]
+            naming.end_pass(xdp.tables, unused + 1)
+        return dying
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(admit, 1), pool.submit(admit, 2), pool.submit(intern), pool.submit(let_go)]
+        refused, refused_too, none, gone = (job.result() for job in jobs)
+    assert refused + refused_too < 60, "given up after a few tries, and counted"
+    assert (none, gone > 100) == (0, True)
+    for host in hosts:
+        state_of(xdp.tables, host)  # one at most
+    used = np.count_nonzero(xdp.tables.names["state"])
+    assert naming.count(xdp.tables) == used

@@ -53,7 +53,7 @@ def counted(shared: maps.SharedMaps) -> int:
 
 
 def only_file(folder: Path) -> Path:
-    (found,) = folder.iterdir()
+    (found,) = folder.glob("*.json")
     return found
 
 

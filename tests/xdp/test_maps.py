@@ -27,7 +27,7 @@ def test_the_layout_is_plain_data_that_fits_its_map():
 
 def test_every_table_has_a_map_and_the_layout_comes_last():
     kinds = maps.kinds(SMALL)
-    assert set(kinds) == {*SMALL.rows(), "routes", "sockets", "queues", "layout"}
+    assert set(kinds) == {*SMALL.rows(), "routes", "sockets", "queues", "stages", "layout"}
     assert list(kinds)[-1] == maps.LAYOUT_NAME
     assert kinds["flows"] == maps.MapKind(kernel.ARRAY, 4, 64, SMALL.buckets * 16, kernel.MMAPABLE)
 

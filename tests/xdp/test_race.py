@@ -27,7 +27,7 @@ from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import rewritten, tcp_frame, udp_frame
-from xdp import kernel, loader, maps
+from xdp import kernel, maps, stages
 from xdp.atomic import fence, fetch_add, load_acquire, store_release
 from xdp.clock import JiffyClock
 from xdp.jit import compiled, inlined
@@ -37,7 +37,6 @@ from xdp.tables import Capacity, Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf, pytest.mark.slow]
 
-LB = Path(loader.__file__).parent / "bpf" / "lb.c"
 CAPACITY = Capacity(
     connections=25_000, frontends=16, services=8, maglev_slots=4096, endpoints=8, next_hops=8, cpus=os.cpu_count() or 1
 )
@@ -263,7 +262,7 @@ def arena() -> Iterator[Arena]:
     kernel.mount_bpffs(folder.parent)
     with maps.create(folder, CAPACITY) as shared:
         try:
-            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": 1})
+            program = stages.load(shared, offloads=True)
         finally:
             maps.remove(folder)
         clock = JiffyClock()

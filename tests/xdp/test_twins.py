@@ -101,7 +101,7 @@ from tests.small_node import (
     service_ports,
     service_table,
 )
-from xdp import kernel, loader, maps, naming
+from xdp import kernel, loader, maps, naming, stages
 from xdp.clock import JiffyClock
 from xdp.routes import RouteMap
 from xdp.schema import HopState, Limit, Protocol, Reason, State, Verdict, verdict_of
@@ -109,8 +109,7 @@ from xdp.tables import Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
-LB = Path(loader.__file__).parent / "bpf" / "lb.c"
-EGRESS = LB.with_name("egress.c")
+EGRESS = stages.SOURCE.with_name("egress.c")
 AF_XDP = 44  # Python does not name it
 LOOPBACK = 1
 XDP_DROP, XDP_PASS, XDP_REDIRECT = 1, 2, 4
@@ -292,7 +291,7 @@ def made_twins(*, offloads: bool) -> Iterator[Twins]:
         with maps.create(folder, SMALL) as shared, socket.socket(AF_XDP, socket.SOCK_RAW) as reader:
             kernel.map_update(shared.sockets_fd, struct.pack("=I", 0), struct.pack("=I", reader.fileno()))
             kernel.map_update(shared.queues_fd, struct.pack("=II", LOOPBACK, 0), struct.pack("=I", 0))
-            program = loader.load(folder, LB, "xdp_lb", {"OFFLOAD": int(offloads)})
+            program = stages.load(shared, offloads=offloads)
             egress = loader.load(folder, EGRESS, "tc_egress", kind="tc")
             RouteMap(shared.routes_fd).replace(ROUTES)
             yield Twins(shared, program, egress, JiffyClock(), offloads=offloads)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* admit.c - a new connection decided inside the kernel, where userspace is away or the Service says so. Part of lb.c.
+/* admit.c - a new connection decided inside the kernel, where userspace is away or the Service says so: a program of its
+ * own, which lb.c calls last, so that the verifier looks at it once and not for each way that leads there. Part of lb.c.
  *
  * What conntrack/compiled.py and dataplane/admit.py do, by the same protocol over the same table; what a Service asks of
  * admission beyond Maglev is left to userspace. There is no waiting for a grace period in here: a record that XDP retires
@@ -7,7 +8,6 @@
  * before. And a client on the link that nobody knew is answered on the way that it came. */
 
 enum {
-	NO_SLOT = 0xffffffff,
 	SWAP_TRIES = 16,      /* of a word that others keep changing */
 	CLAIM_TRIES = 4,
 	HOST_TRIES = 8,
@@ -166,7 +166,9 @@ static inline u32 claim(u64 hash, u32 now, const struct machine *rules, struct c
 	slot = claim_in(first, home_of(hash));
 	if (slot == NO_SLOT)
 		slot = claim_in(second, home_of(hash));
-	return slot != NO_SLOT ? slot : reclaim(first, second, now, rules, words);
+	if (slot == NO_SLOT)
+		slot = reclaim(first, second, now, rules, words);
+	return forgotten(slot, hash);
 }
 
 /* By tags, whether another record than slot `besides` has this key: what a writer must see is in them. In doubt, yes: that
@@ -213,11 +215,27 @@ static inline u16 fold64(u64 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
+/* The sum of both addresses' words: of IPv6, of those that the names stand for. */
+static inline u64 sum_of_names(u64 addrs)
+{
+	struct name *source = name_of(addrs), *destination = name_of(addrs >> 32);
+
+	return source && destination ? (u64)source->sum + destination->sum : 0;
+}
+
+/* What the sum of a pair of addresses grows by, not folded. */
+static inline u64 growth_of(const struct tuple *before, const struct tuple *after)
+{
+	if (before->protocol & PROTOCOL_IPV6)
+		return 2 * 0xffff - sum_of_names(before->addrs) + sum_of_names(after->addrs);
+	return words_of(~before->addrs) + words_of(after->addrs);
+}
+
 /* Fill the claimed record of the packets `before`, which leave as `after`. */
 static inline void fill(struct flow *flow, const struct tuple *before, const struct tuple *after, u8 direction, u8 state,
 			u32 next_hop, u32 peer, u32 now)
 {
-	u64 sum = words_of(~before->addrs) + words_of(after->addrs);
+	u64 sum = growth_of(before, after);
 
 	*(u64 *)&flow->src_addr = before->addrs;
 	*(u32 *)&flow->src_port = before->ports;
@@ -248,10 +266,10 @@ static inline struct tuple turned(const struct tuple *tuple)
 			       tuple->protocol };
 }
 
-/* Insert both directions of a connection whose reply's key nobody has; the original's record, or none and `failure` says
+/* Insert both directions of a connection whose reply's key nobody has; the original's slot, or NO_SLOT and `failure` says
  * why. */
-static inline struct flow *insert(const struct tuple *before, const struct tuple *after, u8 state, u32 hop_out, u32 hop_back,
-				  u32 now, const struct machine *rules, struct control *words, enum reason *failure)
+static inline u32 insert(const struct tuple *before, const struct tuple *after, u8 state, u32 hop_out, u32 hop_back, u32 now,
+			 const struct machine *rules, struct control *words, enum reason *failure)
 {
 	struct tuple reply = turned(after), back = turned(before);
 	u64 hash = hash_tuple(before, words->hash_key[0], words->hash_key[1]);
@@ -263,12 +281,12 @@ static inline struct flow *insert(const struct tuple *before, const struct tuple
 	reply_slot = claim(reply_hash, now, rules, words);
 	reply_flow = flows.lookup(&reply_slot);
 	if (!reply_flow)
-		return 0;
+		return NO_SLOT;
 	original_slot = claim(hash, now, rules, words);
 	original_flow = flows.lookup(&original_slot);
 	if (!original_flow) {
 		swap_tag(reply_slot, TAG_CLAIMED, TAG_EMPTY); /* nobody has read it */
-		return 0;
+		return NO_SLOT;
 	}
 	fill(reply_flow, &reply, &back, REPLY, state, hop_back, original_slot, now);
 	fill(original_flow, before, after, ORIGINAL, state, hop_out, reply_slot, now);
@@ -279,17 +297,18 @@ static inline struct flow *insert(const struct tuple *before, const struct tuple
 		retire_slot(reply_slot, now);
 		original_flow->retired_at = now;
 		swap_tag(original_slot, TAG_CLAIMED, TAG_RETIRED); /* not EMPTY: the reply has led readers here */
-		return 0;
+		return NO_SLOT;
 	}
 	publish(original_slot, original_flow, tag_of(hash));
 	if (is_elsewhere(before, hash, original_slot, words) || tag_at(reply_slot) != tag_of(reply_hash)) {
 		retire(original_flow, now);
-		return 0;
+		return NO_SLOT;
 	}
-	return original_flow;
+	return original_slot;
 }
 
-/* The word of `hosts` for an address (host order): its own, or the free one where it would be; none if it is far off. */
+/* The word of `hosts` for an address or a name (host order): its own, or the free one where it would be; none if it is far
+ * off. */
 static inline u64 *host_word(u32 address)
 {
 	u32 place = address * 0x9e3779b97f4a7c15ULL >> 32, n;
@@ -310,14 +329,16 @@ static inline u64 *host_word(u32 address)
 	return 0;
 }
 
-/* Take a next hop for a client on the link: back to where its frame came from. Row 0, which leads nowhere, if none is left. */
-static inline u32 learn(struct xdp_md *ctx, u32 client, u64 *word, struct control *words)
+/* Take a next hop for a client on the link: back to where its frame came from. Row 0, which leads nowhere, if none is left.
+ * A row of an IPv6 client keeps its name, as those do that the control plane makes. */
+static inline u32 learn(struct xdp_md *ctx, __be32 client, u64 *word, const bool is_ipv6, struct control *words)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct ethernet *ethernet = data;
+	struct name *name = is_ipv6 ? name_of(client) : 0;
 	u32 row, rows = NEXT_HOPS_ROWS / LEARNED_SHARE;
+	struct ethernet *ethernet = data;
 	struct next_hop *hop;
-	u64 count;
+	u64 count, fresh;
 
 	if ((void *)(ethernet + 1) > end || words->learned >= rows)
 		return 0;
@@ -330,65 +351,101 @@ static inline u32 learn(struct xdp_md *ctx, u32 client, u64 *word, struct contro
 	__builtin_memcpy(hop->src_mac, ethernet->dst_mac, 6);
 	hop->ifindex = ctx->ingress_ifindex;
 	hop->mtu = LEARNED_MTU;
-	hop->prefix_len = 32;
-	hop->destination = __builtin_bswap32(client);
+	hop->prefix_len = is_ipv6 ? 128 : 32;
+	hop->destination = client;
 	hop->state = HOP_FORWARD;
+	if (name)
+		__sync_fetch_and_add(&name->pins, 1);
 	asm volatile("" ::: "memory");
 	*(volatile u8 *)&hop->used = 1;
-	if (!__sync_bool_compare_and_swap(word, 0, (u64)client << 32 | row))
-		return *(volatile u64 *)word >> 32 == client ? *(volatile u64 *)word : 0;
+	fresh = (u64)__builtin_bswap32(client) << 32 | row;
+	if (!__sync_bool_compare_and_swap(word, 0, fresh))
+		return *(volatile u64 *)word >> 32 == fresh >> 32 ? *(volatile u64 *)word : 0;
 	return row;
 }
 
-/* The next hop back to a client, NO_WAY without one. One on the link that is not known yet is learnt if it may be. */
-static inline u32 way_back(struct xdp_md *ctx, __be32 addr, bool may_learn, struct control *words)
+/* The next hop back to the client of a five-tuple, row 0 without one. One on the link that is not known yet is learnt if it
+ * may be. `key` says where it is looked for among the routes. */
+static inline u32 way_back(struct xdp_md *ctx, __be32 client, const struct prefix *key, bool may_learn, struct control *words)
 {
-	u32 client = __builtin_bswap32(addr);
-	struct prefix key = { 32, addr };
-	u64 *word = host_word(client);
+	u64 *word = host_word(__builtin_bswap32(client));
 	u32 *target;
 
 	if (word && *(volatile u64 *)word)
 		return *(volatile u64 *)word;
-	target = routes.lookup(&key);
+	target = routes.lookup((struct prefix *)key);
 	if (!target || *target == TARGET_NO_ROUTE)
 		return 0;
 	if (*target != TARGET_ON_LINK)
 		return *target;
-	return word && may_learn ? learn(ctx, client, word, words) : 0;
+	if (!word || !may_learn)
+		return 0;
+	return learn(ctx, client, word, key->network[0] || key->network[1] || key->network[2] != MAPPED_IPV4, words);
 }
 
-/* Admit a packet's connection to the Service, in place of an old one that is over, and send it on. What this cannot do is
- * the caller's to punt or drop: the reason says why. */
-static inline struct result admit(struct xdp_md *ctx, const struct packet *packet, const struct question *question,
-				  const struct service *service, bool may_learn, const struct machine *rules,
-				  struct control *words)
+/* What is to be known of a new connection's packet. */
+struct newcomer {
+	struct tuple tuple;    /* its client has a name now */
+	struct prefix client;  /* its whole address */
+	u64 digest;            /* in place of addresses where all nodes are to choose alike: names differ from node to node */
+};
+
+/* Look at the packet again for what tables do not have: IPv6 addresses. Of a client without a name, one is made. */
+static inline enum reason meet(struct xdp_md *ctx, const struct passage *passage, struct newcomer *who, struct control *words)
 {
-	u32 length = ctx->data_end - ctx->data, back, out = 0, place, line, row, attempt, now = question->now;
-	u8 state = rules->first_state[question->event & 7];
-	struct tuple after = packet->tuple, reply;
+	struct ipv6 *ip = (void *)(long)ctx->data + sizeof(struct ethernet);
+	u64 seed = words->maglev_seed, destination;
+	u32 name;
+
+	who->tuple = (struct tuple){ passage->addrs, passage->ports, passage->protocol };
+	if (!(passage->protocol & PROTOCOL_IPV6)) {
+		who->client = (struct prefix){ 128, { 0, 0, MAPPED_IPV4, passage->addrs } };
+		who->digest = passage->addrs;
+		return REASON_ADMITTED;
+	}
+	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+		return REASON_VANISHED;
+	who->client.length = 128;
+	__builtin_memcpy(who->client.network, ip->src_addr, 16);
+	destination = hash_address(ip->dst_addr[0], ip->dst_addr[1], seed, ~seed);
+	who->digest = hash_address(ip->src_addr[0], ip->src_addr[1], seed, ~seed) ^ (destination >> 32 | destination << 32);
+	name = intern(ip->src_addr[0], ip->src_addr[1], words);
+	who->tuple.addrs = (passage->addrs & ~0xffffffffULL) | name;
+	return name ? REASON_ADMITTED : REASON_NAMES_FULL;
+}
+
+/* Admit a packet's connection to the Service: ADMITTED, and passage->slot is its original's; or why not, which is the
+ * caller's to punt or drop. */
+static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, const struct service *service,
+				const struct machine *rules, struct control *words)
+{
+	u32 length = ctx->data_end - ctx->data, back, out = 0, place, line, row, attempt;
+	u8 state = rules->first_state[passage->event & 7];
+	struct tuple after, chosen_by, reply;
+	struct newcomer who = {};
 	struct maglev_line *slots;
 	struct endpoint *endpoint;
 	struct next_hop *way;
-	struct result result;
 	enum reason reason;
-	struct flow *flow;
 	bool is_taken = true;
-	u64 hash, reply_hash;
+	u64 hash;
 
-	if (question->old)
-		retire(question->old, now);
 	if (!state)
-		return drop(question->event == EVENT_RST ? REASON_STRAY_RST : REASON_BAD_FLAGS);
+		return passage->event == EVENT_RST ? REASON_STRAY_RST : REASON_BAD_FLAGS;
 	if (state == STATE_ADOPTED && service->mid_stream)
-		return drop(REASON_MID_STREAM_RESET);
+		return REASON_MID_STREAM_RESET;
 	if (!service->slots)
-		return drop(service->is_elsewhere ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT);
-	back = way_back(ctx, packet->tuple.addrs, may_learn, words);
+		return service->is_elsewhere ? REASON_NO_LOCAL_ENDPOINT : REASON_NO_ENDPOINT;
+	reason = meet(ctx, passage, &who, words);
+	if (reason != REASON_ADMITTED)
+		return reason;
+	back = way_back(ctx, who.tuple.addrs, &who.client, passage->reader == NO_READER, words);
 	way = next_hops.lookup(&back);
 	if (!way || way->state == HOP_UNRESOLVED)  /* as row 0 always is */
-		return drop(REASON_NO_NEXT_HOP);
-	hash = hash_tuple(&packet->tuple, words->maglev_seed, ~words->maglev_seed);
+		return REASON_NO_NEXT_HOP;
+	chosen_by = who.tuple;
+	chosen_by.addrs = who.digest;
+	hash = hash_tuple(&chosen_by, words->maglev_seed, ~words->maglev_seed);
 #pragma nounroll
 	for (attempt = 0; attempt < XDP_ENDPOINTS_TRIED; attempt++) {
 		place = ((hash >> 32) * service->slots >> 32) + attempt;
@@ -396,32 +453,27 @@ static inline struct result admit(struct xdp_md *ctx, const struct packet *packe
 		line = place / 16;
 		slots = maglev.lookup(&line);
 		if (!slots)
-			return drop(REASON_NO_ENDPOINT);
+			return REASON_NO_ENDPOINT;
 		row = slots->endpoint[place & 15];
 		endpoint = endpoints.lookup(&row);
 		if (!endpoint)
-			return drop(REASON_NO_ENDPOINT);
-		if (endpoint->addr == (u32)packet->tuple.addrs)
-			return drop(REASON_STALLED_DROPPED);  /* it reaches itself: userspace masquerades it */
+			return REASON_NO_ENDPOINT;
+		if (endpoint->addr == (u32)who.tuple.addrs)
+			return REASON_STALLED_DROPPED;  /* it reaches itself: userspace masquerades it */
 		out = endpoint->next_hop;
 		reason = refusal_of(next_hops.lookup(&out), length);
 		if (reason != REASON_FORWARDED && reason != REASON_TO_KERNEL)
-			return drop(reason);
-		after.addrs = (u64)endpoint->addr << 32 | (u32)packet->tuple.addrs;
-		after.ports = (u32)endpoint->port << 16 | (u16)packet->tuple.ports;
+			return reason;
+		after.addrs = (u64)endpoint->addr << 32 | (u32)who.tuple.addrs;
+		after.ports = (u32)endpoint->port << 16 | (u16)who.tuple.ports;
+		after.protocol = who.tuple.protocol;
 		reply = turned(&after);
-		reply_hash = hash_tuple(&reply, words->hash_key[0], words->hash_key[1]);
-		is_taken = is_elsewhere(&reply, reply_hash, NO_SLOT, words);
+		is_taken = is_elsewhere(&reply, hash_tuple(&reply, words->hash_key[0], words->hash_key[1]), NO_SLOT, words);
 		if (!is_taken)
 			break;
 	}
 	if (is_taken)
-		return drop(REASON_REPLY_CLASH);
-	flow = insert(&packet->tuple, &after, state | service->timeouts, out, back, now, rules, words, &reason);
-	if (!flow)
-		return drop(reason);
-	result = forward(ctx, packet, flow, false, question->event, rules, now);
-	if (result.reason == REASON_FORWARDED || result.reason == REASON_TO_KERNEL)
-		result.reason = REASON_ADMITTED;
-	return result;
+		return REASON_REPLY_CLASH;
+	passage->slot = insert(&who.tuple, &after, state | service->timeouts, out, back, passage->now, rules, words, &reason);
+	return passage->slot == NO_SLOT ? reason : REASON_ADMITTED;
 }

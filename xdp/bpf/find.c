@@ -14,6 +14,15 @@ enum { SAME_TAGS = 4 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 _Static_assert(sizeof(struct bucket) == 32, "a bucket's tags are half a cache line");
 
+/* A value that the verifier knows nothing of any more, given one that it knows nothing of: what follows is then looked at
+ * once, and not for each way that leads there. */
+static inline u32 forgotten(u32 value, u32 unknown)
+{
+	value ^= unknown;
+	asm volatile("" : "+r"(value));
+	return value ^ unknown;
+}
+
 /* Whether a record is published and of this five-tuple. What is published stays as it is until nobody looks, so that is
  * read first; the rest of the record is read only after it is ours. */
 static inline bool is_record_of(const struct flow *flow, const struct tuple *tuple)

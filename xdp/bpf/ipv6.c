@@ -17,41 +17,59 @@ static inline struct result handle_neighbour(struct xdp_md *ctx, const struct co
 	return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), REASON_VIP_ARP);
 }
 
+/* An ICMPv6 error: about a flow, if its quote is of one. */
+static inline struct result handle_error(struct xdp_md *ctx, struct packet *packet, u32 now, const struct machine *rules,
+					 const struct control *words)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ipv6 *quote = data + (packet->l4 & 0xff) + sizeof(struct icmp);
+	u32 source, destination;
+	struct flow *flow;
+
+	if ((void *)(quote + 1) > end)
+		return pass(REASON_TOO_SHORT);
+	destination = find_name(quote->dst_addr[0], quote->dst_addr[1], words);
+	source = find_name(quote->src_addr[0], quote->src_addr[1], words);
+	packet->tuple.addrs = (u64)source << 32 | destination;
+	flow = source && destination ? find_flow(&packet->tuple, words) : 0;
+	return flow && !is_expired(flow, rules->timeout[flow->state], now, words) ?
+		punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), REASON_ICMP_ERROR) : pass(REASON_OTHER_ICMP);
+}
+
+/* Names are looked up first, so that the verifier looks at it once, and not for everything that parsing may find. */
 static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packet, struct question *question,
 					const struct machine *rules, const struct control *words)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ipv6 *ip = data + sizeof(struct ethernet);
 	struct flow *flow = 0;
 	u32 source, destination;
 	enum reason found;
-	u64 *addresses;
 
+	if ((void *)(ip + 1) > end)
+		return pass(REASON_TOO_SHORT);
+	destination = find_name(ip->dst_addr[0], ip->dst_addr[1], words);
+	source = destination ? find_name(ip->src_addr[0], ip->src_addr[1], words) : 0;
+	packet->tuple.addrs = (u64)destination << 32 | source;
+	question->source[0] = ip->src_addr[0];
+	question->source[1] = ip->src_addr[1];
+	question->now = bpf_jiffies64();
 	found = parse_ipv6(data, end, packet);
 	if (found == REASON_OTHER_ICMP && words->answers_arp)
 		return handle_neighbour(ctx, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
 		return pass(found);
-	addresses = addresses_of(data, found, packet);
-	if ((void *)(addresses + 4) > end)
-		return pass(REASON_TOO_SHORT);
-	destination = find_name(addresses[2], addresses[3], words);
+	if (found == REASON_ICMP_ERROR)
+		return handle_error(ctx, packet, question->now, rules, words);
 	if (!destination && found == REASON_FORWARDED)
 		return pass(REASON_NOT_OURS);
-	source = find_name(addresses[0], addresses[1], words);
-	packet->tuple.addrs = found == REASON_ICMP_ERROR ? (u64)source << 32 | destination :
-							   (u64)destination << 32 | source;
-	question->now = bpf_jiffies64();
-	if (source && destination &&
-	    (found == REASON_FORWARDED || found == REASON_ICMP_ERROR || found == REASON_FLOW_FRAGMENT))
+	if (source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT)) {
+		forget_layout(packet, question->now);
 		flow = find_flow(&packet->tuple, words);
-	if (found == REASON_ICMP_ERROR)
-		return flow && !is_expired(flow, rules->timeout[flow->state], question->now, words) ?
-			punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found) : pass(REASON_OTHER_ICMP);
+	}
 	if (found == REASON_FLOW_FRAGMENT)
 		found = note_datagram(packet, flow, rules, question->now, words);
 	if (found != REASON_FORWARDED)
 		return handle_rest(ctx, packet, found, PROTOCOL_IPV6, question->now, words);
-	question->source[0] = addresses[0];
-	question->source[1] = addresses[1];
 	return follow(ctx, packet, flow, true, question, rules, words);
 }

@@ -22,6 +22,7 @@ TABLE(struct host, hosts, HOSTS_ROWS);
 TABLE(struct datagram, datagrams, DATAGRAMS_ROWS);
 TABLE(struct next_hop, next_hops, NEXT_HOPS_ROWS);
 TABLE(struct worker, workers, WORKERS_ROWS);
+TABLE(struct passage, passages, PASSAGES_ROWS);
 TABLE(struct counters, xdp_counters, XDP_COUNTERS_ROWS);
 
 struct queue {
@@ -31,8 +32,13 @@ struct queue {
 BPF_TABLE_PINNED("hash", struct queue, u32, queues, MAX_WORKERS, TABLES_FOLDER "/queues", 0);
 BPF_TABLE_PINNED("lpm_trie", struct prefix, u32, routes, ROUTES_ROWS, TABLES_FOLDER "/routes", 1 /* BPF_F_NO_PREALLOC */);
 BPF_XSKMAP(sockets, MAX_WORKERS, TABLES_FOLDER "/sockets");
+BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, TABLES_FOLDER "/stages", 0);
 
-enum { NO_READER = 0xffffffff };
+enum {
+	NO_READER = 0xffffffff,
+	NO_SLOT = 0xffffffff,
+	MAPPED_IPV4 = 0xffff0000, /* as it stands before an IPv4 address in a prefix */
+};
 
 /* A verdict on the way out: what xdp_lb() returns, and why. */
 struct result {
@@ -329,6 +335,14 @@ static inline struct result follow(struct xdp_md *ctx, const struct packet *pack
 	return (struct result){ UNDECIDED, 0 };
 }
 
+/* What parsing has found where: that is not to be remembered for each way that it was found (find.c). */
+static inline void forget_layout(struct packet *packet, u32 unknown)
+{
+	packet->l4 = forgotten(packet->l4, unknown) & 0xff;
+	packet->tcp_flags = forgotten(packet->tcp_flags, unknown);
+}
+
+#include "intern.c"
 #include "admit.c"
 #include "ipv6.c"
 
@@ -370,11 +384,36 @@ static inline bool is_martian(const struct packet *packet, const struct question
 	return network == 0 || network == 127 || (network & 0xf0) == 0xe0 || source == 0xffffffff;
 }
 
+/* Hand a packet to the program that admits connections; what was known of its five-tuple is over. Coming back means that
+ * there is none: userspace may know better. */
+static inline struct result hand_on(struct xdp_md *ctx, const struct packet *packet, const struct question *question,
+				    u32 service, u32 reader)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct passage *passage = passages.lookup(&cpu);
+
+	if (question->old)
+		retire(question->old, question->now);
+	if (passage) {
+		passage->addrs = packet->tuple.addrs;
+		passage->ports = packet->tuple.ports;
+		passage->protocol = packet->tuple.protocol;
+		passage->slot = NO_SLOT;
+		passage->l4 = packet->l4;
+		passage->event = question->event;
+		passage->service = service;
+		passage->reader = reader;
+		passage->why = question->why;
+		passage->now = question->now;
+		stages.call(ctx, STAGE_ADMIT);
+	}
+	return punt(reader, drop(REASON_STALLED_DROPPED), question->why);
+}
+
 /* Who decides on a new connection: XDP itself if the Service says so, else userspace; and while that is away, XDP again,
- * unless the Service would rather have such packets dropped or passed. Those of IPv6 are userspace's: only there are
- * clients given names. */
+ * unless the Service would rather have such packets dropped or passed. */
 static inline struct result decide(struct xdp_md *ctx, const struct packet *packet, const struct question *question,
-				   const bool is_ipv6, const struct machine *rules, struct control *words)
+				   const bool is_ipv6, const struct machine *rules, const struct control *words)
 {
 	u32 destination = packet->tuple.addrs >> 32, row, reader;
 	struct frontend *frontend = find_frontend(destination, packet->tuple.ports >> 16, packet->tuple.protocol, words);
@@ -395,27 +434,16 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 	/* Now or never: what is given back from userspace, as it was, would come by here again in generic mode. */
 	if (service && service->mid_stream == MID_STREAM_PASS && rules->first_state[question->event & 7] == STATE_ADOPTED)
 		return pass(REASON_MID_STREAM_PASSED);
-	if (is_ipv6 || !service || service->needs || !service->admits_here || has_options(packet) || !OFFLOAD) {
+	if (!service || service->needs || !service->admits_here || has_more_headers(packet, is_ipv6) || !OFFLOAD) {
 		result = punt(reader, drop(REASON_STALLED_DROPPED), question->why);
 		if (result.action == XDP_REDIRECT || !service || service->when_stalled == WHEN_STALLED_DROP)
 			return result;
 		if (service->when_stalled == WHEN_STALLED_PASS)
 			return pass(REASON_STALLED_PASSED);
-		if (is_ipv6 || service->needs)
+		if (service->needs)
 			return result;
 	}
-	result = admit(ctx, packet, question, service, reader == NO_READER, rules, words);
-	/* What cannot be decided here, userspace may know better. */
-	return result.action == XDP_DROP ? punt(reader, result, question->why) : result;
-}
-
-/* A value that the verifier knows nothing of any more, given one that it knows nothing of: what follows is then looked at
- * once, and not for each way that leads there. */
-static inline u32 forgotten(u32 value, u32 unknown)
-{
-	value ^= unknown;
-	asm volatile("" : "+r"(value));
-	return value ^ unknown;
+	return hand_on(ctx, packet, question, row, reader);
 }
 
 static inline struct result handle(struct xdp_md *ctx)
@@ -441,7 +469,7 @@ static inline struct result handle(struct xdp_md *ctx)
 			  handle_ipv4(ctx, &packet, found, &question, rules, words);
 	if (result.action != UNDECIDED)
 		return result;
-	packet.l4 = forgotten(packet.l4, question.now) & 0xff;
+	forget_layout(&packet, question.now);
 	packet.tuple.protocol = forgotten(packet.tuple.protocol, question.now) & 0xff;
 	question.event = forgotten(question.event, question.now);
 	question.why = forgotten(question.why, question.now);
@@ -449,13 +477,67 @@ static inline struct result handle(struct xdp_md *ctx)
 			decide(ctx, &packet, &question, false, rules, words);
 }
 
-int xdp_lb(struct xdp_md *ctx)
+/* Count a verdict, and give it. */
+static inline int settle(struct result result)
 {
-	struct result result = handle(ctx);
 	u32 cpu = bpf_get_smp_processor_id();
 	struct counters *row = xdp_counters.lookup(&cpu);
 
 	if (row)
 		row->packets[result.reason & (MAX_REASONS - 1)] += 1;
 	return result.action;
+}
+
+/* Every packet. */
+int xdp_lb(struct xdp_md *ctx)
+{
+	return settle(handle(ctx));
+}
+
+/* STAGE_ADMIT: one that may begin a connection, from decide(). What cannot be decided here, userspace may know better. */
+int xdp_admit(struct xdp_md *ctx)
+{
+	u32 cpu = bpf_get_smp_processor_id(), zero = 0, row;
+	struct passage *passage = passages.lookup(&cpu);
+	struct control *words = control.lookup(&zero);
+	struct machine *rules = machine.lookup(&zero);
+	struct service *service;
+	enum reason reason;
+
+	if (!passage || !words || !rules)
+		return settle(drop(REASON_VANISHED));
+	row = passage->service;
+	service = services.lookup(&row);
+	if (!service)
+		return settle(drop(REASON_VANISHED));
+	reason = admit(ctx, passage, service, rules, words);
+	if (reason != REASON_ADMITTED)
+		return settle(punt(passage->reader, drop(reason), passage->why));
+	stages.call(ctx, STAGE_SEND);
+	return settle(drop(REASON_STALLED_DROPPED)); /* the connection is there, and its next packet goes on */
+}
+
+/* STAGE_SEND: the first packet of a connection that has just been admitted. */
+int xdp_send(struct xdp_md *ctx)
+{
+	u32 cpu = bpf_get_smp_processor_id(), zero = 0, slot;
+	struct passage *passage = passages.lookup(&cpu);
+	struct machine *rules = machine.lookup(&zero);
+	struct packet packet = {};
+	struct result result;
+	struct flow *flow;
+
+	if (!passage || !rules)
+		return settle(drop(REASON_VANISHED));
+	slot = passage->slot;
+	flow = flows.lookup(&slot);
+	if (!flow)
+		return settle(drop(REASON_VANISHED));
+	packet.l4 = passage->l4;
+	result = passage->protocol & PROTOCOL_IPV6 ?
+			 forward(ctx, &packet, flow, true, passage->event, rules, passage->now) :
+			 forward(ctx, &packet, flow, false, passage->event, rules, passage->now);
+	if (result.reason == REASON_FORWARDED || result.reason == REASON_TO_KERNEL)
+		result.reason = REASON_ADMITTED;
+	return settle(result);
 }

@@ -10,9 +10,8 @@ static inline u64 hash_address(u64 first, u64 second, u64 key0, u64 key1)
 	return hash_tuple(&key, key0, key1);
 }
 
-/* The number of an address in network byte order, as it stands in tables; 0 without a name. Names that die may be found:
- * flows may use them. */
-static inline u32 find_name(u64 first, u64 second, const struct control *words)
+/* The row of an address whose name is alive, dying or in state `also`, and is not `besides`; 0: none. */
+static inline u32 find_row(u64 first, u64 second, u32 also, u32 besides, const struct control *words)
 {
 	u64 hash = hash_address(first, second, words->hash_key[0], words->hash_key[1]);
 	u32 place = first_place(hash, NAMES_ROWS / NAME_WAYS) * NAME_WAYS, way, state;
@@ -27,10 +26,18 @@ static inline u32 find_name(u64 first, u64 second, const struct control *words)
 			continue;
 		state = *(volatile u32 *)&name->state;
 		asm volatile("" ::: "memory");
-		if ((state == NAME_ALIVE || state == NAME_DYING) && name->addr[0] == first && name->addr[1] == second)
-			return __builtin_bswap32(place);
+		if ((state == NAME_ALIVE || state == NAME_DYING || state == also) && name->addr[0] == first &&
+		    name->addr[1] == second && place != besides)
+			return forgotten(place, hash);
 	}
 	return 0;
+}
+
+/* The number of an address in network byte order, as it stands in tables; 0 without a name. Names that die may be found:
+ * flows may use them. */
+static inline u32 find_name(u64 first, u64 second, const struct control *words)
+{
+	return __builtin_bswap32(find_row(first, second, NAME_ALIVE, 0, words));
 }
 
 static inline struct name *name_of(__be32 number)

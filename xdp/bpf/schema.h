@@ -20,7 +20,7 @@ enum limits {
 	MAX_NAMES = 1 << 24, /* so that none looks like the address of an IPv4 host (0.0.0.0/8, RFC 1122 section 3.2.1.3) */
 	MAX_WORKERS = 64,    /* userspace packet loops of one node */
 	MAX_REASONS = 128,
-	MAX_ROUTES = 131072, /* that a packet's way is looked for among */
+	MAX_ROUTES = 131072, /* of a family, that a packet's way is looked for among */
 	LEARNED_SHARE = 16,  /* one in so many next hops is for clients that XDP meets while userspace is away */
 	BURST = 64,          /* frames that a worker handles at a time */
 	STATE_BITS = 15,     /* of a flow's state: how it stands; those above are the number of its set of timeouts */
@@ -317,7 +317,7 @@ struct next_hop {
 	__u32 ifindex;
 	__u32 mtu;
 	__u8  state;
-	__u8  prefix_len;      /* 32: the row leads to one host; less: to what is behind a route's gateway */
+	__u8  prefix_len;      /* 32, of IPv6 128: the row leads to one host; less: to what is behind a route's gateway */
 	__u8  used;            /* 1: handed out; row 0 never is, and stays unresolved */
 	__u8  pad;
 	__be32 destination;    /* host or network that the row leads to: a successor resolves it anew */
@@ -338,10 +338,10 @@ struct datagram {
 	__u32 pad[3];
 };
 
-/* The key of a route, as the kernel's longest-prefix match wants it. */
+/* The key of a route of either family, as the kernel's longest-prefix match wants it. IPv4 is mapped: ::ffff:0:0/96. */
 struct prefix {
 	__u32 length;
-	__be32 network;
+	__be32 network[4];
 };
 
 /* What a route leads to, unless to a row of next_hops. */
@@ -383,6 +383,24 @@ struct machine {
 	__u8  reopens[16];         /* by state: a SYN begins another connection */
 	__u8  early_drop[16];      /* by state: 0 never, else the class that makes room first (1) or next (2) */
 	__u32 timeout[256];        /* jiffies, by a flow's state, set included; -1: over at once, and kept for as long as in STATE_ESTABLISHED */
+};
+
+/* The programs that a packet may be handed on to, by their places in the map `stages`. */
+enum stage { STAGE_ADMIT, STAGE_SEND, STAGES };
+
+/* What one XDP program hands to the next about a packet that may begin a connection. A row for each CPU. */
+struct passage {
+	__u64 addrs;           /* its five-tuple as parsed (hash.h): of an IPv6 client that may have no name yet ... */
+	__u32 ports;
+	__u32 protocol;
+	__u32 slot;            /* the record of its connection's original, once there is one */
+	__u32 l4;              /* offset of its transport header */
+	__u32 event;
+	__u32 service;         /* row of services */
+	__u32 reader;          /* the worker that it could be punted to, or 2^32 - 1 ... */
+	__u32 why;             /* ... and for which reason */
+	__u32 now;
+	__u32 pad[5];
 };
 
 /* A row of counters: XDP has one per CPU, userspace one per worker. */
