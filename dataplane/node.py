@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -22,15 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack.table import FlowTable, seconds_of_a_pass
-from dataplane import administered, views
+from dataplane import administered, opening, views
 from dataplane.announce import Announcer
 from dataplane.context import Masquerading, masquerading, occupy
 from dataplane.control import Lock, Server
-from dataplane.detach import remove_raw
 from dataplane.engine import Engine
 from dataplane.health_checks import HealthChecks
 from dataplane.lost import Losses
-from dataplane.netdev import Interface, NetDev
+from dataplane.netdev import NetDev
 from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
 from dataplane.reserved import give_back, reserve
@@ -44,14 +42,13 @@ from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
 from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
-from xdp import files, kernel, loader, maps
+from xdp import files, maps
 from xdp.addresses import IPAddress, number_of
 from xdp.clock import JiffyClock, MonotonicClock
-from xdp.errors import AttachError, ConfigError, Error, MissingFeatureError, UsageError
+from xdp.errors import ConfigError, Error, MissingFeatureError, UsageError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
-from xdp.schema import Protocol, Reason, Verdict
-from xdp.tables import Capacity
+from xdp.schema import Protocol, Reason
 
 _SWEEP_SLOTS = 1 << 20  # at a time: 20 ms when all are in use
 _CALIBRATE_S = 5.0  # two clocks that drift by 500 ppm at worst: half a jiffy
@@ -112,7 +109,7 @@ class Node:
         self.announcer = Announcer() if settings.announce == "arp" else None
         self._found_no_port = 0
         self._sockets: Sockets | None = None
-        self._occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
+        self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
         """Return what `command` of the control socket asks for, as plain data (docs/operations.md).
@@ -162,7 +159,12 @@ class Node:
         settings = self.settings
         self.netdev = stack.enter_context(NetDev([socket.AF_INET, socket.AF_INET6]))
         interfaces = [self.netdev.interface(name) for name in settings.interfaces]
-        self._open(stack, interfaces)
+        opened = opening.open_node(stack, settings, interfaces, lambda: self._has_served)
+        self.shared, self.clock, self.flows, self.engine = opened
+        stack.callback(self._stop)
+        if isinstance(self.engine, Engine):
+            self.losses.open()
+            stack.callback(self.losses.close)
         tables = self.shared.tables
         reserve(settings.snat_ports, settings.reserved_path)
         stack.callback(self._give_ports_back_if_unused)
@@ -206,104 +208,9 @@ class Node:
             return RouteMap(self.shared.routes_fd).replace
         return lambda _: None
 
-    def _open(self, stack: contextlib.ExitStack, interfaces: list[Interface]) -> None:
-        """Open tables, clock and engine: those asked for, or the best that work."""
-        if self.settings.engine == "raw":
-            self._open_raw(stack, interfaces, "asked for")
-            return
-        try:
-            with contextlib.ExitStack() as attempt:
-                self._open_xdp(attempt, interfaces)
-                stack.push(attempt.pop_all())
-        except MissingFeatureError as error:
-            if self.settings.engine != "auto":
-                raise
-            log.warning("no engine xdp: %s", error)
-            self._open_raw(stack, interfaces, f"no engine xdp: {error}")
-
-    def _open_xdp(self, stack: contextlib.ExitStack, interfaces: list[Interface]) -> None:
-        settings = self.settings
-        kernel.mount_bpffs(settings.bpffs)
-        self._refuse_foreign_programs(interfaces)
-        self.shared = shared = stack.enter_context(maps.open_or_create(settings.pins, self._capacity()))
-        if shared.is_new:
-            stack.callback(self._remove_if_unused)
-        self.clock = JiffyClock()
-        self._open_flows(kernel.membarrier_global)
-        if not shared.is_new:
-            self._write_off()
-        self.engine = engine = Engine(settings, shared, self.clock, maglev.DEFAULT_SEED)
-        stack.callback(self._stop)
-        engine.prepare(interfaces)
-        remove_raw(settings)  # what engine raw has left is in nobody's way, and of no use
-        self.losses.open()
-        stack.callback(self.losses.close)
-
-    def _open_raw(self, stack: contextlib.ExitStack, interfaces: list[Interface], why: str) -> None:
-        settings = self.settings
-        if settings.link_pins():
-            raise AttachError(
-                f"node {settings.name!r} has left XDP programs, which would take packets first; `turnout detach` first"
-            )
-        capacity = self._capacity()
-        try:
-            self.shared = stack.enter_context(files.open_or_create(settings.table_folder, capacity))
-        except files.NoRoomError as error:
-            log.warning("%s: tables in memory; a restart forgets connections", error)
-            self.shared = files.in_memory(capacity)
-        if self.shared.is_new:
-            stack.callback(self._remove_if_unused)
-        self.clock = MonotonicClock()
-        self._open_flows(lambda: None)
-        self.engine = RawEngine(settings, self.shared.tables, capacity, self.clock, maglev.DEFAULT_SEED, why)
-        stack.callback(self._stop)
-        self.engine.prepare(interfaces)
-
-    def _open_flows(self, wait_for_readers: Callable[[], None]) -> None:
-        """Make the flow table, or take over what is in it."""
-        self.flows = FlowTable(self.shared.tables, self.clock, wait_for_readers)
-        if self.shared.is_new:
-            self.flows.create()
-            return
-        abandoned = self.flows.take_over()
-        log.info("took over %d connections%s", self.flows.used(), f", {abandoned} slots given up" if abandoned else "")
-
-    def _write_off(self) -> None:
-        """Count as lost what XDP had punted to the daemon before this one and that one never saw."""
-        kernel.membarrier_global()
-        xdp, user = (views.by_verdict(rows) for rows in (self.shared.tables.xdp_counters, self._worker_counters))
-        lost = max(0, xdp[Verdict.PUNT] - sum(user.values()))  # one cut short by a kill is no reason not to start
-        self._worker_counters[0]["packets"][Reason.PUNT_LOST] = lost
-
     @property
     def _worker_counters(self) -> Any:
         return self.shared.tables.worker_counters
-
-    def _capacity(self) -> Capacity:
-        # XDP counts in the row of its CPU: there must be one for each that may come online.
-        return Capacity(connections=self.settings.capacity, cpus=os.sysconf("SC_NPROCESSORS_CONF"))
-
-    def _refuse_foreign_programs(self, interfaces: list[Interface]) -> None:
-        """Refuse an interface that has somebody else's XDP program, before anything is changed."""
-        for interface in interfaces:
-            state = kernel.xdp_state(interface.ifindex)
-            pin = self.settings.link_pin(interface.name)
-            if state is not None and not pin.exists():
-                renamed = loader.find_renamed(self.settings.link_pins(), interface.ifindex)
-                if renamed is not None:  # since an earlier daemon attached it
-                    renamed.rename(pin)
-                    continue
-                raise AttachError(
-                    f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; "
-                    f"remove it (`ip link set {interface.name} xdp off`, or stop the program that owns it) "
-                    "or give another interface"
-                )
-
-    def _remove_if_unused(self) -> None:
-        """Remove tables that this start has made if nothing came to be attached to them."""
-        if not self._has_served and not self.settings.link_pins():
-            maps.remove(self.settings.pins)
-            files.remove(self.settings.table_folder)
 
     def _let_go_if_unused(self) -> None:
         """Give neighbours back to the kernel if this start came to nothing."""
@@ -683,11 +590,11 @@ class Node:
         began = time.thread_time()
         now = sockets.ports()
         took_s = time.thread_time() - began
-        if now != self._occupied:
-            occupy(self.masquerading, now | self._occupied)
+        if now != self.occupied:
+            occupy(self.masquerading, now | self.occupied)
             self.engine.spare(now, self.flows)
             occupy(self.masquerading, now)
-            self._occupied = now
+            self.occupied = now
         return took_s
 
     # Stopping.

@@ -97,7 +97,7 @@ class RawEngine(Crew):
         self.attachments: dict[str, Attachment] = {}
         self._is_filtering = False
 
-    def prepare(self, interfaces: list[Interface]) -> None:
+    def prepare(self, interfaces: Sequence[Interface]) -> None:
         """Open the sockets of `interfaces`; they get nothing yet."""
         need_nft()
         queues = sum(interface.rx_queues for interface in interfaces)

@@ -140,6 +140,7 @@ def status(node: Node) -> dict[str, Any]:
         "endpoints": len({(e.address, e.port) for port in node.snapshot.ports for e in port.cluster}),
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
+        "snat_ports_left_out": len(node.occupied),
         "revision": {"desired": node.desired, "programmed": node.programmed},
         "applied_at_s": round(node.applied_at_s, 3),
         "packets": packets(node),

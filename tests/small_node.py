@@ -56,7 +56,7 @@ from xdp.tables import Capacity, Tables
 SEED = 0x7475726E6F757421
 SMALL = Capacity(
     connections=200,
-    frontends=128,
+    frontends=512,
     services=64,
     maglev_slots=16_384,
     endpoints=64,

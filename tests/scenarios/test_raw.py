@@ -312,9 +312,10 @@ def test_T6_the_node_s_own_servers_and_clients_are_left_alone(site, masquerade):
 
 def test_a_filter_that_somebody_takes_away_is_put_back(site):
     assert tables(site) == [f"table netdev turnout_{site.daemon.settings.name}"]
+    told = site.daemon.said().count("it is put back")
     site.world.node.run(["nft", "flush", "ruleset"])
-    site.daemon.wait_for(lambda: "it is put back" in site.daemon.said())
-    assert tables(site) != []
+    site.daemon.wait_for(lambda: site.daemon.said().count("it is put back") == told + 1)
+    site.daemon.wait_for(lambda: tables(site) != [])
 
 
 def test_connections_of_a_service_that_is_gone_stay_ours_and_new_ones_are_the_kernels(site):

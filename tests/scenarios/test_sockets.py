@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,7 +17,6 @@ from xdp.byteorder import swap16
 
 FIRST, LAST = 30_000, 30_003
 PRIVILEGED = 777
-LOOKED_S = 2.5  # it looks at sockets every second
 
 pytestmark = [
     pytest.mark.root,
@@ -88,6 +86,11 @@ def wait_for_ports(site: Site) -> None:
     site.daemon.wait_for(lambda: not site.daemon.ask("flows"))
 
 
+def wait_for_left_out(site: Site, count: int) -> None:
+    """Return when so many ports are left out, because sockets of the node have them: it looks every second."""
+    site.daemon.wait_for(lambda: site.daemon.ask("status")["snat_ports_left_out"] == count)
+
+
 def ports_of_flows(site: Site, client: int) -> list[int]:
     """Return the ports that TCP connections from a port of the client leave the node from."""
     with site.tables() as shared:
@@ -106,7 +109,7 @@ def test_C12_connections_leave_from_no_port_that_a_socket_of_the_node_has(site):
     ):
         listening.listen()
         connected.connect(place(site, WEB_PORT))  # with raw, its first SYN may go unanswered
-        time.sleep(LOOKED_S)
+        wait_for_left_out(site, 3)
         assert asked(connected) == b"HTTP/1.1 200 OK"
         assert left_from(site, FIRST + 1) == LAST
         assert asked(connected) == b"HTTP/1.1 200 OK"
@@ -117,9 +120,9 @@ def test_C12_connections_leave_from_no_port_that_a_socket_of_the_node_has(site):
 def test_C12_a_port_is_used_again_when_the_socket_has_gone(site):
     with opened(site, site.world.node, FIRST) as listening:
         listening.listen()
-        time.sleep(LOOKED_S)
+        wait_for_left_out(site, 1)
         assert left_from(site, FIRST) != FIRST
-    time.sleep(LOOKED_S)
+    wait_for_left_out(site, 0)
     wait_for_ports(site)
     assert left_from(site, FIRST) == FIRST
 
@@ -130,7 +133,7 @@ def test_C12_a_socket_at_the_port_of_a_connection_does_not_disturb_it(site):
         client.connect(split(site.web.frontend))
         assert ports_of_flows(site, LAST) == [LAST]
         listening.listen()
-        time.sleep(LOOKED_S)
+        wait_for_left_out(site, 1)
         assert asked(client) == b"HTTP/1.1 200 OK"
 
 
@@ -140,7 +143,7 @@ def test_C12_a_privileged_port_becomes_another_one_that_no_socket_of_the_node_ha
     wait_for_ports(site)
     with opened(site, site.world.node, PRIVILEGED) as connected:
         connected.connect(place(site, WEB_PORT))
-        time.sleep(LOOKED_S)
+        wait_for_left_out(site, 1)
         port = left_from(site, PRIVILEGED)
         assert port != PRIVILEGED
         assert 600 <= port <= 1023

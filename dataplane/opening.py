@@ -1,0 +1,152 @@
+"""Open what a node stands on: tables, clock, flow table and engine - those asked for, or the best that work here.
+
+An attempt that fails leaves nothing behind, and tables that a predecessor left are not changed before it is sure that
+they can be used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from conntrack.table import FlowTable
+from dataplane import views
+from dataplane.detach import remove_raw
+from dataplane.engine import Engine
+from dataplane.netdev import Interface
+from dataplane.rawengine import RawEngine
+from dataplane.settings import Settings
+from lb import maglev
+from xdp import files, kernel, loader, maps
+from xdp.clock import Clock, JiffyClock, MonotonicClock
+from xdp.errors import AttachError, MissingFeatureError
+from xdp.schema import Reason, Verdict
+from xdp.tables import Capacity, Tables
+
+log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """What a node stands on. The engine is prepared, and not started."""
+
+    shared: maps.SharedMaps | files.SharedFile
+    clock: JiffyClock | MonotonicClock
+    flows: FlowTable
+    engine: Engine | RawEngine
+
+
+def open_node(
+    stack: contextlib.ExitStack, settings: Settings, interfaces: Sequence[Interface], has_served: Callable[[], bool]
+) -> Opened:
+    """Open everything; `stack` closes it. New tables are removed then, too, if the node has not served."""
+    if settings.engine == "raw":
+        return _open_raw(stack, settings, interfaces, has_served, "asked for")
+    try:
+        with contextlib.ExitStack() as attempt:
+            opened = _open_xdp(attempt, settings, interfaces, has_served)
+            stack.push(attempt.pop_all())
+            return opened
+    except MissingFeatureError as error:
+        if settings.engine != "auto":
+            raise
+        log.warning("no engine xdp: %s", error)
+        return _open_raw(stack, settings, interfaces, has_served, f"no engine xdp: {error}")
+
+
+def _open_xdp(
+    stack: contextlib.ExitStack, settings: Settings, interfaces: Sequence[Interface], has_served: Callable[[], bool]
+) -> Opened:
+    kernel.mount_bpffs(settings.bpffs)
+    _refuse_foreign_programs(settings, interfaces)
+    shared = stack.enter_context(maps.open_or_create(settings.pins, _capacity(settings)))
+    if shared.is_new:
+        stack.callback(_remove_if_unused, settings, has_served)
+    clock = JiffyClock()
+    flows = _open_flows(shared, clock, kernel.membarrier_global)
+    if not shared.is_new:
+        _write_off(shared.tables)
+    engine = Engine(settings, shared, clock, maglev.DEFAULT_SEED)
+    stack.callback(engine.stop)
+    engine.prepare(interfaces)
+    remove_raw(settings)  # what engine raw has left is in nobody's way, and of no use
+    return Opened(shared, clock, flows, engine)
+
+
+def _open_raw(
+    stack: contextlib.ExitStack,
+    settings: Settings,
+    interfaces: Sequence[Interface],
+    has_served: Callable[[], bool],
+    why: str,
+) -> Opened:
+    if settings.link_pins():
+        raise AttachError(
+            f"node {settings.name!r} has left XDP programs, which would take packets first; `turnout detach` first"
+        )
+    capacity = _capacity(settings)
+    try:
+        shared = stack.enter_context(files.open_or_create(settings.table_folder, capacity))
+    except files.NoRoomError as error:
+        log.warning("%s: tables in memory; a restart forgets connections", error)
+        shared = files.in_memory(capacity)
+    if shared.is_new:
+        stack.callback(_remove_if_unused, settings, has_served)
+    clock = MonotonicClock()
+    flows = _open_flows(shared, clock, lambda: None)
+    engine = RawEngine(settings, shared.tables, capacity, clock, maglev.DEFAULT_SEED, why)
+    stack.callback(engine.stop)
+    engine.prepare(interfaces)
+    return Opened(shared, clock, flows, engine)
+
+
+def _open_flows(
+    shared: maps.SharedMaps | files.SharedFile, clock: Clock, wait_for_readers: Callable[[], None]
+) -> FlowTable:
+    """Make the flow table, or take over what is in it."""
+    flows = FlowTable(shared.tables, clock, wait_for_readers)
+    if shared.is_new:
+        flows.create()
+        return flows
+    abandoned = flows.take_over()
+    log.info("took over %d connections%s", flows.used(), f", {abandoned} slots given up" if abandoned else "")
+    return flows
+
+
+def _write_off(tables: Tables) -> None:
+    """Count as lost what XDP had punted to the daemon before this one and that one never saw."""
+    kernel.membarrier_global()
+    xdp, user = (views.by_verdict(rows) for rows in (tables.xdp_counters, tables.worker_counters))
+    lost = max(0, xdp[Verdict.PUNT] - sum(user.values()))  # one cut short by a kill is no reason not to start
+    tables.worker_counters[0]["packets"][Reason.PUNT_LOST] = lost
+
+
+def _capacity(settings: Settings) -> Capacity:
+    # XDP counts in the row of its CPU: there must be one for each that may come online.
+    return Capacity(connections=settings.capacity, cpus=os.sysconf("SC_NPROCESSORS_CONF"))
+
+
+def _refuse_foreign_programs(settings: Settings, interfaces: Sequence[Interface]) -> None:
+    """Refuse an interface that has somebody else's XDP program, before anything is changed."""
+    for interface in interfaces:
+        state = kernel.xdp_state(interface.ifindex)
+        pin = settings.link_pin(interface.name)
+        if state is not None and not pin.exists():
+            renamed = loader.find_renamed(settings.link_pins(), interface.ifindex)
+            if renamed is not None:  # since an earlier daemon attached it
+                renamed.rename(pin)
+                continue
+            raise AttachError(
+                f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; "
+                f"remove it (`ip link set {interface.name} xdp off`, or stop the program that owns it) "
+                "or give another interface"
+            )
+
+
+def _remove_if_unused(settings: Settings, has_served: Callable[[], bool]) -> None:
+    """Remove tables that this start has made if nothing came to be attached to them."""
+    if not has_served() and not settings.link_pins():
+        maps.remove(settings.pins)
+        files.remove(settings.table_folder)
