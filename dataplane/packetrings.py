@@ -36,7 +36,7 @@ FRAME = np.dtype([("addr", "i8"), ("len", "i4"), ("is_ours", "i4")])
 
 SLOT_DATA = 32  # struct tpacket2_hdr; what is sent begins behind it
 SOCKADDR_BYTES = 20  # struct sockaddr_ll
-SOCKADDR_PROTOCOL, SOCKADDR_IFINDEX = 2, 4  # offsets there
+SOCKADDR_IFINDEX = 4  # its offset there
 
 _STATUS, _PACKETS, _FIRST = 8, 12, 16  # struct tpacket_block_desc
 _NEXT, _SNAPLEN, _LEN, _FRAME_STATUS, _MAC, _PKTTYPE = 0, 12, 16, 20, 24, 58  # struct tpacket3_hdr, sockaddr_ll behind
@@ -209,18 +209,12 @@ def _address(queue, egress):
 
 @compiled
 def _send_large(queue, frames, start, length, egress, reason, counters):
-    """Send a frame from where it lies. If it is tagged we say so: the kernel would take it for what GSO says it is."""
     where = frames.ctypes.data + start - VNET_BYTES
-    is_tagged = vlans.is_tag(frames, start + 12)
-    for i in range(2):
-        queue.to[SOCKADDR_PROTOCOL + i] = frames[start + 12 + i] if is_tagged else np.uint8(0)
     sent = np.int64(-1)
     for _ in range(_TRIES):
         sent = sendto(queue.large_fd, where, length + VNET_BYTES, MSG_DONTWAIT, _address(queue, egress), SOCKADDR_BYTES)
         if sent >= 0 or errno() != EINTR:
             break
-    for i in range(2):
-        queue.to[SOCKADDR_PROTOCOL + i] = 0
     count(counters, reason if sent >= 0 else _TX_FULL)
 
 

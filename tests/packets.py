@@ -640,6 +640,7 @@ def _with_tags() -> dict[str, bytes]:
         "vlan-5-data-full": tagged(data(payload=bytes(1460)), 5),
         "vlan-5-7-data-full": tagged(data(payload=bytes(1460)), 5, 7),
         "vlan-5-7-data-full-whole": tagged(uncut(data(payload=bytes(1460))), 5, 7),
+        "vlan-5-7-ipv6-data-full": tagged(data(CLIENT6, VIP6, bytes(1440)), 5, 7),
         "vlan-5-7-data-nearly-full": tagged(data(payload=bytes(1456)), 5, 7),
     }
 

@@ -149,6 +149,22 @@ def test_N6_the_tag_that_the_kernel_takes_out_is_put_back(raw, kind, vlans):
     assert vnets[0] == struct.pack("=BBHHHH", 0, 0, 4, 0, 0, 0)  # nothing to be finished
 
 
+@pytest.mark.parametrize("vlans", [(), (5,), (100, 7)], ids=str)
+def test_N6_a_checksum_that_a_device_is_to_finish_is_found_behind_tags(raw, counters, vlans):
+    more = 4 * len(vlans)
+    frame = tagged(mac("a1") + NAMED["data-odd"][6:], *vlans)
+    vnet = struct.pack("=BBHHHH", packetrings.VNET_NEEDS_CSUM, 0, 54 + more, 0, 34 + more, 16)
+    memory, vnets = np.frombuffer(bytearray(vnet + frame), np.uint8), []
+    with opened("a0") as far:
+        way = socket.if_nametoindex("a0")
+        packetrings.send(far.queue, memory, VNET_BYTES, len(frame), way, int(Reason.FORWARDED), counters)
+        packetrings.flush(far.queue, counters)
+        got = received(raw, 1, lambda start, _: vnets.append(raw.queue.frames[start - VNET_BYTES : start].tobytes()))
+    assert got == [(frame, True)]
+    needs_csum, _, _, _, start, offset = struct.unpack("=BBHHHH", vnets[0])
+    assert (needs_csum, start, offset) == (packetrings.VNET_NEEDS_CSUM, 34 + more, 16)
+
+
 def test_what_this_machine_sends_is_not_received(raw):
     with wire("a1") as near, wire("a0") as far:
         near.send(frame_to("a0", 1))
@@ -226,6 +242,7 @@ def test_a_frame_larger_than_a_slot_is_cut_by_the_device(raw, counters, vlans):
     assert {piece[: 14 + more] for piece in pieces} == {frame[: 14 + more]}
     assert {len(piece) for piece in pieces} == {54 + more + segment}
     assert b"".join(piece[54 + more :] for piece in pieces) == payload
+    assert {piece[16 + more : 18 + more] for piece in pieces} == {struct.pack("!H", 40 + segment)}
 
 
 def test_an_interface_that_was_down_receives_again(raw):
