@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack import compiled as flows
-from dataplane import fragments, wire
+from dataplane import fragments, vlans, wire
 from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, IPV4_BYTES, TCP_BYTES, be16
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
@@ -20,7 +20,7 @@ from xdp.schema import Direction, Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store32
 
 # Room that a frame must have for an answer: of IPv6, one that quotes a packet from its header to its ports.
-LONGEST_GROWN = ETHERNET_BYTES + 2 * 40 + ICMP_BYTES + int(Limit.EXTENSION_BYTES) + 8
+LONGEST_GROWN = vlans.MOST_BYTES + ETHERNET_BYTES + 2 * 40 + ICMP_BYTES + int(Limit.EXTENSION_BYTES) + 8
 
 # How many answers may still be given (in parts of one: as many as there are jiffies in a second), and when it was told.
 BUDGET = np.dtype([("left", "u4"), ("since", "u4")])
@@ -239,7 +239,7 @@ def refuse(node, frames, start, reason, now):
         return np.int64(Reason.ANSWER_LIMITED), nowhere
     source = _complainant(node, reason)
     if is_long:
-        mtu = np.int64(node.tables.next_hops[np.int64(packet.next_hop)].mtu)
+        mtu = np.int64(node.tables.next_hops[np.int64(packet.next_hop)].mtu) - vlans.more_bytes(packet)
         _unreachable(frames, start, packet, _TOO_LONG, mtu, source)
     elif protocol == _TCP:
         _reset(frames, start, packet)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from conntrack import compiled as flows
-from dataplane import fragments
+from dataplane import fragments, vlans
 from dataplane.answers import (
     ECHOES,
     REFUSALS,
@@ -159,7 +159,7 @@ def refuse(node, frames, start, reason, now):
         return np.int64(Reason.ANSWER_LIMITED), nowhere
     source = _complainant(node, frames, start, reason)
     if is_long:
-        mtu = np.int64(node.tables.next_hops[np.int64(packet.next_hop)].mtu)
+        mtu = np.int64(node.tables.next_hops[np.int64(packet.next_hop)].mtu) - vlans.more_bytes(packet)
         _error(frames, start, packet, _TOO_LONG, 0, mtu, source)
     elif protocol == _TCP:
         _reset(frames, start, packet)

@@ -163,6 +163,7 @@ def turnout() -> None:
 @flag("cluster-cidr")
 @flag("snat-ports", default=str(DEFAULT_SNAT_PORTS))
 @flag("snat-addresses")
+@flag("vlan")
 @flag("metrics")
 @flag("log-format", default="text")
 @common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")

@@ -249,10 +249,11 @@ class Engine(Crew):
         pin = self._settings.link_pin(interface)
         attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
         self.attachments[name] = attachment
+        self._offloads.switch_off(attachment.ifindex, "rxvlan")
         if attachment.mode == "generic":
-            self._offloads.switch_off(attachment.ifindex)
+            self._offloads.switch_off(attachment.ifindex, "gro")
         else:
-            self._offloads.restore([attachment.ifindex])
+            self._offloads.restore([attachment.ifindex], ["gro"])
         self._attach_egress(name)
 
     def _attach_egress(self, name: str) -> None:

@@ -10,6 +10,9 @@ each packet a second time. Dropped are, of the packets that the pipeline takes:
   interface that we serve. What else goes to this machine, or by another interface, stays the kernel's.
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
+All this of untagged frames, and of those with the VLAN tag of a VLAN that is served. Behind a second tag nothing here
+looks: such originals are the kernel's, which makes nothing of them unless it has VLAN devices for both tags.
+
 Of datagrams to the node the kernel gets the other fragments, and never the first: it waits for that one, and forgets
 them without a word (RFC 1122 section 3.3.2, RFC 8200 section 4.5).
 
@@ -25,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataplane.originals import Place
-from dataplane.settings import DEFAULT_SNAT_PORTS, PRIVILEGED_SNAT_PORTS, PortRange
+from dataplane.settings import DEFAULT_SNAT_PORTS, PRIVILEGED_SNAT_PORTS, PortRange, VlanRange
+from dataplane.vlans import joined
 from xdp.addresses import address_of, is_ipv6
 from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
@@ -51,13 +55,21 @@ class Places:
 class Filter:
     """The table `turnout_NAME` of one node, on `interfaces`; `record` is the file that tells of it.
 
-    `snat_ports` are those that masqueraded connections leave from, beside the privileged ones.
+    `snat_ports` are those that masqueraded connections leave from, beside the privileged ones, `vlans` those that are
+    served.
     """
 
-    def __init__(self, name: str, record: Path, snat_ports: PortRange = DEFAULT_SNAT_PORTS) -> None:
+    def __init__(
+        self,
+        name: str,
+        record: Path,
+        snat_ports: PortRange = DEFAULT_SNAT_PORTS,
+        vlans: Sequence[VlanRange] = (),
+    ) -> None:
         self._table = table_of(name)
         self._record = record
         self._snat_ports = snat_ports
+        self._vlans = vlans
         self._places = Places()
         self._spared: frozenset[int] = frozenset()
         self.interfaces: Sequence[str] = ()
@@ -132,8 +144,18 @@ table netdev {self._table} {{
     meta pkttype != host accept
     ether type ip jump ipv4
     ether type ip6 jump ipv6
+    {self._tagged()}
   }}
 }}"""
+
+    def _tagged(self) -> str:
+        """Return the rules about frames with a VLAN tag, which the kernel has taken out and yet lets be asked for."""
+        served = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in joined(self._vlans))
+        return "\n    ".join(
+            f"ether type {kind} vlan id {{ {served} }} meta protocol {family} jump {chain}"
+            for kind in ("8021q", "8021ad")
+            for family, chain in (("ip", "ipv4"), ("ip6", "ipv6"))
+        )
 
     def _changes(self, old: Places, new: Places) -> list[str]:
         return self._differences(_sets(old), _sets(new))

@@ -53,8 +53,8 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
-_SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS = 0x8946, 0x3C, 0x2B, 0x2C, 0x25
-_FLAG_LRO = 1 << 15
+_SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS, _SET_FLAGS = 0x8946, 0x3C, 0x2B, 0x2C, 0x25, 0x26
+_FLAG_RXVLAN, _FLAG_LRO = 1 << 8, 1 << 15
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}  # what has the kernel route, by family
@@ -574,6 +574,21 @@ def has_lro(name: str) -> bool:
     """Return whether an interface merges received frames so that they cannot be cut again as they were (LRO)."""
     value = array.array("I", [_GET_FLAGS, 0])
     return _ethtool(name, value) and bool(value[1] & _FLAG_LRO)
+
+
+def has_rxvlan(name: str) -> bool:
+    """Return whether an interface takes the VLAN tags out of received frames, and tells the kernel of them aside."""
+    value = array.array("I", [_GET_FLAGS, 0])
+    return _ethtool(name, value) and bool(value[1] & _FLAG_RXVLAN)
+
+
+def set_rxvlan(name: str, *, is_on: bool) -> bool:
+    """Have an interface do so or not; return whether it let us."""
+    value = array.array("I", [_GET_FLAGS, 0])
+    if not _ethtool(name, value):
+        return False
+    flags = value[1] | _FLAG_RXVLAN if is_on else value[1] & ~_FLAG_RXVLAN
+    return _ethtool(name, array.array("I", [_SET_FLAGS, flags])) and has_rxvlan(name) == is_on
 
 
 def set_gro(name: str, *, is_on: bool) -> bool:

@@ -35,6 +35,7 @@ from dataplane.reserved import give_back, reserve
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.sockets import Sockets
 from dataplane.ticks import every, next_tick, tick
+from dataplane.vlans import words_of
 from dataplane.watch import changes
 from lb import maglev, manifests
 from lb.incarnations import Incarnations, Seat
@@ -193,6 +194,7 @@ class Node:
         except MissingFeatureError as error:
             self._sockets = None
             log.warning("masqueraded connections may leave from ports that others have here: %s", error)
+        tables.control[0]["vlans"] = words_of(settings.vlans)
         self.engine.start(self.next_hops.hops, self.masquerading)
         self._has_served = True
         self.shared.tables.control[0]["answers_arp"] = self.announcer is not None

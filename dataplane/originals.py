@@ -18,7 +18,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from dataplane import fragments, hops_compiled, packetrings, pipeline, wire, wire6
+from dataplane import fragments, hops_compiled, packetrings, pipeline, vlans, wire, wire6
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import way_to
 from dataplane.snat_ports import is_masqueraded
@@ -112,14 +112,20 @@ def _has(originals, address, port, protocol, kind):
 
 
 @inlined
-def _segment(frames, start, length):
+def _vnet_of(node, start):
+    """Return where the VNET header of a frame is, whose VLAN tags have been taken off."""
+    return start - np.int64(node.packet[0].vlan_bytes) - packetrings.VNET_BYTES
+
+
+@inlined
+def _segment(node, frames, start, length):
     """Return how long the frames are that a device makes of this one, 0 if it is one."""
-    vnet = start - packetrings.VNET_BYTES
+    vnet = _vnet_of(node, start)
     kind = frames[vnet + packetrings.VNET_GSO_TYPE] & np.uint8(0x7F)  # the highest bit is about ECN
     if kind == 0 or length < wire.ETHERNET_BYTES + wire.IPV4_BYTES:
         return np.int64(0)
     if frames[vnet] & np.uint8(packetrings.VNET_NEEDS_CSUM):
-        l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START))
+        l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START)) - np.int64(node.packet[0].vlan_bytes)
     elif wire6.is_ipv6(frames, start, length):
         l4 = np.int64(wire.ETHERNET_BYTES + wire6.IPV6_BYTES)
     else:
@@ -135,11 +141,11 @@ def _segment(frames, start, length):
 @inlined
 def _finish(node, frames, start, length):
     """Make VNET header and checksum of a rewritten frame right for the device that is to finish it."""
-    vnet = start - packetrings.VNET_BYTES
+    vnet = _vnet_of(node, start)
     flags = frames[vnet] & np.uint8(packetrings.VNET_NEEDS_CSUM)
     frames[vnet] = flags
     if flags:
-        l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START))
+        l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START)) - np.int64(node.packet[0].vlan_bytes)
         check = l4 + np.int64(load16(frames, vnet + packetrings.VNET_CSUM_OFFSET))
         if l4 == np.int64(node.packet[0].l4) and check + 2 <= length:
             if wire6.is_ipv6(frames, start, length):
@@ -153,9 +159,21 @@ def _finish(node, frames, start, length):
 def judge(node, originals, frames, start, length, now):
     """Take a copy, `frames[start : start + length]` behind its VNET header, to its verdict; return (reason, egress).
 
-    As `pipeline.judge`; but what that leaves to the kernel, and the kernel has not got, is sent on or dropped.
+    As `pipeline.judge`; but what that leaves to the kernel, and the kernel has not got, is sent on or dropped. Its VLAN
+    tags stay where they are.
     """
-    segment = _segment(frames, start, length)
+    tagged = vlans.take_off(node, frames, start, length)
+    if tagged != Reason.FORWARDED:
+        return tagged, np.uint32(NOWHERE)
+    skipped = np.int64(node.packet[0].vlan_bytes)
+    reason, egress = _judge(node, originals, frames, start + skipped, length - skipped, now)
+    vlans.put_back(node, frames, start)
+    return np.int64(reason), egress
+
+
+@inlined
+def _judge(node, originals, frames, start, length, now):
+    segment = _segment(node, frames, start, length)
     reason, egress = pipeline.judge(node, frames, start, length, now, segment)
     reason = np.int64(reason)
     if reason < _FIRST_PASS:
@@ -255,7 +273,7 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
         return np.int64(Reason.NO_NEXT_HOP), np.uint32(AWAITED)
     if row < 0:
         return reason, nowhere  # a route by none of our interfaces: the filter has left it to the kernel
-    found, egress = way_to(node.tables, row, packet.ttl, segment or length)
+    found, egress = way_to(node.tables, row, packet.ttl, (segment or length) + vlans.more_bytes(packet))
     if found == Reason.NOT_FORWARDABLE or found == Reason.TTL_EXPIRED:
         return reason, nowhere
     if found == Reason.FORWARDED:
@@ -263,6 +281,6 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
             wire6.send_on(frames, start, node.tables.next_hops, row)
         else:
             wire.send_on(frames, start, node.tables.next_hops, row)
-        frames[start - packetrings.VNET_BYTES] &= np.uint8(packetrings.VNET_NEEDS_CSUM)
+        frames[_vnet_of(node, start)] &= np.uint8(packetrings.VNET_NEEDS_CSUM)
         return np.int64(Reason.SENT_ON), egress
     return np.int64(found), egress

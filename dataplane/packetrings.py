@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dataplane import vlans
 from dataplane.libc import EINTR, MSG_DONTWAIT, POLLERR, errno, memcpy, poll, recvfrom, sendto
 from dataplane.wire import TYPE_ARP
 from dataplane.wire6 import is_solicitation
@@ -23,10 +24,10 @@ from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
 from xdp.jit import compiled, inlined
 from xdp.schema import Reason
-from xdp.unaligned import load16, load32
+from xdp.unaligned import load16, load32, store16
 
 VNET_BYTES = 10  # struct virtio_net_hdr: u8 flags, u8 gso_type, u16 hdr_len, gso_size, csum_start, csum_offset
-VNET_GSO_TYPE, VNET_GSO_SIZE, VNET_CSUM_START, VNET_CSUM_OFFSET = 1, 4, 6, 8
+VNET_GSO_TYPE, VNET_HEADER_LENGTH, VNET_GSO_SIZE, VNET_CSUM_START, VNET_CSUM_OFFSET = 1, 2, 4, 6, 8
 VNET_NEEDS_CSUM = 1
 GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 4, 5
 
@@ -39,7 +40,9 @@ SOCKADDR_IFINDEX = 4  # its offset there
 
 _STATUS, _PACKETS, _FIRST = 8, 12, 16  # struct tpacket_block_desc
 _NEXT, _SNAPLEN, _LEN, _FRAME_STATUS, _MAC, _PKTTYPE = 0, 12, 16, 20, 24, 58  # struct tpacket3_hdr, sockaddr_ll behind
-_KERNEL, _USER, _VLAN_VALID = 0, 1, 1 << 4
+_VLAN_CONTROL, _VLAN_TYPE = 32, 36  # struct tpacket_hdr_variant1 in it: of the tag that the kernel has taken out
+_KERNEL, _USER, _VLAN_VALID, _VLAN_TYPE_VALID = 0, 1, 1 << 4, 1 << 6
+_TYPE_VLAN = 0x8100
 _AVAILABLE, _SEND_REQUEST = 0, 1
 _SLOT_STATUS, _SLOT_LEN = 0, 1  # struct tpacket2_hdr, in words of 32 bits
 _HOST, _BROADCAST, _MULTICAST = 0, 1, 2  # sll_pkttype: addressed to this interface, to all, to a group
@@ -81,11 +84,30 @@ def _status_word(queue):
 
 
 @compiled
+def _tag(frames, place, start):
+    """Put back the tag that the kernel tells of in the header at `place`; there is room before the VNET header.
+
+    What that says of places in the frame is made right.
+    """
+    is_told = load32(frames, place + _FRAME_STATUS) & np.uint32(_VLAN_TYPE_VALID) != 0
+    kind = load16(frames, place + _VLAN_TYPE) if is_told else np.uint16(_TYPE_VLAN)
+    vnet = start - VNET_BYTES
+    to = vnet - vlans.VLAN_TAG_BYTES
+    for i in range(VNET_BYTES):
+        frames[to + i] = frames[vnet + i]
+    for field in (VNET_HEADER_LENGTH, VNET_CSUM_START):
+        if field == VNET_HEADER_LENGTH or frames[to] & np.uint8(VNET_NEEDS_CSUM):
+            store16(frames, to + field, load16(frames, to + field) + np.uint16(vlans.VLAN_TAG_BYTES))
+    vlans.insert(frames, start, kind, load32(frames, place + _VLAN_CONTROL))
+
+
+@compiled
 def receive(queue, burst, limit):
     """Fill `burst` (FRAME rows) with up to `limit` received frames; return how many.
 
-    They stay where they are until the next call. One that is tagged, addressed to another machine or cut short is not
-    `is_ours`; of those addressed to all, only ARP is, of those to a group, only questions for a neighbour.
+    They stay where they are until the next call. One that is addressed to another machine or cut short is not
+    `is_ours`; of those addressed to all, only ARP is, of those to a group, only questions for a neighbour. The kernel
+    takes the outer VLAN tag out of every frame, if no driver has: it is put back.
     """
     at, frames = queue.at, queue.frames
     if at[LEFT] == 0 and at[IS_OPEN]:
@@ -108,9 +130,16 @@ def receive(queue, burst, limit):
         burst[i].addr = place + load16(frames, place + _MAC)
         burst[i].len = length
         kind = frames[place + _PKTTYPE]
-        is_to_us = kind == _HOST or (kind == _BROADCAST and load16(frames, burst[i].addr + 12) == TYPE_ARP)
-        is_to_us |= kind == _MULTICAST and is_solicitation(frames, burst[i].addr, length)
-        burst[i].is_ours = is_whole and not is_tagged and is_to_us
+        inner = np.int64(burst[i].addr)
+        if is_tagged and vlans.is_tag(frames, inner + 12):
+            inner += vlans.VLAN_TAG_BYTES
+        is_to_us = kind == _HOST or (kind == _BROADCAST and load16(frames, inner + 12) == TYPE_ARP)
+        is_to_us |= kind == _MULTICAST and is_solicitation(frames, inner, burst[i].addr + length - inner)
+        burst[i].is_ours = is_whole and is_to_us
+        if is_tagged and burst[i].is_ours:
+            _tag(frames, place, burst[i].addr)
+            burst[i].addr -= vlans.VLAN_TAG_BYTES
+            burst[i].len += vlans.VLAN_TAG_BYTES
         place += load32(frames, place + _NEXT)
     at[OFFSET] = place
     at[LEFT] -= count

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from conntrack import compiled as flows
-from dataplane import answers, answers6, fragments, wire, wire6
+from dataplane import answers, answers6, fragments, vlans, wire, wire6
 from dataplane.admit import admit
 from dataplane.context import AWAITED, KERNEL, NOWHERE
 from dataplane.forwarding import forward, is_left_to_egress, translate_error, way_to
@@ -226,11 +226,24 @@ def _await_first(node):
 
 
 @inlined
-def refuse(node, frames, start, length, reason, now):
+def _refuse(node, frames, start, length, reason, now):
     """Tell the sender of a frame that it is dropped, if it is to be told: `answers.refuse`, of either family."""
     if wire6.is_ipv6(frames, start, length):
         return answers6.refuse(node, frames, start, reason, now)
     return answers.refuse(node, frames, start, reason, now)
+
+
+@inlined
+def refuse(node, frames, start, length, reason, now):
+    """The same of a frame that has its VLAN tags, and is `node.packet[0]`."""
+    packet = node.packet[0]
+    whole = packet.length
+    vlans.take_off(node, frames, start, length)
+    skipped = np.int64(packet.vlan_bytes)
+    packet.length = whole - np.uint32(skipped)
+    reason, egress = _refuse(node, frames, start + skipped, length - skipped, reason, now)
+    vlans.put_back(node, frames, start)
+    return reason, egress
 
 
 @compiled
@@ -244,11 +257,18 @@ def handle(node, frames, start, length, now):
     With KERNEL the kernel is to have it, rewritten, too; but for a reply, which is translated as it leaves.
     A verdict of DROP means that the packet is dropped, and that what is to be transmitted is our answer to it.
     Otherwise it is as it was, and what is to happen is the reason's verdict. With AWAITED (NO_NEXT_HOP, FRAGMENT_ALONE)
-    nothing was begun, and the frame may be tried again when `holding.has_news` says so.
+    nothing was begun, and the frame may be tried again when `holding.has_news` says so. VLAN tags stay where they are.
     """
-    reason, egress = judge(node, frames, start, length, now)
-    if np.int64(reason) >= _FIRST_DROP and egress == NOWHERE:
-        return refuse(node, frames, start, length, np.int64(reason), now)
+    tagged = vlans.take_off(node, frames, start, length)
+    if tagged != Reason.FORWARDED:
+        return tagged, np.uint32(NOWHERE)
+    skipped = np.int64(node.packet[0].vlan_bytes)
+    inner, rest = start + skipped, length - skipped
+    reason, egress = judge(node, frames, inner, rest, now)
+    reason = np.int64(reason)
+    if reason >= _FIRST_DROP and egress == NOWHERE:
+        reason, egress = _refuse(node, frames, inner, rest, reason, now)
+    vlans.put_back(node, frames, start)
     return np.int64(reason), egress
 
 
@@ -265,12 +285,14 @@ def _parse(node, frames, start, length, longest, now):
 
 @compiled
 def judge(node, frames, start, length, now, segment=0):
-    """Take a frame to its verdict, all stages in their order, and refuse nobody. Return (reason, egress) as `handle`.
+    """Take a frame without VLAN tags to its verdict, all stages in their order, and refuse nobody.
+
+    Return (reason, egress) as `handle`. Of tags that were taken off, `node.packet[0]` knows.
 
     `segment` is given for a frame that a device will cut into frames of that length: they have to fit the MTU.
     """
-    longest = segment or length
     tables, packet = node.tables, node.packet[0]
+    longest = (segment or length) + vlans.more_bytes(packet)
 
     found, egress = _parse(node, frames, start, length, longest, now)
     if found != Reason.FORWARDED or egress != NOWHERE:

@@ -84,7 +84,7 @@ class RawEngine(Crew):
         self._is_over = False  # a `follow` that comes late, in its thread, changes nothing any more
         self._closing = threading.Lock()  # losses are read while sockets are being closed
         self._lost_before = 0  # by sockets that have been closed
-        self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports)
+        self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports, settings.vlans)
         self._names = Names(tables)
         self._numbers: dict[int, int] = {}  # of the IPv6 addresses that are held: pinned, and so nobody else's
         self._originals = new_originals(_OWN_ADDRESSES + 2 * (capacity.frontends + capacity.endpoints))

@@ -19,6 +19,7 @@ from dataplane import packetrings
 from dataplane.holding import ROOM
 from dataplane.netdev import Interface
 from dataplane.packetrings import Queue
+from dataplane.vlans import MOST_BYTES, VLAN_TAG_BYTES
 from dataplane.window import Window
 from dataplane.wire import ETHERNET_BYTES
 from xdp.errors import AttachError, Error, MissingFeatureError
@@ -29,7 +30,7 @@ _RETIRE_MS = 1  # a block that has frames is handed over after so long
 _SLOTS = 512
 
 _SOL_PACKET = 263
-_RX_RING, _STATISTICS, _VERSION, _TX_RING, _LOSS, _VNET_HDR = 5, 6, 10, 13, 14, 15
+_RX_RING, _STATISTICS, _VERSION, _RESERVE, _TX_RING, _LOSS, _VNET_HDR = 5, 6, 10, 12, 13, 14, 15
 _FANOUT, _QDISC_BYPASS, _IGNORE_OUTGOING = 18, 20, 23
 _TPACKET_V2, _TPACKET_V3 = 1, 2
 _FANOUT_HASH, _FANOUT_UNIQUE = 0, 0x2000
@@ -72,6 +73,7 @@ class PacketSocket:
         receive, ring, large = self._socket(), self._socket(), self._socket()
         receive.setsockopt(_SOL_PACKET, _VERSION, _TPACKET_V3)
         receive.setsockopt(_SOL_PACKET, _IGNORE_OUTGOING, 1)
+        receive.setsockopt(_SOL_PACKET, _RESERVE, VLAN_TAG_BYTES)  # before each frame, for the tag that is taken out
         frames = BLOCK_BYTES // _FRAME_BYTES * BLOCKS
         request = (BLOCK_BYTES, BLOCKS, _FRAME_BYTES, frames, _RETIRE_MS, 0, 0)
         receive.setsockopt(_SOL_PACKET, _RX_RING, struct.pack("=7I", *request))
@@ -176,5 +178,5 @@ class PacketSocket:
 
 def _slot_bytes(mtu: int) -> int:
     """Return the size of a slot, a power of two, that a frame of this MTU fits into."""
-    whole = packetrings.SLOT_DATA + 20 + packetrings.VNET_BYTES + ETHERNET_BYTES + mtu
+    whole = packetrings.SLOT_DATA + 20 + packetrings.VNET_BYTES + ETHERNET_BYTES + MOST_BYTES + mtu
     return max(2048, 1 << (whole - 1).bit_length())

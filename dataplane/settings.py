@@ -37,6 +37,17 @@ class PortRange(NamedTuple):
         return f"{self.first}-{self.last}"
 
 
+class VlanRange(NamedTuple):
+    """VLANs from `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}" if self.first < self.last else f"{self.first}"
+
+
+ALL_VLANS = VlanRange(0, 4094)  # 4095 is reserved
 DEFAULT_SNAT_PORTS = PortRange(61000, 65535)  # beyond those that Linux gives to its own connections
 PRIVILEGED_SNAT_PORTS = PortRange(600, 1023)  # for clients with a privileged port; nf_nat draws them from there, too
 
@@ -66,6 +77,7 @@ class Settings:
     cluster_cidr: tuple[_Network, ...] = ()
     snat_ports: PortRange = DEFAULT_SNAT_PORTS
     snat_addresses: tuple[_Address, ...] = ()  # none: the node's own on the way
+    vlans: tuple[VlanRange, ...] = ()  # that are served beside untagged and priority-tagged frames
     metrics: tuple[str, int] | None = None  # address and port
     log_format: str = "text"
     run_folder: Path = field(default_factory=_run_folder)
@@ -215,6 +227,17 @@ def _read_ports(text: str) -> PortRange:
     return PortRange(int(first), int(last))
 
 
+def _read_vlans(text: str) -> VlanRange:
+    if text == "all":
+        return ALL_VLANS
+    first, dash, last = text.partition("-")
+    last = last if dash else first
+    is_right = all(re.fullmatch(r"[0-9]{1,4}", part) for part in (first, last))
+    if not is_right or not int(first) <= int(last) <= ALL_VLANS.last:
+        raise ValueError(f"{text!r} is no VLAN; expected a number up to {ALL_VLANS.last}, a range like 100-199, or all")
+    return VlanRange(int(first), int(last))
+
+
 def _read_endpoint(text: str) -> tuple[str, int]:
     """Return (address, port) of `ADDR:PORT` or `[ADDR6]:PORT`; `:PORT` is every address."""
     host, colon, number = text.rpartition(":")
@@ -314,6 +337,14 @@ OPTIONS: Mapping[str, Option] = {
         "Default: the node's own on the way to the endpoint.",
         is_list=True,
     ),
+    "vlan": Option(
+        "vlans",
+        _read_vlans,
+        "VLAN",
+        "Serve frames with this VLAN's tag, a range's, or all; repeat for more. Default: none but untagged and "
+        "priority-tagged ones.",
+        is_list=True,
+    ),
     "metrics": Option("metrics", _read_endpoint, "ADDR:PORT", "Serve Prometheus metrics here."),
     "log-format": _choice("log_format", ("text", "json"), "How messages on stderr look."),
 }
@@ -322,6 +353,7 @@ OPTIONS: Mapping[str, Option] = {
 def merge(flags: Mapping[str, Any], file: Mapping[str, Any]) -> Settings:
     """Return settings from two mappings of fields; a flag wins over the file, None and () mean not given."""
     given = {name: value for source in (file, flags) for name, value in source.items() if value not in (None, ())}
-    for name in ("files", "interfaces", "allow_external_ips", "nodeport_addresses", "cluster_cidr", "snat_addresses"):
-        given[name] = tuple(dict.fromkeys(given.get(name, ())))
+    for option in OPTIONS.values():
+        if option.is_list:
+            given[option.field] = tuple(dict.fromkeys(given.get(option.field, ())))
     return Settings(**{"name": DEFAULT_NAME, **given})

@@ -25,7 +25,8 @@ ARP_BYTES = 28
 # and whether more follow, as IPv4 has them on the wire, `ends` stands for both addresses, `datagram` for protocol and
 # identification, and `size` is how many bytes of the datagram it has; else they are 0. Of IPv6 (wire6.py), `quoted` is
 # the offset of the transport header that an error quotes, and `unknown_at` where a protocol is named that nobody here
-# knows, from the header's start; else 0.
+# knows, from the header's start; else 0. The VLAN tags, as they lie in the frame, and their bytes are
+# dataplane.vlans'.
 PACKET = np.dtype(
     [
         ("addrs", "u8"),
@@ -37,12 +38,15 @@ PACKET = np.dtype(
         ("quoted", "u4"),
         ("length", "u4"),
         ("next_hop", "u4"),
+        ("outer_tag", "u4"),
+        ("inner_tag", "u4"),
         ("fragment", "u2"),
         ("protocol", "u1"),
         ("ttl", "u1"),
         ("tcp_flags", "u1"),
         ("source_routed", "u1"),
         ("unknown_at", "u1"),
+        ("vlan_bytes", "u1"),
     ],
     align=True,
 )

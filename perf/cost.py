@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from conntrack import compiled
 from conntrack.table import FlowTable
+from dataplane.vlans import words_of
 from lb import maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -41,18 +42,35 @@ _CLIENTS, _VIP, _ENDPOINT = (int(IPv4Address(text)) for text in ("10.1.0.0", "10
 _PREFIX6 = 0x20010DB8  # of IPv6 addresses, which end as those of IPv4
 _VIP_PORT, _ENDPOINT_PORT = 80, 8080
 _WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = swap16(_VIP_PORT), swap16(_ENDPOINT_PORT)
+_VLAN = 100
 _STRIDE = 7919  # a prime that divides no number of flows here
 PACKETS = 1_000_000
 _CAPACITY = Capacity().connections  # of a table that nobody has asked to be larger
 _ADMISSIONS = 500_000
 
 
-# What is measured, beside admission: protocol, and whether it is replies.
-KINDS: tuple[tuple[int, bool], ...] = (
-    (Protocol.UDP, False),
-    (Protocol.UDP, True),
-    (Protocol.TCP, False),
-    (Protocol.UDP | Protocol.IPV6, False),
+class Kind(NamedTuple):
+    """Packets that are measured: of a protocol, perhaps replies, perhaps with VLAN tags."""
+
+    protocol: int = Protocol.UDP
+    is_reply: bool = False
+    vlan_tags: int = 0
+
+    @property
+    def name(self) -> str:
+        """The packets, but for their direction."""
+        family = " over IPv6" if self.protocol & Protocol.IPV6 else ""
+        return Protocol(self.protocol & ~Protocol.IPV6).name + family + ("", " in a VLAN", " in QinQ")[self.vlan_tags]
+
+
+# What is measured, beside admission.
+KINDS = (
+    Kind(),
+    Kind(is_reply=True),
+    Kind(Protocol.TCP),
+    Kind(Protocol.UDP | Protocol.IPV6),
+    Kind(vlan_tags=1),
+    Kind(vlan_tags=2),
 )
 
 
@@ -100,6 +118,7 @@ def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) ->
             clock = JiffyClock()
             table = FlowTable(tables, clock)
             table.create()
+            tables.control[0]["vlans"] = words_of([(_VLAN, _VLAN)])
             hop = tables.next_hops[1]
             hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
             state = State.UDP_REPLIED if protocol & ~Protocol.IPV6 == Protocol.UDP else State.ESTABLISHED
@@ -133,6 +152,7 @@ def bench(
     protocol: int,
     *,
     reply: bool = False,
+    vlan_tags: int = 0,
     cpus: int = 1,
     capacity: int = _CAPACITY,
     filled: bool = True,
@@ -162,6 +182,8 @@ def bench(
             "IPV6": int(bool(protocol & Protocol.IPV6)),
             "PREFIX6": _PREFIX6,
             "REPLY": int(reply),
+            "VLAN_TAGS": vlan_tags,
+            "VLAN": _VLAN,
         }
         programs = [
             loader.load(own, PROGRAMS / "restore.c", "restore", defines),
@@ -171,7 +193,7 @@ def bench(
         for program in programs:
             stack.callback(os.close, program)
         front, bare, ours = programs
-        frame = bytes(int(Traffic.FRAME6_BYTES if protocol & Protocol.IPV6 else Traffic.FRAME_BYTES))
+        frame = bytes(int(Traffic.FRAME6_BYTES if protocol & Protocol.IPV6 else Traffic.FRAME_BYTES) + 4 * vlan_tags)
         yield Bench(front, measured, words.rows, bare, ours, shared, frame)
 
 
@@ -192,35 +214,24 @@ def need_counted(tables: Tables, reason: Reason, expected: int) -> None:
         raise AssertionError(f"{counted} of {expected} packets were {reason.name}: this measures something else")
 
 
-def _cost(flows: int, protocol: int, direction: str, pairs: Sequence[tuple[float, float]]) -> Cost:
+def _cost(flows: int, kind: Kind, direction: str, pairs: Sequence[tuple[float, float]]) -> Cost:
     nets = tuple(mine - base for base, mine in pairs)
     bare = median(base for base, _ in pairs)
-    family = " over IPv6" if protocol & Protocol.IPV6 else ""
-    return Cost(
-        flows,
-        Protocol(protocol & ~Protocol.IPV6).name + family,
-        direction,
-        median(nets),
-        min(nets),
-        max(nets),
-        bare,
-        nets,
-    )
+    return Cost(flows, kind.name, direction, median(nets), min(nets), max(nets), bare, nets)
 
 
-def measure(
-    flows: int, protocol: int = Protocol.UDP, *, reply: bool = False, trials: int = 10, capacity: int = _CAPACITY
-) -> Cost:
+def measure(flows: int, kind: Kind, *, trials: int = 10, capacity: int = _CAPACITY) -> Cost:
     """Return the net cost of turnout's program with so many flows in a table for `capacity`, at least for them."""
     pairs = []
-    with bench(flows, protocol, reply=reply, capacity=capacity) as made:
+    protocol, is_reply, vlan_tags = kind
+    with bench(flows, protocol, reply=is_reply, vlan_tags=vlan_tags, capacity=capacity) as made:
         for _ in range(trials):
             call(made, made.bare)
             base = run_ns(made)
             call(made, made.ours)
             pairs.append((base, run_ns(made)))
         need_counted(made.shared.tables, Reason.FORWARDED, trials * PACKETS)
-    return _cost(flows, protocol, "reply" if reply else "original", pairs)
+    return _cost(flows, kind, "reply" if is_reply else "original", pairs)
 
 
 def measure_admission(trials: int = 10) -> Cost:
@@ -250,7 +261,7 @@ def measure_admission(trials: int = 10) -> Cost:
             call(made, made.ours)
             pairs.append((base, run_ns(made, _ADMISSIONS)))
         need_counted(tables, Reason.ADMITTED, trials * _ADMISSIONS)
-    return _cost(0, Protocol.UDP, "admitted", pairs)
+    return _cost(0, Kind(), "admitted", pairs)
 
 
 def main() -> None:
@@ -261,11 +272,11 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{'flows':>9}  {'packets':<23}{'net ns':>8}  {'range':>14}  {'bare ns':>8}")
     for flows in arguments.flows:
-        for protocol, reply in KINDS:
-            cost = measure(flows, protocol, reply=reply, trials=arguments.trials)
+        for kind in KINDS:
+            cost = measure(flows, kind, trials=arguments.trials)
             spread = f"{cost.least_ns:.0f} to {cost.most_ns:.0f}"
-            kind = f"{cost.protocol} {cost.direction}"
-            print(f"{flows:>9,}  {kind:<23}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
+            what = f"{cost.protocol} {cost.direction}"
+            print(f"{flows:>9,}  {what:<23}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)
     cost = measure_admission(arguments.trials)
     spread = f"{cost.least_ns:.0f} to {cost.most_ns:.0f}"
     print(f"{'new':>9}  {'UDP admitted':<23}{cost.net_ns:>8.1f}  {spread:>14}  {cost.bare_ns:>8.1f}", flush=True)

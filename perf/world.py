@@ -533,7 +533,8 @@ class World:
             lines.append(self._veth(port, None, end.name, end.mac, self._namespace(host)))
         lines += [f"link set {port} master br0 up" for port in ("node", *ports)]
         _ip_batch(lines, switch.namespace)
-        switch.run(["ethtool", "-K", "node", "tx", self._offloads, "gro", "on"])
+        tags = ("txvlan", "off", "tx-vlan-stag-hw-insert", "off")  # a wire has them in frames: a bridge takes them out
+        switch.run(["ethtool", "-K", "node", "tx", self._offloads, *tags, "gro", "on"])
         for port in ports:
             switch.run(["ethtool", "-K", port, "tx", self._offloads])
 

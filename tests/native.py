@@ -28,7 +28,9 @@ typedef uint16_t __be16; typedef uint32_t __be32; typedef _Bool bool;
 # What the headers declare inside, for a parser that reads declarations only.
 _DECLARATIONS = """
 struct tuple { uint64_t addrs; uint32_t ports; uint32_t protocol; };
-struct packet { struct tuple tuple; uint64_t datagram; uint32_t l4, quoted; uint8_t ttl; uint8_t tcp_flags; };
+struct packet {
+  struct tuple tuple; uint64_t datagram; uint32_t l4, quoted, vlan_bytes; uint8_t ttl; uint8_t tcp_flags;
+};
 uint64_t native_hash(const struct tuple *tuple, uint64_t key0, uint64_t key1);
 uint32_t native_first_place(uint64_t hash, uint32_t count);
 uint32_t native_second_place(uint64_t hash, uint32_t count);
@@ -42,7 +44,8 @@ uint64_t native_hits(const void *bucket, uint64_t tag);
 uint32_t native_lowest_hit(uint64_t hits);
 uint16_t native_checksum_add(uint16_t check, uint16_t delta);
 int native_parse(void *data, uint32_t length, struct packet *packet);
-int native_rewrite(void *data, uint32_t length, uint32_t l4, const void *flow, const void *hop);
+int native_parse_vlan_tags(void *data, uint32_t length, const uint64_t *vlans, uint32_t *bytes);
+int native_rewrite(void *data, uint32_t length, uint32_t vlan_bytes, uint32_t l4, const void *flow, const void *hop);
 """
 
 _WRAPPERS = """
@@ -64,9 +67,13 @@ int native_parse(void *data, __u32 length, struct packet *packet)
 		return parse_ipv6(data, data + length, packet);
 	return parse(data, data + length, packet);
 }
-int native_rewrite(void *data, __u32 length, __u32 l4, const void *flow, const void *hop)
+int native_parse_vlan_tags(void *data, __u32 length, const __u64 *vlans, __u32 *bytes)
 {
-	return rewrite(data, data + length, l4, flow, hop);
+	return parse_vlan_tags(data, data + length, vlans, bytes);
+}
+int native_rewrite(void *data, __u32 length, __u32 vlan_bytes, __u32 l4, const void *flow, const void *hop)
+{
+	return rewrite(data, data + vlan_bytes, data + length, l4, flow, hop);
 }
 """
 
@@ -130,10 +137,16 @@ class Native:
         found = packet.l4, packet.ttl, packet.tcp_flags, packet.datagram, packet.quoted
         return reason, (key.addrs, key.ports, key.protocol, *found)
 
-    def rewrite(self, frame: Any, l4: int, flow: bytes, hop: bytes) -> int:
-        """Change `frame`; return 0, or -1 if it is too short."""
+    def parse_vlan_tags(self, frame: Any, length: int, vlans: Any) -> tuple[int, int]:
+        """Return (reason, bytes of VLAN tags) of `length` bytes, where `vlans` are served: a bit for each."""
+        found = self.ffi.new("uint32_t *")
+        served = self.ffi.from_buffer("uint64_t[]", vlans)
+        return self.library.native_parse_vlan_tags(self.ffi.from_buffer(frame), length, served, found), found[0]
+
+    def rewrite(self, frame: Any, l4: int, flow: bytes, hop: bytes, vlan_bytes: int = 0) -> int:
+        """Change `frame`, which has so many bytes of VLAN tags; return 0, or -1 if it is too short."""
         data, flow_data, hop_data = (self.ffi.from_buffer(buffer) for buffer in (frame, flow, hop))
-        return int(self.library.native_rewrite(data, len(frame), l4, flow_data, hop_data))
+        return int(self.library.native_rewrite(data, len(frame), vlan_bytes, l4, flow_data, hop_data))
 
 
 @contextmanager

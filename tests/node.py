@@ -47,6 +47,7 @@ from dataplane.nexthops import NextHops
 from dataplane.node import Node
 from dataplane.pipeline import handle
 from dataplane.settings import OPTIONS, Settings
+from dataplane.vlans import words_of
 from lb import maglev
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
@@ -420,6 +421,7 @@ class MemoryNode(ScenarioNode):
         sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
         self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
         tables.control[0]["answers_echo"] = settings.ping == "answer"
+        tables.control[0]["vlans"] = words_of(settings.vlans)
         self._frames = np.zeros(4096, np.uint8)
         self._held: list[_Held] = []
         self._is_awaited = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -245,8 +246,28 @@ def ipv6() -> bytes:
     return bytes(_ether() / IPv6(src="2001:db8::1", dst="2001:db8::2") / TCP(dport=80))
 
 
+def tagged(frame: bytes, *vlans: int, kinds: Sequence[int] = ()) -> bytes:
+    """Return a frame with a VLAN tag for each of `vlans`, the outer one first: of QinQ, if there are two."""
+    kinds = kinds or ((0x88A8, 0x8100) if len(vlans) == 2 else (0x8100,) * len(vlans))
+    tags = (struct.pack("!HH", kind, 0xA000 | number) for kind, number in zip(kinds, vlans, strict=True))
+    return frame[:12] + b"".join(tags) + frame[12:]
+
+
+def vlan_bytes_of(frame: bytes) -> int:
+    """Return how many bytes of VLAN tags a frame has."""
+    at = 12
+    while frame[at : at + 2] in (b"\x81\0", b"\x88\xa8"):
+        at += 4
+    return at - 12
+
+
+def untagged(frame: bytes) -> bytes:
+    """Return a frame without its VLAN tags."""
+    return frame[:12] + frame[12 + vlan_bytes_of(frame) :]
+
+
 def vlan() -> bytes:
-    return bytes(_ether() / Dot1Q(vlan=5) / IP(src=host(CLIENT[0]), dst=host(VIP[0])) / TCP(dport=80))
+    return bytes(_ether() / Dot1Q(vlan=7) / IP(src=host(CLIENT[0]), dst=host(VIP[0])) / TCP(dport=80))
 
 
 def sctp() -> bytes:
@@ -513,6 +534,7 @@ def _named() -> dict[str, bytes]:
         "ipv6-protocol-50-ttl-1": of_protocol(50)[:21] + b"\1" + of_protocol(50)[22:],
         "ipv6-protocol-50-to-a-stranger": of_protocol(50, destination=STRANGER6),
         "vlan": vlan(),
+        **_with_tags(),
         "sctp": sctp(),
         "sctp-init": sctp_init(),
         "gre": gre(),
@@ -566,6 +588,60 @@ def _named() -> dict[str, bytes]:
         "error-about-an-error": icmp_error(echo_request()),
         "error-ttl-1": icmp_error(syn_ack(VIP), ttl=1),
         **{f"error-{kind}": icmp_error(data(VIP, CLIENT), kind) for kind in ICMP_ERRORS},
+    }
+
+
+def _with_tags() -> dict[str, bytes]:
+    """Return frames with VLAN tags. Those of VLANs 0, 5, 63, 64 and 4094 are served (tests/small_node.py)."""
+    service, first, first6 = (0x88A8,), syn(), syn(CLIENT6, VIP6)
+    frames = {
+        "syn": first,
+        "ack": ack(),
+        "udp-odd": udp(payload=b"odd"),
+        "udp-unsummed": udp_unsummed(),
+        "syn-padded": first + bytes(6),
+        "syn-with-options": syn(options=options(12)),
+        "syn-to-a-stranger": syn(destination=STRANGER),
+        "syn-to-an-unknown-port": syn(destination=(VIP[0], 81)),
+        "udp-to-an-unknown-port": udp(destination=(VIP[0], 80)),
+        "syn-source-routed": syn(options=source_route("LSRR")),
+        "echo": echo_request(),
+        "error": icmp_error(syn_ack(VIP), "host-unreachable"),
+        "first-fragment": first_fragment(),
+        "later-fragment": later_fragment(),
+        "arp": arp(),
+        "of-no-protocol": first[:12] + b"\x90\0" + bytes(46),
+        "ipv6-syn": first6,
+        "ipv6-ack": ack(CLIENT6, VIP6),
+        "ipv6-udp-odd": udp(CLIENT6, DNS_VIP6, b"odd"),
+        "ipv6-syn-to-an-unknown-port": syn(CLIENT6, (VIP6[0], 81)),
+        "ipv6-udp-to-an-unknown-port": udp(CLIENT6, (VIP6[0], 82)),
+        "ipv6-echo": echo6(),
+        "ipv6-error": icmp_error(syn_ack(VIP6, CLIENT6)),
+        "ipv6-fragment": fragment6(udp(CLIENT6, DNS_VIP6, bytes(64))),
+        "ipv6-destination-options": behind(end_options(), first6),
+        "ipv6-protocol-50": of_protocol(50),
+    }
+    return {
+        **{f"vlan-5-{name}": tagged(frame, 5) for name, frame in frames.items()},
+        **{f"vlan-5-4095-{name}": tagged(frame, 5, 4095) for name, frame in frames.items()},
+        **{f"vlan-5-7-{name}": tagged(frame, 5, 7) for name, frame in frames.items()},
+        **{f"vlan-{number}": tagged(first, number) for number in (0, 1, 63, 64, 65, 4094, 4095)},
+        **{f"vlan-{number}-of-a-provider": tagged(first, number, kinds=service) for number in (0, 5, 6)},
+        **{f"vlan-0-{inner}": tagged(first6, 0, inner) for inner in (0, 5, 6, 4095)},
+        "vlan-5-0": tagged(first, 5, 0),
+        "vlan-6-5": tagged(first, 6, 5),
+        "vlan-4095-5": tagged(first, 4095, 5),
+        "vlan-5-7-both-of-a-customer": tagged(first, 5, 7, kinds=(0x8100, 0x8100)),
+        "vlan-5-7-turned-round": tagged(first, 5, 7, kinds=(0x8100, 0x88A8)),
+        "vlan-5-5-5": tagged(first, 5, 5, 5),
+        "vlan-0-0-0": tagged(first6, 0, 0, 0),
+        "vlan-of-an-old-kind": tagged(first, 5, kinds=(0x9100,)),
+        "vlan-5-data-full": tagged(data(payload=bytes(1460)), 5),
+        "vlan-5-7-data-full": tagged(data(payload=bytes(1460)), 5, 7),
+        "vlan-5-7-data-full-whole": tagged(uncut(data(payload=bytes(1460))), 5, 7),
+        "vlan-5-7-ipv6-data-full": tagged(data(CLIENT6, VIP6, bytes(1440)), 5, 7),
+        "vlan-5-7-data-nearly-full": tagged(data(payload=bytes(1456)), 5, 7),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ Address = tuple[int, int]
 IPV6 = 1 << 128  # a bit of IPv6 addresses
 
 _ETHERNET, _IPV4, _IPV6 = 14, 20, 40
+_TAGS = (b"\x81\0", b"\x88\xa8")  # of VLANs
 _M64 = (1 << 64) - 1
 _TRIES, _XDP_TRIES = 8, 2
 _PORTS_TRIED = 64
@@ -195,6 +196,19 @@ def parse(frame: bytes) -> Packet:
         return Packet(Reason.TOO_SHORT)
     flags = l4[13] & 0x3F if protocol == Protocol.TCP else 0
     return replace(packet, reason=Reason.FORWARDED, key=_key(ip, l4), flags=flags)
+
+
+def vlan_tags(frame: bytes, served: Collection[int]) -> tuple[Reason, int]:
+    """Return how many bytes of VLAN tags a frame has, FORWARDED if it is to be looked into; else why it is passed."""
+    kinds = [frame[at : at + 2] for at in (12, 16, 20)]
+    count = next((n for n, kind in enumerate(kinds) if kind not in _TAGS), 3)
+    if count and len(kinds[min(count, 2)]) < 2:
+        return Reason.TOO_SHORT, 0
+    vlans = [int.from_bytes(frame[at : at + 2], "big") & 0xFFF for at in (14, 18)[:count]]
+    is_served = next(filter(None, vlans), 0) in served and 4095 not in vlans
+    if count == 3 or (count and not is_served):
+        return Reason.OTHER_VLAN, 0
+    return Reason.FORWARDED, 4 * count
 
 
 def is_ipv6(frame: bytes) -> bool:
@@ -575,8 +589,11 @@ class Reference:
         link: int = 0,
         named: Callable[[int], int] = int,
         sources: tuple[int, ...] = (),
+        vlans: frozenset[int] = frozenset({0}),
     ) -> None:
         self._services = services
+        self._vlans = vlans
+        self._more = 0  # bytes of the VLAN tags of the frame at hand that count against the MTU
         self._vips = {address for address, _, _ in services}
         self._hops = hops
         self._seed = seed
@@ -603,6 +620,19 @@ class Reference:
 
         Where XDP does not offload, userspace forwards what is known while it lives.
         """
+        return self._untagged(frame, lambda inner: self._xdp(inner, now, is_stalled=is_stalled, offloads=offloads))
+
+    def _untagged(self, frame: bytes, judge: Callable[[bytes], Outcome]) -> Outcome:
+        """Return what becomes of a frame whose VLAN tags stay where they are."""
+        reason, count = vlan_tags(frame, self._vlans)
+        if reason != Reason.FORWARDED:
+            return Outcome(reason, frame)
+        self._more = max(0, count - 4)
+        outcome = judge(frame[:12] + frame[12 + count :])
+        inner = outcome.frame
+        return outcome._replace(frame=inner[:12] + frame[12 : 12 + count] + inner[12:])
+
+    def _xdp(self, frame: bytes, now: int, *, is_stalled: bool, offloads: bool) -> Outcome:
         packet = parse(frame)
         length = len(frame)
         if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
@@ -674,6 +704,9 @@ class Reference:
 
     def userspace(self, frame: bytes, now: int) -> Outcome:
         """Return what the pipeline does with a frame: what is dropped may be answered."""
+        return self._untagged(frame, lambda inner: self._userspace(inner, now))
+
+    def _userspace(self, frame: bytes, now: int) -> Outcome:
         outcome = self._judge(frame, now)
         is_over = verdict_of(outcome.reason) == Verdict.DROP and outcome.ifindex == 0
         packet = parse(frame)
@@ -823,7 +856,8 @@ class Reference:
         if not self._refusals.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if reason == Reason.TOO_BIG:
-            return Outcome(reason, _unreachable(frame, 4, self._complainant(packet), self._narrow.mtu), self._link)
+            mtu = self._narrow.mtu - self._more
+            return Outcome(reason, _unreachable(frame, 4, self._complainant(packet), mtu), self._link)
         destination = packet.key.destination[0]
         if protocol == Protocol.TCP:
             return Outcome(reason, _reset(frame, packet), self._link)
@@ -839,9 +873,8 @@ class Reference:
         if not self._refusals.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if is_long:
-            return Outcome(
-                reason, _error6(frame, packet, 2, 0, self._complainant(packet), self._narrow.mtu), self._link
-            )
+            mtu = self._narrow.mtu - self._more
+            return Outcome(reason, _error6(frame, packet, 2, 0, self._complainant(packet), mtu), self._link)
         if protocol == Protocol.TCP:
             return Outcome(reason, _reset6(frame, packet), self._link)
         if packet.unknown_at:
@@ -924,7 +957,7 @@ class Reference:
         return Outcome(reason, frame, AWAITED if reason == Reason.NO_NEXT_HOP else 0)
 
     def _refusal(self, hop: Hop, ttl: int, length: int) -> Reason:
-        refusal = hop.refusal(ttl, length)
+        refusal = hop.refusal(ttl, length + self._more)
         if refusal == Reason.TOO_BIG:
             self._narrow = hop
         return refusal
@@ -1100,7 +1133,7 @@ class Reference:
             return Outcome(Reason.SOURCE_ROUTED, frame)
         before, after = packet.key, flow[0].after(flow[1])
         hop = self._hop_to(after.destination[0])
-        refusal = hop.refusal(packet.ttl, len(frame))
+        refusal = hop.refusal(packet.ttl, len(frame) + self._more)
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
         if hop.state == HopState.KERNEL:

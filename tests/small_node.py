@@ -14,6 +14,7 @@ from dataplane import hops_compiled
 from dataplane.context import masquerading, new_node, occupy
 from dataplane.pipeline import handle
 from dataplane.settings import PortRange
+from dataplane.vlans import words_of
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import (
@@ -142,6 +143,7 @@ SNAT_PORTS = PortRange(40_001, 40_004)  # the first is the port of two clients
 OCCUPIED = frozenset({40_004, 700})  # by sockets of the node
 PRIVILEGED = ((CLIENT[0], 111), (CLIENT[0], 700), (CLIENT[0], 1023))  # clients
 OWN = address("10.2.0.1:0")[0]  # the node's own address towards the endpoints
+VLANS = (5, 63, 64, 4094)  # that are served, beside untagged frames and those with a priority tag
 
 _TCP6, _UDP6 = Protocol.TCP | Protocol.IPV6, Protocol.UDP | Protocol.IPV6
 SERVICES: dict[tuple[int, int, int], Service] = {
@@ -319,6 +321,7 @@ def reference_of(
         LINK,
         lambda host: named(tables, host),
         sources,
+        frozenset({0, *VLANS}),
     )
     model.occupied = OCCUPIED
     return model
@@ -339,6 +342,7 @@ class Pipeline:
         self.node = new_node(tables, write_hops(tables), SEED, snat)
         self.node.link[0]["ifindex"] = LINK
         tables.control[0]["answers_echo"] = 1
+        tables.control[0]["vlans"] = words_of((vlan, vlan) for vlan in VLANS)
         self._memory = np.zeros(4096, np.uint8)
 
     def send(self, frame: bytes, now: int) -> Outcome:

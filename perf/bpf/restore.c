@@ -41,14 +41,15 @@ static inline void write_ipv6(u32 *words, u32 source, u32 destination)
 int restore(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct ethhdr *eth = data;
+	struct ethhdr *eth = data + 4 * VLAN_TAGS;  /* but for its addresses, which are where the frame begins */
+	u32 *tags = data + 2 * ETH_ALEN;
 	struct udphdr *udp = (void *)(eth + 1) + (IPV6 ? 40 : sizeof(struct iphdr));
 	u32 row = bpf_get_smp_processor_id(), client, server;
 	struct orders *order = orders.lookup(&row);
 	u64 flow, at;
 	u16 port;
 
-	if (!order || data + (IPV6 ? FRAME6_BYTES : FRAME_BYTES) > end)
+	if (!order || (void *)eth + (IPV6 ? FRAME6_BYTES : FRAME_BYTES) > end)
 		return XDP_ABORTED;
 	/* Not one after the other: neighbours in the table would lend each other their cache lines. */
 	at = order->word[ORDER_NEXT];
@@ -58,6 +59,10 @@ int restore(struct xdp_md *ctx)
 	server = __builtin_bswap32(order->word[ORDER_SERVER]);
 	port = __builtin_bswap16(FIRST_SOURCE_PORT + flow % SOURCE_PORTS);
 
+	if (VLAN_TAGS == 2)
+		*tags++ = __builtin_bswap32(ETH_P_8021AD << 16 | VLAN);
+	if (VLAN_TAGS)
+		*tags = __builtin_bswap32(ETH_P_8021Q << 16 | VLAN);
 	eth->h_proto = __builtin_bswap16(IPV6 ? ETH_P_IPV6 : ETH_P_IP);
 	if (IPV6)
 		write_ipv6((void *)(eth + 1), REPLY ? server : client, REPLY ? client : server);

@@ -77,8 +77,8 @@ def _cost(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
     from perf import cost  # compiles
 
     trials = 3 if effort.is_quick else 10
-    for protocol, reply in cost.KINDS:
-        found = cost.measure(flows, protocol, reply=reply, trials=trials)
+    for kind in cost.KINDS:
+        found = cost.measure(flows, kind, trials=trials)
         yield f"{found.protocol} {found.direction}", found.nets_ns
 
 

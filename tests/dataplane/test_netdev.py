@@ -28,9 +28,11 @@ from dataplane.netdev import (
     RouteKind,
     Way,
     attributes,
+    has_rxvlan,
     messages,
     parse_neighbour,
     parse_route,
+    set_rxvlan,
     xdp_features,
 )
 from xdp.addresses import number_of
@@ -370,3 +372,13 @@ def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) 
     assert netdev.takes_redirects(v0) is False
     subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)
     assert netdev.takes_redirects(v0) is True
+
+
+@pytest.mark.root
+def test_a_driver_is_told_to_leave_vlan_tags_in_frames(lab: Lab, netdev: NetDev) -> None:
+    assert has_rxvlan("v0")
+    for is_on in (False, True):
+        assert set_rxvlan("v0", is_on=is_on)
+        assert has_rxvlan("v0") == is_on
+    assert not has_rxvlan("nothing")
+    assert not set_rxvlan("nothing", is_on=True)

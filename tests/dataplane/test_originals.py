@@ -29,6 +29,8 @@ from tests.packets import (
     VIP,
     VIP6,
     rewritten,
+    tagged,
+    untagged,
 )
 from tests.reference import Outcome
 from tests.small_node import (
@@ -170,6 +172,55 @@ def test_a_checksum_that_was_verified_is_not_said_to_be_so_any_more(copies):
     endpoint = Ether(copies.send(packets.syn(), data_valid).frame)[IP].dst
     assert endpoint in {packets.host(ENDPOINT[0]), packets.host(OTHER_ENDPOINT[0])}
     assert copies.vnet == PLAIN
+
+
+def behind_tags(vnet: bytes, vlans: tuple[int, ...]) -> bytes:
+    """Return a VNET header as it is of a frame with a tag for each of these VLANs."""
+    flags, kind, header, size, start, offset = struct.unpack("=BBHHHH", vnet)
+    more = 4 * len(vlans)
+    return struct.pack("=BBHHHH", flags, kind, header + more, size, start + more, offset)
+
+
+@pytest.mark.parametrize("vlans", [(5,), (5, 7)], ids=str)
+@pytest.mark.parametrize("make", [packets.syn, packets.udp], ids=["tcp", "udp"])
+def test_N6_such_a_checksum_behind_vlan_tags(copies, make, vlans):
+    given, vnet = unfinished(make())
+    vnet = behind_tags(vnet, vlans)
+    sent = copies.send(tagged(given, *vlans), vnet)
+    assert sent.reason is Reason.ADMITTED
+    layer = Ether(untagged(sent.frame))
+    endpoint = packets.address(f"{layer[IP].dst}:{layer.dport}")
+    whole = rewritten(make(), CLIENT, endpoint, HOPS[endpoint[0]].macs)
+    assert (sent.frame, copies.vnet) == (tagged(unfinished(whole)[0], *vlans), vnet)
+
+
+@pytest.mark.parametrize(("vlans", "fits"), [((5,), 1460), ((5, 7), 1456)], ids=str)
+def test_N6_a_tagged_frame_larger_than_the_mtu_is_sent_if_its_segments_fit(copies, vlans, fits):
+    copies.connect()
+    frame = tagged(unfinished(packets.data(payload=b"x" * 60_000))[0], *vlans)
+    for kind in (packetrings.GSO_TCPV4, packetrings.GSO_TCPV4 | 0x80):
+        for segment, reason in ((fits, Reason.FORWARDED), (fits + 1, Reason.TOO_BIG)):
+            vnet = behind_tags(gso(segment, kind), vlans)
+            assert (copies.send(frame, vnet).reason, copies.vnet) == (reason, vnet)
+
+
+@pytest.mark.parametrize("vlans", [(5,), (5, 7)], ids=str)
+@pytest.mark.parametrize(
+    ("frame", "to"),
+    [(packets.syn_ack(ENDPOINT, CLIENT), CLIENT), (packets.syn_ack(ENDPOINT6, CLIENT6), CLIENT6)],
+    ids=["4", "6"],
+)
+def test_N6_a_tagged_frame_that_an_endpoint_sends_past_its_services_is_sent_on(copies, vlans, frame, to):
+    hop, vnet = HOPS[to[0]], behind_tags(unfinished(frame)[1], vlans)
+    sent = copies.send(tagged(frame, *vlans), vnet)
+    assert sent == (Reason.SENT_ON, tagged(routed(frame, hop.macs), *vlans), hop.ifindex)
+    assert copies.vnet == vnet
+
+
+@pytest.mark.parametrize("vlans", [(6,), (4095,), (5, 4095), (5, 5, 5)], ids=str)
+def test_N6_of_other_vlans_the_kernel_has_the_original(copies, vlans):
+    for frame in (packets.syn(), packets.syn_ack(ENDPOINT, CLIENT)):
+        assert copies.send(tagged(frame, *vlans)) == (Reason.OTHER_VLAN, tagged(frame, *vlans), 0)
 
 
 def gso(segment: int, kind: int = packetrings.GSO_TCPV4) -> bytes:

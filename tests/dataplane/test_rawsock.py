@@ -6,12 +6,15 @@ a0 ---- a1 [sockets] b0 ---- b1
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import struct
 import subprocess
 
 import numpy as np
 import pytest
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
+from scapy.layers.l2 import Ether
 
 from dataplane import packetrings
 from dataplane.loop import BURST
@@ -20,6 +23,7 @@ from dataplane.packetrings import FRAME, HEAD, VNET_BYTES
 from dataplane.rawsock import BLOCK_BYTES, BLOCKS, PacketSocket
 from perf import echo
 from perf.world import wait_until
+from tests.packets import NAMED, tagged
 from xdp import schema
 from xdp.errors import AttachError
 from xdp.schema import Reason
@@ -109,12 +113,56 @@ def test_frames_arrive_in_order_through_every_block(raw):
     assert raw.lost() == 0
 
 
-def test_what_is_tagged_or_for_another_machine_is_not_ours(raw):
-    tagged = frame_to("a1")[:12] + b"\x81\0\0\x05" + frame_to("a1")[12:]
+def test_what_is_for_another_machine_is_not_ours(raw):
     with wire("a0") as far:
-        for frame in (frame_to("a1"), tagged, frame_to("b1"), b"\xff" * 6 + frame_to("a1")[6:]):
+        for frame in (frame_to("a1"), frame_to("b1"), b"\xff" * 6 + frame_to("a1")[6:]):
             far.send(frame)
-        assert [is_ours for _, is_ours in received(raw, 4)] == [True, False, False, False]
+        assert [is_ours for _, is_ours in received(raw, 3)] == [True, False, False]
+
+
+def question(kind):
+    """Return a frame to all, or to a group, that is ours: ARP, or a question for a neighbour."""
+    if kind == "arp":
+        return b"\xff" * 6 + NAMED["arp"][6:]
+    group = IPv6(src="2001:db8::1", dst="ff02::1:ff00:2", hlim=255)
+    return bytes(Ether(dst="33:33:ff:00:00:02") / group / ICMPv6ND_NS(tgt="2001:db8::2"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "vlans"),
+    [
+        *itertools.product(("host", "arp", "ndp"), [(5,), (0,), (4095,), (100, 7)]),
+        ("host", (1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_N6_the_tag_that_the_kernel_takes_out_is_put_back(raw, kind, vlans):
+    frame = tagged(frame_to("a1") if kind == "host" else question(kind), *vlans)
+    others = tagged(b"\xff" * 6 + frame_to("a1")[6:], *vlans)
+    with wire("a0") as far:
+        far.send(frame)
+        far.send(others)
+        vnets = []
+        got = received(raw, 2, lambda start, _: vnets.append(raw.queue.frames[start - VNET_BYTES : start].tobytes()))
+    assert got[0] == (frame, True)
+    assert not got[1][1]
+    assert vnets[0] == struct.pack("=BBHHHH", 0, 0, 4, 0, 0, 0)  # nothing to be finished
+
+
+@pytest.mark.parametrize("vlans", [(), (5,), (100, 7)], ids=str)
+def test_N6_a_checksum_that_a_device_is_to_finish_is_found_behind_tags(raw, counters, vlans):
+    more = 4 * len(vlans)
+    frame = tagged(mac("a1") + NAMED["data-odd"][6:], *vlans)
+    vnet = struct.pack("=BBHHHH", packetrings.VNET_NEEDS_CSUM, 0, 54 + more, 0, 34 + more, 16)
+    memory, vnets = np.frombuffer(bytearray(vnet + frame), np.uint8), []
+    with opened("a0") as far:
+        way = socket.if_nametoindex("a0")
+        packetrings.send(far.queue, memory, VNET_BYTES, len(frame), way, int(Reason.FORWARDED), counters)
+        packetrings.flush(far.queue, counters)
+        got = received(raw, 1, lambda start, _: vnets.append(raw.queue.frames[start - VNET_BYTES : start].tobytes()))
+    assert got == [(frame, True)]
+    needs_csum, _, _, _, start, offset = struct.unpack("=BBHHHH", vnets[0])
+    assert (needs_csum, start, offset) == (packetrings.VNET_NEEDS_CSUM, 34 + more, 16)
 
 
 def test_what_this_machine_sends_is_not_received(raw):
@@ -175,20 +223,26 @@ def test_what_cannot_be_sent_is_dropped_and_does_not_go_elsewhere(raw, counters)
     assert raw.queue.at[HEAD] == 10
 
 
-def test_a_frame_larger_than_a_slot_is_cut_by_the_device(raw, counters):
+@pytest.mark.parametrize("vlans", [(), (5,), (100, 7)], ids=str)
+def test_a_frame_larger_than_a_slot_is_cut_by_the_device(raw, counters, vlans):
     segment, payload = 1000, b"x" * 10_000
     ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 40 + len(payload), 1, 0, 64, 6, 0, bytes(4), bytes(4))
     tcp = struct.pack("!HHIIBBHHH", 1, 2, 0, 0, 0x50, 0x10, 100, 0, 0)
-    frame = mac("b1") + bytes(6) + b"\x08\0" + ip + tcp + payload
-    vnet = struct.pack("=BBHHHH", packetrings.VNET_NEEDS_CSUM, packetrings.GSO_TCPV4, 54, segment, 34, 16)
+    more, flag = 4 * len(vlans), packetrings.VNET_NEEDS_CSUM
+    frame = tagged(mac("b1") + bytes(6) + b"\x08\0" + ip + tcp + payload, *vlans)
+    vnet = struct.pack("=BBHHHH", flag, packetrings.GSO_TCPV4, 54 + more, segment, 34 + more, 16)
     memory = np.frombuffer(bytearray(vnet + frame), np.uint8)
     subprocess.run(["ethtool", "-K", "b0", "tx", "off"], check=True, capture_output=True)
-    with wire("b1") as b1:
+    with opened("b1") as far:
+        far.listen()
         way = socket.if_nametoindex("b0")
         packetrings.send(raw.queue, memory, VNET_BYTES, len(frame), way, int(Reason.FORWARDED), counters)
         assert counters["packets"][Reason.FORWARDED] == 1
-        pieces = [b1.recv(1 << 17) for _ in range(10)]
-    assert {len(piece) for piece in pieces} == {54 + segment}
+        pieces = [piece for piece, _ in received(far, 10)]
+    assert {piece[: 14 + more] for piece in pieces} == {frame[: 14 + more]}
+    assert {len(piece) for piece in pieces} == {54 + more + segment}
+    assert b"".join(piece[54 + more :] for piece in pieces) == payload
+    assert {piece[16 + more : 18 + more] for piece in pieces} == {struct.pack("!H", 40 + segment)}
 
 
 def test_an_interface_that_was_down_receives_again(raw):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataplane import config
-from dataplane.settings import OPTIONS, PortRange, Settings, interface_of, merge
+from dataplane.settings import OPTIONS, PortRange, Settings, VlanRange, interface_of, merge
 from xdp.errors import ConfigError
 
 
@@ -51,6 +51,7 @@ def test_every_flag_can_stand_in_a_file(file):
         cluster-cidr: [10.244.0.0/16, 10.245.0.0/16]
         snat-ports: 20000-20999
         snat-addresses: [192.0.2.7, '2001:db8::7']
+        vlan: [100, 200-299, all]
         metrics: '[::1]:9100'
         log-format: json
     """)
@@ -74,6 +75,7 @@ def test_every_flag_can_stand_in_a_file(file):
         cluster_cidr=(ip_network("10.244.0.0/16"), ip_network("10.245.0.0/16")),
         snat_ports=PortRange(20000, 20999),
         snat_addresses=(ip_address("192.0.2.7"), ip_address("2001:db8::7")),
+        vlans=(VlanRange(100, 100), VlanRange(200, 299), VlanRange(0, 4094)),
         metrics=("::1", 9100),
         log_format="json",
     )

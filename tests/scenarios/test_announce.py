@@ -16,6 +16,7 @@ from scapy.utils6 import in6_getnsma, in6_getnsmac
 from perf import clients
 from perf.world import Host, World
 from tests.node import Daemon, Service, Wire, write_manifests
+from tests.packets import tagged
 from tests.scenarios.site import WEB_PORT
 
 pytestmark = [pytest.mark.root]
@@ -188,6 +189,15 @@ def test_A_an_answer_is_the_whole_frame_turned_round(world, link, daemon, wire):
     wire.received()
     wire.send(link.ask(link.vip))
     daemon.wait_for(lambda: link.answer(link.vip) in wire.received())
+
+
+@pytest.mark.parametrize("vlans", [(0,), (100,), (100, 7)], ids=["priority", "802.1Q", "QinQ"])
+def test_A_N6_a_question_in_a_vlan_is_answered_in_it(world, link, daemon, wire, vlans):
+    daemon.start_with = [*daemon.start_with, "--vlan", "100"]
+    daemon.start()
+    wire.received()
+    wire.send(tagged(link.ask(link.vip), *vlans))
+    daemon.wait_for(lambda: tagged(link.answer(link.vip), *vlans) in wire.received())
     before = daemon.ask("status")["reasons"]
     ignored = "NOT_IPV4" if link.family == 4 else "OTHER_ICMP"
     others = [link.ask(link.free)]

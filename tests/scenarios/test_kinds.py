@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from dataplane.netdev import has_gro
+from dataplane.netdev import has_gro, has_rxvlan
 from perf import clients
 from perf.world import Host, World
 from tests.node import Daemon
@@ -210,5 +210,32 @@ def test_gro_comes_back_at_the_end_and_with_the_native_mode(site, how):
         daemon.wait()
         daemon.start_with = ["--xdp-mode", "native"]
         daemon.start()
+        assert gro(node) == [True, True]
+        assert json.loads(daemon.settings.offloads_path.read_text())["gro_was_on"] == []
+        daemon.signal(signal.SIGINT)
+        daemon.wait()
     assert gro(node) == [True, True]
+    assert not daemon.settings.offloads_path.exists()
+
+
+def rxvlan(node: Host) -> list[bool]:
+    with node.entered():
+        return [has_rxvlan(name) for name in ("eth0", "eth1")]
+
+
+@pytest.mark.parametrize("mode", ["generic", "native"])
+def test_N6_drivers_leave_vlan_tags_in_frames_while_xdp_is_there(site, mode):
+    """What a driver takes out, XDP does not see; what `ethtool -k` says before is so again at the end."""
+    node, daemon = site.world.node, site.daemon
+    daemon.start_with = ["--xdp-mode", mode]
+    assert rxvlan(node) == [True, True]
+    site.serve()
+    assert rxvlan(node) == [False, False]
+    daemon.signal(signal.SIGKILL)
+    daemon.wait()
+    assert rxvlan(node) == [False, False]
+    daemon.start()
+    daemon.signal(signal.SIGINT)
+    daemon.wait()
+    assert rxvlan(node) == [True, True]
     assert not daemon.settings.offloads_path.exists()

@@ -130,7 +130,7 @@ def test_T1_each_endpoint_has_its_own_port(node):
     [
         pytest.param(packets.arp(), Reason.NOT_IPV4, id="arp"),
         pytest.param(packets.ipv6(), Reason.NOT_OURS, id="ipv6"),
-        pytest.param(packets.vlan(), Reason.NOT_IPV4, id="vlan"),
+        pytest.param(packets.vlan(), Reason.OTHER_VLAN, id="vlan"),
         pytest.param(packets.sctp_init(packets.CLIENT, STRANGER), Reason.NOT_TCP_UDP, id="sctp"),
         pytest.param(packets.echo_request(STRANGER), Reason.OTHER_ICMP, id="echo-request"),
         pytest.param(udp(packets.CLIENT, STRANGER), Reason.NOT_OURS, id="udp"),

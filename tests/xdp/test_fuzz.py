@@ -19,7 +19,18 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.packets import CLIENT, DNS_VIP, DNS_VIP6, ETHERNET_BYTES, NAMED, STRANGER, STRANGER6, VIP
+from tests.packets import (
+    CLIENT,
+    DNS_VIP,
+    DNS_VIP6,
+    ETHERNET_BYTES,
+    NAMED,
+    STRANGER,
+    STRANGER6,
+    VIP,
+    tagged,
+    untagged,
+)
 from tests.reference import Key, adjusted, is_ipv6, octets_of
 from tests.small_node import (
     CLIENTS,
@@ -40,6 +51,7 @@ from tests.small_node import (
     STICKY_VIPS,
     TCP_VIPS,
     TCP_VIPS6,
+    VLANS,
     flows_of,
 )
 from tests.xdp.test_twins import AGES_S, Twins, made_twins
@@ -82,7 +94,18 @@ def steps_of(number: int, twins: Twins) -> Iterator[Step]:
             if random.random() < 0.3:
                 spoilt = _spoilt6 if is_ipv6(frame) else _spoilt
                 frame = random.choice((_flipped, _cut, _padded, spoilt))(random, frame)
+            if random.random() < 0.2:
+                frame = _tagged(random, frame)
             yield Step(frame[:_LONGEST])
+
+
+def _tagged(random: Random, frame: bytes) -> bytes:
+    """Return a frame with VLAN tags, mostly of VLANs that are served, now and then cut where they are."""
+    count = random.choice((1, 1, 1, 2, 2, 3))
+    numbers = [random.choice((0, *VLANS, *VLANS, 1, 4095, random.randrange(4096))) for _ in range(count)]
+    kinds = [random.choice((0x8100, 0x8100, 0x88A8, 0x88A8, 0x9100)) for _ in range(count)]
+    made = tagged(frame, *numbers, kinds=kinds)
+    return made[: random.randrange(14, 40)] if random.random() < 0.05 else made
 
 
 def _checksum(random: Random) -> int:
@@ -329,6 +352,7 @@ _WHOLE_WITHOUT_PADDING = (
     "ipv6-syn-padded",
     "ipv6-destination-options-padded",
     "ipv6-fragment-padded",
+    *(f"vlan-{tags}-syn-padded" for tags in ("5", "5-7", "5-4095")),
 )  # cut by a little, it is a SYN
 _STATES: dict[str, Callable[[Twins], object]] = {
     "unknown": lambda _: None,
@@ -351,9 +375,10 @@ def test_a_frame_cut_anywhere_becomes_the_same_everywhere_and_nothing_is_remembe
                 twins.send_alone(frame[:length])
                 continue
             reason = twins.send(frame[:length], compare=False).reason
-            end = ETHERNET_BYTES + int.from_bytes(frame[16:18])  # padding follows
-            if is_ipv6(frame):
-                end = ETHERNET_BYTES + 40 + int.from_bytes(frame[18:20])
-            assert length >= end or verdict_of(reason) is not Verdict.FORWARD, name
+            inner = untagged(frame)
+            end = ETHERNET_BYTES + int.from_bytes(inner[16:18])  # padding follows
+            if is_ipv6(inner):
+                end = ETHERNET_BYTES + 40 + int.from_bytes(inner[18:20])
+            assert length >= end + len(frame) - len(inner) or verdict_of(reason) is not Verdict.FORWARD, name
     twins.compare_records()
     assert len(flows_of(twins.tables)) == known

@@ -255,7 +255,7 @@ class Twins:
         """Whether a frame was rewritten for the kernel to route: its MAC addresses are those of before."""
         if outcome.reason not in (Reason.TO_KERNEL, Reason.ADMITTED):
             return False
-        return HOPS[packets.addresses_of(outcome.frame)[1]].state == HopState.KERNEL
+        return HOPS[packets.addresses_of(packets.untagged(outcome.frame))[1]].state == HopState.KERNEL
 
     def counts(self) -> npt.NDArray[np.int64]:
         """Return how many frames XDP has counted, by reason."""

@@ -393,7 +393,7 @@ struct newcomer {
 /* Look at the packet again for what tables do not have: IPv6 addresses. Of a client without a name, one is made. */
 static inline enum reason meet(struct xdp_md *ctx, const struct passage *passage, struct newcomer *who, struct control *words)
 {
-	struct ipv6 *ip = (void *)(long)ctx->data + sizeof(struct ethernet);
+	struct ipv6 *ip = untagged(ctx, passage->vlan_bytes) + sizeof(struct ethernet);
 	u64 seed = words->maglev_seed, destination;
 	u32 name;
 
@@ -419,7 +419,8 @@ static inline enum reason meet(struct xdp_md *ctx, const struct passage *passage
 static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, const struct service *service,
 				const struct machine *rules, struct control *words)
 {
-	u32 length = ctx->data_end - ctx->data, back, out = 0, place, line, row, attempt;
+	u32 length = length_of(ctx, passage->vlan_bytes) + more_vlan_bytes(passage->vlan_bytes);
+	u32 back, out = 0, place, line, row, attempt;
 	u8 state = rules->first_state[passage->event & 7];
 	struct tuple after, chosen_by, reply;
 	struct newcomer who = {};

@@ -5,9 +5,10 @@
  * Beside it and not within, so that a packet of IPv4 meets none of this. */
 
 /* Neighbour discovery, while VIPs are announced: a question for one is punted, as by ARP (lb.c). */
-static inline struct result handle_neighbour(struct xdp_md *ctx, const struct control *words)
+static inline struct result handle_neighbour(struct xdp_md *ctx, const struct packet *packet,
+					     const struct control *words)
 {
-	struct neighbour *neighbour = parse_neighbour((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	struct neighbour *neighbour = parse_neighbour(untagged(ctx, packet->vlan_bytes), (void *)(long)ctx->data_end);
 	u32 name = neighbour ? find_name(neighbour->target[0], neighbour->target[1], words) : 0;
 
 	if (!neighbour || !name || !is_vip_of(name, PROTOCOL_IPV6, words))
@@ -21,7 +22,7 @@ static inline struct result handle_neighbour(struct xdp_md *ctx, const struct co
 static inline struct result handle_error(struct xdp_md *ctx, struct packet *packet, u32 now, const struct machine *rules,
 					 const struct control *words)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	void *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
 	struct ipv6 *quote = data + (packet->l4 & 0xff) + sizeof(struct icmp);
 	u32 source, destination;
 	struct flow *flow;
@@ -40,7 +41,7 @@ static inline struct result handle_error(struct xdp_md *ctx, struct packet *pack
 static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packet, struct question *question,
 					const struct machine *rules, const struct control *words)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	void *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
 	struct ipv6 *ip = data + sizeof(struct ethernet);
 	struct flow *flow = 0;
 	u32 source, destination;
@@ -56,7 +57,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 	question->now = bpf_jiffies64();
 	found = parse_ipv6(data, end, packet);
 	if (found == REASON_OTHER_ICMP && words->answers_arp)
-		return handle_neighbour(ctx, words);
+		return handle_neighbour(ctx, packet, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
 		return pass(found);
 	if (found == REASON_ICMP_ERROR)

@@ -240,18 +240,17 @@ static inline bool is_martian_ipv6(const __u64 *source)
 
 /* Rewrite an IPv6 packet that parse_ipv6() accepted, to what the names of its flow record's new addresses stand for;
  * return 0, or -1 if the frame is shorter than it said. Without a next hop it stays as it is for the kernel to route. */
-static inline int rewrite_ipv6(void *data, void *end, __u32 l4, const struct flow *flow, const struct name *source,
-			       const struct name *destination, const struct next_hop *hop)
+static inline int rewrite_ipv6(void *front, void *data, void *end, __u32 l4, const struct flow *flow,
+			       const struct name *source, const struct name *destination, const struct next_hop *hop)
 {
-	struct ethernet *ethernet = data;
-	struct ipv6 *ip = (void *)(ethernet + 1);
+	struct ethernet *ethernet = front;
+	struct ipv6 *ip = data + sizeof(*ethernet);
 	struct ports *ports = data + (l4 & 0xff);  /* at most 14 + 40 + EXTENSION_BYTES + 8: the mask tells the verifier */
 
-	if ((void *)(ip + 1) > end || (void *)(ports + 2) > end)
+	if ((void *)(ethernet + 1) > end || (void *)(ip + 1) > end || (void *)(ports + 2) > end)
 		return -1;
 	if (hop) {
-		*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
-		*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
+		write_macs(ethernet, hop);
 		ip->hop_limit -= 1;
 	}
 	ip->src_addr[0] = source->addr[0];

@@ -144,6 +144,21 @@ static inline struct result punt(u32 reader, struct result otherwise, enum reaso
 	return (struct result){ XDP_REDIRECT, reason };
 }
 
+/* Where a frame would begin without its VLAN tags: but for its MAC addresses, it is an untagged one from there on. */
+static inline void *untagged(struct xdp_md *ctx, u32 vlan_bytes)
+{
+	return (void *)(long)ctx->data + (vlan_bytes & VLAN_BYTES);  /* the mask tells the verifier */
+}
+
+/* How long a frame is without them. */
+static inline u32 length_of(struct xdp_md *ctx, u32 vlan_bytes)
+{
+	u32 length = (void *)(long)ctx->data_end - untagged(ctx, vlan_bytes);
+
+	asm volatile("" : "+r"(length));  /* lest something is added to an end first, which the verifier forbids */
+	return length;
+}
+
 /* Why a frame cannot go to a next hop; FORWARDED if it can, TO_KERNEL if the kernel is to route it there. */
 static inline enum reason refusal_of(const struct next_hop *hop, u32 length)
 {
@@ -157,23 +172,24 @@ static inline enum reason refusal_of(const struct next_hop *hop, u32 length)
 }
 
 /* Rewrite a packet of either family; return 0, or -1 if it cannot be. Without a next hop it is for the kernel to route. */
-static inline int rewrite_any(void *data, void *end, const struct packet *packet, const struct flow *flow,
+static inline int rewrite_any(struct xdp_md *ctx, const struct packet *packet, const struct flow *flow,
 			      const struct next_hop *hop, const bool is_ipv6)
 {
+	void *front = (void *)(long)ctx->data, *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
 	struct name *source, *destination;
 
 	if (!is_ipv6)
-		return rewrite(data, end, packet->l4, flow, hop);
+		return rewrite(front, data, end, packet->l4, flow, hop);
 	source = name_of(flow->new_src_addr);
 	destination = name_of(flow->new_dst_addr);
-	return source && destination ? rewrite_ipv6(data, end, packet->l4, flow, source, destination, hop) : -1;
+	return source && destination ? rewrite_ipv6(front, data, end, packet->l4, flow, source, destination, hop) : -1;
 }
 
 /* Rewrite for the kernel, which routes the packet, counts its TTL down and minds the MTU. It is to see client and endpoint
  * in both directions: a reply goes to it as it is, and is translated as it leaves (egress.c). An endpoint that reaches
  * itself is to see the VIP. */
-static inline struct result hand_over(void *data, void *end, const struct packet *packet, struct flow *flow, const bool is_ipv6,
-				      u8 event, const struct machine *rules, u32 now)
+static inline struct result hand_over(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, const bool is_ipv6,
+				      u8 event, const struct machine *rules, u32 length, u32 now)
 {
 	if (!reaches_itself(flow)) {
 		if (flow->direction == REPLY)
@@ -181,10 +197,10 @@ static inline struct result hand_over(void *data, void *end, const struct packet
 		if (flow->new_src_addr != flow->src_addr)  /* it takes no packet that comes from its own address */
 			return drop(REASON_NOT_FORWARDABLE);
 	}
-	if (rewrite_any(data, end, packet, flow, 0, is_ipv6))
+	if (rewrite_any(ctx, packet, flow, 0, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	advance(flow, event, rules);
-	touch(flow, now, 1, end - data);
+	touch(flow, now, 1, length);
 	return pass(REASON_TO_KERNEL);
 }
 
@@ -201,17 +217,15 @@ static inline bool is_for_kernel(const struct flow *flow)
 static inline struct result forward(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, const bool is_ipv6,
 				    u8 event, const struct machine *rules, u32 now)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	u32 number = flow->next_hop;
+	u32 number = flow->next_hop, length = length_of(ctx, packet->vlan_bytes);
 	struct next_hop *hop = next_hops.lookup(&number);
-	u32 length = end - data;
-	enum reason refusal = refusal_of(hop, length);
+	enum reason refusal = refusal_of(hop, length + more_vlan_bytes(packet->vlan_bytes));
 
 	if (!hop || refusal != REASON_FORWARDED)
-		return refusal == REASON_TO_KERNEL ? hand_over(data, end, packet, flow, is_ipv6, event, rules, now) :
+		return refusal == REASON_TO_KERNEL ? hand_over(ctx, packet, flow, is_ipv6, event, rules, length, now) :
 						     drop(refusal);
 	advance(flow, event, rules);
-	if (rewrite_any(data, end, packet, flow, hop, is_ipv6))
+	if (rewrite_any(ctx, packet, flow, hop, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	touch(flow, now, 1, length);
 	/* Back out of the same interface, too: on a veth, XDP_TX does not wake a peer that has GRO and no program. */
@@ -220,9 +234,9 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 
 /* ARP, while VIPs are announced: a question for one is punted, to be answered; who else claims one is heard by control,
  * through the kernel. */
-static inline struct result handle_arp(struct xdp_md *ctx, const struct control *words)
+static inline struct result handle_arp(struct xdp_md *ctx, const struct packet *packet, const struct control *words)
 {
-	struct arp *arp = parse_arp((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	struct arp *arp = parse_arp(untagged(ctx, packet->vlan_bytes), (void *)(long)ctx->data_end);
 
 	if (!arp)
 		return pass(REASON_NOT_IPV4);
@@ -353,7 +367,7 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 	u32 now;
 
 	if (found == REASON_NOT_IPV4 && words->answers_arp)
-		return handle_arp(ctx, words);
+		return handle_arp(ctx, packet, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT)
 		return pass(found);
 
@@ -405,6 +419,7 @@ static inline struct result hand_on(struct xdp_md *ctx, const struct packet *pac
 		passage->reader = reader;
 		passage->why = question->why;
 		passage->now = question->now;
+		passage->vlan_bytes = packet->vlan_bytes;
 		stages.call(ctx, STAGE_ADMIT);
 	}
 	return punt(reader, drop(REASON_STALLED_DROPPED), question->why);
@@ -463,8 +478,21 @@ static inline struct result handle(struct xdp_md *ctx)
 	if (!words || !rules)
 		return pass(REASON_NOT_OURS);
 
+	/* None. But the verifier is not to know it: tagged or not is all the same to it then, and it goes on once. */
+	packet.vlan_bytes = words->hertz >> 28 & VLAN_BYTES;
 	found = parse(data, end, &packet);
 	is_six = found == REASON_NOT_IPV4 && is_ipv6(data, end);
+	if (found == REASON_NOT_IPV4 && !is_six) {
+		found = parse_vlan_tags(data, end, words->vlans, &packet.vlan_bytes);
+		if (found == REASON_FORWARDED) {
+			packet.vlan_bytes = forgotten(packet.vlan_bytes, words->hertz) & VLAN_BYTES;
+			data = untagged(ctx, packet.vlan_bytes);
+			found = parse(data, end, &packet);
+			is_six = found == REASON_NOT_IPV4 && is_ipv6(data, end);
+		} else if (found != REASON_NOT_IPV4) {
+			return pass(found);
+		}
+	}
 	result = is_six ? handle_ipv6(ctx, &packet, &question, rules, words) :
 			  handle_ipv4(ctx, &packet, found, &question, rules, words);
 	if (result.action != UNDECIDED)
@@ -534,6 +562,7 @@ int xdp_send(struct xdp_md *ctx)
 	if (!flow)
 		return settle(drop(REASON_VANISHED));
 	packet.l4 = passage->l4;
+	packet.vlan_bytes = passage->vlan_bytes;
 	result = passage->protocol & PROTOCOL_IPV6 ?
 			 forward(ctx, &packet, flow, true, passage->event, rules, passage->now) :
 			 forward(ctx, &packet, flow, false, passage->event, rules, passage->now);

@@ -8,6 +8,10 @@ enum {
 	IPV4_OFFSET = 0x1fff,
 	TCP_FLAGS = 0x3f,
 	ETHERTYPE_ARP = 0x0806,
+	ETHERTYPE_VLAN = 0x8100,     /* a tag of a customer's, or the only one */
+	ETHERTYPE_SERVICE = 0x88a8,  /* a tag of a provider's */
+	VLAN_ID = 0x0fff,
+	VLAN_BYTES = 3 * VLAN_TAG_BYTES,  /* a mask: of one tag or two, added up */
 	ARP_REQUEST = 1,
 };
 
@@ -16,6 +20,12 @@ struct ethernet {
 	__u8   dst_mac[6];
 	__u8   src_mac[6];
 	__be16 type;
+};
+
+/* A VLAN tag, which stands where an untagged frame has its type (IEEE 802.1Q section 9.3). */
+struct vlan_tag {
+	__be16 type;
+	__be16 control;        /* priority, whether it may be dropped first, and the VLAN */
 };
 
 struct ipv4 {
@@ -75,12 +85,14 @@ struct arp {
 
 enum icmp_type { ICMP_UNREACHABLE = 3, ICMP_QUENCH = 4, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
 
-/* What parse() finds. Offsets are from the start of the frame. */
+/* What parse() finds. Offsets are from the start of the frame, but for those of VLAN tags: they
+ * stand between its MAC addresses and its type, so that what begins so much later is, but for these, an untagged one. */
 struct packet {
 	struct tuple tuple;
 	__u64 datagram;    /* of a fragment: protocol and identification */
 	__u32 l4;          /* offset of the transport header */
 	__u32 quoted;      /* of an ICMPv6 error: that of the one that it quotes */
+	__u32 vlan_bytes;  /* of its VLAN tags */
 	__u8  ttl;
 	__u8  tcp_flags;
 };
@@ -94,6 +106,45 @@ static inline bool has_options(const struct packet *packet)
 static inline __u16 be16(__be16 value)
 {
 	return __builtin_bswap16(value);
+}
+
+static inline bool is_vlan_tag(__be16 type)
+{
+	return type == __builtin_bswap16(ETHERTYPE_VLAN) || type == __builtin_bswap16(ETHERTYPE_SERVICE);
+}
+
+/* See which VLAN tags a frame has that is neither IPv4 nor IPv6. Store how many bytes they are and return FORWARDED if it
+ * has some and its VLAN is one of `vlans`; else why it is passed. The outer tag tells the VLAN or, where that is a priority
+ * tag, the inner one. */
+static inline enum reason parse_vlan_tags(void *data, void *end, const __u64 *vlans, __u32 *bytes)
+{
+	struct vlan_tag *tag = data + __builtin_offsetof(struct ethernet, type);
+	__u32 vlan, inner = 0, count = 1;
+
+	if ((void *)&tag->control > end || !is_vlan_tag(tag->type))
+		return REASON_NOT_IPV4;
+	if ((void *)&tag[1].control > end)
+		return REASON_TOO_SHORT;
+	vlan = be16(tag->control) & VLAN_ID;
+	if (is_vlan_tag(tag[1].type)) {
+		if ((void *)&tag[2].control > end)
+			return REASON_TOO_SHORT;
+		if (is_vlan_tag(tag[2].type))
+			return REASON_OTHER_VLAN;
+		inner = be16(tag[1].control) & VLAN_ID;
+		vlan = vlan ? vlan : inner;
+		count = 2;
+	}
+	if (inner == RESERVED_VLAN || !(vlans[vlan / 64] >> vlan % 64 & 1))
+		return REASON_OTHER_VLAN;
+	*bytes = count * VLAN_TAG_BYTES;
+	return REASON_FORWARDED;
+}
+
+/* How many bytes of VLAN tags count against the MTU: all but those of one, for which every link has room. */
+static inline __u32 more_vlan_bytes(__u32 vlan_bytes)
+{
+	return (vlan_bytes & 2 * VLAN_TAG_BYTES) / 2;
 }
 
 /* Return what follows the Ethernet header of a frame if it is ARP for IPv4, else nothing. */

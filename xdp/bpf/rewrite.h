@@ -25,20 +25,27 @@ static inline int rewrite_transport(struct ports *ports, void *end, const struct
 	return 0;
 }
 
-/* Rewrite a packet that parse() accepted; return 0, or -1 if the frame is shorter than it said. Without a next hop it stays
- * as it is for the kernel to route: MAC addresses and TTL, which the flow's delta counts in. */
-static inline int rewrite(void *data, void *end, __u32 l4, const struct flow *flow, const struct next_hop *hop)
+/* Change both MAC addresses of a frame, twelve bytes, to those of a next hop. */
+static inline void write_macs(struct ethernet *front, const struct next_hop *hop)
 {
-	struct ethernet *ethernet = data;
-	struct ipv4 *ip = (void *)(ethernet + 1);
+	*(__u64 *)front = *(const __u64 *)hop->dst_mac;
+	*(__u32 *)(front->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
+}
+
+/* Rewrite a packet that parse() accepted; return 0, or -1 if the frame is shorter than it said. Without a next hop it stays
+ * as it is for the kernel to route: MAC addresses and TTL, which the flow's delta counts in. `front` is where the frame
+ * begins, `data` so many bytes later as its VLAN tags have. */
+static inline int rewrite(void *front, void *data, void *end, __u32 l4, const struct flow *flow,
+			  const struct next_hop *hop)
+{
+	struct ethernet *ethernet = front;
+	struct ipv4 *ip = data + sizeof(*ethernet);
 	struct ports *ports = data + (l4 & 0x7f);  /* at most 14 + 60: the mask tells the verifier */
 
-	if ((void *)(ip + 1) > end || (void *)(ports + 2) > end)
+	if ((void *)(ethernet + 1) > end || (void *)(ip + 1) > end || (void *)(ports + 2) > end)
 		return -1;
-	if (hop) {
-		*(__u64 *)ethernet = *(const __u64 *)hop->dst_mac;  /* both addresses, 12 bytes */
-		*(__u32 *)(ethernet->src_mac + 2) = *(const __u32 *)(hop->src_mac + 2);
-	}
+	if (hop)
+		write_macs(ethernet, hop);
 	ip->src_addr = flow->new_src_addr;
 	ip->dst_addr = flow->new_dst_addr;
 	ip->check = checksum_add(ip->check, hop ? flow->ip_delta : fold((__u32)flow->ip_delta + 1));

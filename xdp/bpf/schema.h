@@ -28,6 +28,9 @@ enum limits {
 	ARP_ANSWERS = 1000,  /* a second and worker, at most; NDP's among them */
 	DATAGRAMS = 4096,    /* that XDP may know to be in fragments */
 	FRAGMENT_S = 30,     /* so long fragments wait for one another */
+	VLAN_WORDS = 64,     /* u64 words with a bit for each VLAN */
+	VLAN_TAG_BYTES = 4,  /* of two VLAN tags at most, in frames that we look into */
+	RESERVED_VLAN = 4095, /* nobody's (IEEE 802.1Q table 9-2) */
 	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests */
 	EXTENSIONS = 4,      /* headers between IPv6 and its transport that are walked over ... */
 	EXTENSION_BYTES = 128, /* ... and how long they may be together */
@@ -70,6 +73,7 @@ enum reason {
 
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
 	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
+	REASON_OTHER_VLAN = 45,        /* tagged, and of a VLAN that is not served, or with more than two tags */
 
 	/* DROP */
 	REASON_STALLED_DROPPED = 64,   /* new flow, userspace stalled (the default) */
@@ -361,6 +365,7 @@ struct control {
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 answers_echo;    /* 1: echo requests to VIPs, too */
 	__u64 names;           /* rows of `names` that are not free */
+	__u64 vlans[VLAN_WORDS]; /* by VLAN, a bit: 1: frames with its tag are served; bit 0: with a priority tag */
 	__u8  pad[40];
 	/* A range: bits 8-31 its first bucket in FIRST_EXTENTs, bits 32-63 its buckets. */
 };
@@ -400,7 +405,8 @@ struct passage {
 	__u32 reader;          /* the worker that it could be punted to, or 2^32 - 1 ... */
 	__u32 why;             /* ... and for which reason */
 	__u32 now;
-	__u32 pad[5];
+	__u32 vlan_bytes;      /* of its VLAN tags */
+	__u32 pad[4];
 };
 
 /* A row of counters: XDP has one per CPU, userspace one per worker. */
