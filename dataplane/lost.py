@@ -72,11 +72,11 @@ class Losses:
             self._lost_at = {lost: at for lost, at in self._lost_at.items() if lost.to_ifindex != ifindex}
         self.refusing = refusing
 
-    def complaints(self, ours: Collection[int], names: Mapping[int, str], now: float) -> list[str]:
-        """Return what is to be said of frames that were lost lately, with the interfaces' names."""
+    def complaints(self, ours: Collection[int], name_of: Callable[[int], str], now: float) -> list[str]:
+        """Return what is to be said of frames that were lost lately; `name_of` an interface is told by its number."""
         found = []
         for lost, frames in self.counts(ours).items():
-            name = names.get(lost.to_ifindex, f"interface {lost.to_ifindex}")
+            name = name_of(lost.to_ifindex)
             if not lost.errno:  # the driver took only some: its ring was full, or they were too long for the far end
                 if now - self._losing_since.get(lost, now) >= _OVERLOAD_S:
                     found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -123,8 +124,14 @@ def _complaints(node: Node) -> list[str]:
         for family in sorted(node.next_hops.families_of_local())
         if not node.netdev.is_forwarding(family)
     ]
-    names = {link.ifindex: link.name for link in node.netdev.interfaces()}
-    return found + node.losses.complaints(_ours(node), names, now)
+    return found + node.losses.complaints(_ours(node), _name_of, now)
+
+
+def _name_of(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"interface {ifindex}"
 
 
 def status(node: Node) -> dict[str, Any]:

@@ -666,8 +666,8 @@ class Daemon:
         """Change the manifest file; return when the daemon has applied it, as the watch over files has told it."""
         before = self.ask("status")["revision"]["desired"]
         write_manifests(self.file, services)
+        self.wait_for_services(*services)  # which costs less to ask for than the status
         self.wait_for(lambda: self.ask("status")["revision"]["programmed"] > before)
-        self.wait_for_services(*services)
 
     def wait_for_services(self, *services: Service) -> None:
         """Return when these are the Services, and UDP flows to what they no longer have are gone, TCP ones reset."""

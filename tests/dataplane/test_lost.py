@@ -62,21 +62,21 @@ def test_an_interface_that_loses_frames_for_its_driver_is_left_to_the_kernel_whi
     kernel.frames = {REFUSED: 1}
     look(losses, kernel, 100.0)
     assert losses.refusing == {3: "eth1"}
-    assert losses.complaints({OURS}, NAMES, 100.0) == [], "it is told of with the others that take none"
+    assert losses.complaints({OURS}, NAMES.__getitem__, 100.0) == [], "it is told of with the others that take none"
     look(losses, kernel, 101.0)
     assert losses.refusing == {3: "eth1"}, "nothing is sent there now, so nothing is lost"
     kernel.takes = True
     look(losses, kernel, 102.0)
     assert losses.refusing == {}
-    assert losses.complaints({OURS}, NAMES, 102.0) == []
+    assert losses.complaints({OURS}, NAMES.__getitem__, 102.0) == []
 
 
 def test_frames_that_were_lost_are_told_of_for_a_minute(losses, kernel) -> None:
     kernel.takes, kernel.frames = True, {Lost(2, 3, errno.ENETDOWN): 4}
     look(losses, kernel, 100.0)
-    (text,) = losses.complaints({OURS}, NAMES, 159.0)
+    (text,) = losses.complaints({OURS}, NAMES.__getitem__, 159.0)
     assert text.startswith(f"eth1: 4 frames were lost on their way out (errno {errno.ENETDOWN})")
-    assert losses.complaints({OURS}, NAMES, 160.0) == []
+    assert losses.complaints({OURS}, NAMES.__getitem__, 160.0) == []
 
 
 def test_a_full_ring_is_told_of_when_it_stays_full(losses, kernel) -> None:
@@ -84,10 +84,10 @@ def test_a_full_ring_is_told_of_when_it_stays_full(losses, kernel) -> None:
     for second in range(6):
         kernel.frames = {FULL: 10 * (second + 1)}
         look(losses, kernel, 100.0 + second)
-        told = losses.complaints({OURS}, NAMES, 100.0 + second)
+        told = losses.complaints({OURS}, NAMES.__getitem__, 100.0 + second)
         assert bool(told) == (second == 5), second
     look(losses, kernel, 106.0)
-    assert losses.complaints({OURS}, NAMES, 106.0) == [], "it has ended"
+    assert losses.complaints({OURS}, NAMES.__getitem__, 106.0) == [], "it has ended"
 
 
 def test_a_kernel_that_tells_nothing_is_named_and_loses_nothing() -> None:

@@ -13,11 +13,10 @@ from perf import clients
 from tests.node import TURNOUT, split, write_manifests
 from tests.scenarios.site import DNS_PORT, ENGINES_4, ENGINES_6, WEB_PORT, Site
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.bpf,
-    pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="session"),
-]
+pytestmark = [pytest.mark.root, pytest.mark.bpf]
+everywhere = pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="session")
+# What only the control plane does is the same with every engine.
+twice = pytest.mark.parametrize("site", ["xdp", "raw-6"], indirect=True, scope="session")
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +53,7 @@ def ask_anew(site: Site, count: int = 12) -> set[str | None]:
     return found
 
 
+@everywhere
 def test_L_a_drained_endpoint_keeps_what_it_has_and_gets_no_more(site):
     (place,) = site.places(WEB_PORT, "web-1")
     with site.load("http-load", site.web, flows=30, concurrent=30) as load:
@@ -73,6 +73,7 @@ def test_L_a_drained_endpoint_keeps_what_it_has_and_gets_no_more(site):
     assert ask_anew(site) == {"web-1", "web-2"}, "another port of the same address is another endpoint"
 
 
+@everywhere
 def test_L_maintenance_resets_connections_and_moves_datagrams(site):
     with site.asking() as ask:
         name = ask()
@@ -95,6 +96,7 @@ def test_L_maintenance_resets_connections_and_moves_datagrams(site):
     assert ask_anew(site) == {"web-1", "web-2"}
 
 
+@twice
 def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(site):
     (place,) = site.places(DNS_PORT, "web-1")
     say(site, "drain", place)
@@ -106,6 +108,7 @@ def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(sit
     assert ask_anew(site) == {"web-1", "web-2"}
 
 
+@twice
 def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
     """What has changed in a folder is read alone, and changes nothing else."""
     (place,), both = site.places(DNS_PORT, "web-1"), site.places(DNS_PORT, "web-1", "web-2")
@@ -127,6 +130,7 @@ def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
         site.serve()
 
 
+@twice
 def test_L_waiting_for_an_endpoint_that_goes_from_the_manifests_goes_on(site):
     (place,) = site.places(WEB_PORT, "web-1")
     with site.load("http-load", site.web, flows=20, concurrent=20) as load:
@@ -139,12 +143,14 @@ def test_L_waiting_for_an_endpoint_that_goes_from_the_manifests_goes_on(site):
     assert load.result.failures == {}
 
 
+@everywhere
 def test_L_without_an_endpoint_that_is_ready_new_clients_are_refused(site):
     say(site, "drain", *site.addresses("web-1", "web-2"))
     done = site.client.run(["curl", "-sS", "-g", "-m", "5", f"http://{site.web.frontend}/"], check=False)
     assert done.returncode == 7, done.stderr
 
 
+@twice
 @pytest.mark.parametrize(
     ("words", "message"),
     [
