@@ -14,6 +14,7 @@ PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps
     bind9-dnsutils dnsmasq-base nginx iperf3 iputils-ping iputils-tracepath
 # Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a group each (tests/conftest.py).
 WORKERS ?= 3
+SPREAD := --dist loadgroup --no-loadscope-reorder
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
 STAMP := .venv/.ready-$(shell { pwd; cat requirements.lock pyproject.toml; } | sha256sum | cut -c 1-16)
 
@@ -28,10 +29,10 @@ demo: setup  ## see it work: a node, clients and endpoints in network namespaces
 	@$(BIN)/turnout demo
 
 test: as-root setup  ## all tests, as root: namespaces, XDP, real packets
-	REQUIRE_ROOT=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	REQUIRE_ROOT=1 $(BIN)/pytest -n $(WORKERS) $(SPREAD)
 
 test-unit: $(STAMP)  ## the tests that need no root
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not root"
+	$(BIN)/pytest -n $(WORKERS) $(SPREAD) -m "not root"
 
 fuzz: as-root setup  ## a million random packets through XDP, compiled code and plain Python; BATCHES=FIRST:END
 	BATCHES=$(BATCHES) REQUIRE_ROOT=1 $(BIN)/pytest tests/xdp/test_fuzz.py

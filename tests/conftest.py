@@ -21,6 +21,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "scenarios" not in item.path.parts)  # the longest first: short ones fill the end
     if not _IS_ROOT:
         for item in items:
             if item.get_closest_marker("root"):
