@@ -123,16 +123,20 @@ class FlowTable:
         What XDP is filling at this moment is published when `wait_for_readers` returns, and stays.
         """
         self.prepare()
-        naming.take_over(self._tables)
-        before, after = np.zeros(_MOST_CLAIMED, np.int64), np.zeros(_MOST_CLAIMED, np.int64)
-        before_count = compiled.claimed_slots(self._tables.tags, before)
-        if not before_count:
-            return 0
-        self._wait_for_readers()
-        after_count = compiled.claimed_slots(self._tables.tags, after)
-        left = np.intersect1d(before[:before_count], after[:after_count])
-        compiled.abandon(self._tables.tags, left, len(left))
-        return len(left)
+        slots, names = self._unfinished()
+        if len(slots) or len(names):
+            self._wait_for_readers()
+            still, still_names = self._unfinished()
+            slots, names = np.intersect1d(slots, still), np.intersect1d(names, still_names)
+        naming.take_over(self._tables, names)
+        compiled.abandon(self._tables.tags, slots, len(slots))
+        return len(slots)
+
+    def _unfinished(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the slots, and the rows of names, that somebody is filling just now."""
+        slots, names = np.zeros(_MOST_CLAIMED, np.int64), np.zeros(_MOST_CLAIMED, np.int64)
+        found = compiled.claimed_slots(self._tables.tags, slots), naming.unfinished(self._tables, names)
+        return slots[: found[0]], names[: found[1]]
 
     def _originals(self) -> npt.NDArray[np.int64]:
         """Return the slots of all original directions."""

@@ -187,7 +187,7 @@ def _row_for6(node, row, frames, start):
 def _name_client(tables, packet, frames, start):
     """Give the client of an IPv6 packet a name, in `packet`, too; return whether there is one for it."""
     first, second = wire6.source_of(frames, start)
-    client = naming.intern(tables, first, second)
+    client = naming.intern_client(tables, first, second)
     packet.addrs = packet.addrs & _DESTINATION | np.uint64(swapped32(client))
     return client != naming.NOBODY
 

@@ -339,7 +339,7 @@ class NextHops:
             self._load_neighbours()
         elif changes.neighbours:
             self._apply(changes.neighbours)
-        if self._learned != self._control["learned"]:
+        if self._learned < min(self._control["learned"], len(self._table) // Limit.LEARNED_SHARE):
             self._adopt_learned()
         self._serve_requests(now)
         self._asking.look_again(now)
@@ -462,6 +462,7 @@ class NextHops:
 
     def _adopt(self) -> None:
         """Take over the rows that a predecessor handed out."""
+        self._learned = len(self._learned_rows())  # before all others: what XDP learns from here on is adopted later
         used = np.flatnonzero(self._table["used"])
         for number in used.tolist():
             record = self._table[number]
@@ -475,22 +476,26 @@ class NextHops:
         free = np.ones(len(self._table), bool)
         free[used] = False
         free[NOBODY] = False
-        self._learned = int(self._control["learned"])
         free[len(free) - len(free) // Limit.LEARNED_SHARE :] = False  # for XDP to take
         self._free: list[int] = np.flatnonzero(free)[::-1].tolist()
         self._rows_for_others = int(len(self._table) * (1 - _HOSTS_SHARE)) - len(free) // Limit.LEARNED_SHARE
 
     def _adopt_learned(self) -> None:
         """Look after rows that XDP has taken for clients while no worker answered."""
-        self._learned = int(self._control["learned"])
-        first = len(self._table) - len(self._table) // Limit.LEARNED_SHARE
-        for number in (first + np.flatnonzero(self._table["used"][first:])).tolist():
+        numbers = self._learned_rows()
+        self._learned = len(numbers)
+        for number in numbers:
             record = self._table[number]
             prefix = _host(self._address(swap32(record["destination"])))
             if prefix not in self._rows:
                 self._rows[prefix] = _Row(number, prefix, is_client=True, hop=_ADOPTED)
                 self._believe(self._rows[prefix])
                 self._resolve(self._rows[prefix])
+
+    def _learned_rows(self) -> list[int]:
+        """Return the rows that XDP has taken, and filled."""
+        first = len(self._table) - len(self._table) // Limit.LEARNED_SHARE
+        return (first + np.flatnonzero(self._table["used"][first:])).tolist()
 
     def _recall(self) -> None:
         """Believe a predecessor's rows about neighbours that the kernel has forgotten since, until it has asked."""

@@ -1,7 +1,6 @@
 """Open what a node stands on: tables, clock, flow table and engine - those asked for, or the best that work here.
 
-An attempt that fails leaves nothing behind, and tables that a predecessor left are not changed before it is sure that
-they can be used.
+An attempt that fails leaves nothing behind, and what a predecessor left is refused before anything in it is changed.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def _open_xdp(
     _refuse_foreign_programs(settings, interfaces)
     shared = stack.enter_context(maps.open_or_create(settings.pins, _capacity(settings)))
     if shared.is_new:
-        stack.callback(_remove_if_unused, settings, has_served)
+        stack.callback(lambda: None if has_served() or settings.link_pins() else maps.remove(settings.pins))
     clock = JiffyClock()
     flows = _open_flows(shared, clock, kernel.membarrier_global)
     if not shared.is_new:
@@ -93,7 +92,7 @@ def _open_raw(
         log.warning("%s: tables in memory; a restart forgets connections", error)
         shared = files.in_memory(capacity)
     if shared.is_new:
-        stack.callback(_remove_if_unused, settings, has_served)
+        stack.callback(lambda: None if has_served() else files.remove(settings.table_folder))
     clock = MonotonicClock()
     flows = _open_flows(shared, clock, lambda: None)
     engine = RawEngine(settings, shared.tables, capacity, clock, maglev.DEFAULT_SEED, why)
@@ -143,10 +142,3 @@ def _refuse_foreign_programs(settings: Settings, interfaces: Sequence[Interface]
                 f"remove it (`ip link set {interface.name} xdp off`, or stop the program that owns it) "
                 "or give another interface"
             )
-
-
-def _remove_if_unused(settings: Settings, has_served: Callable[[], bool]) -> None:
-    """Remove tables that this start has made if nothing came to be attached to them."""
-    if not has_served() and not settings.link_pins():
-        maps.remove(settings.pins)
-        files.remove(settings.table_folder)

@@ -242,7 +242,7 @@ def _way_on(node, frames, start, family):
     if not family:
         return hops_compiled.lookup(node.hops, load32(frames, start + _DST))
     first, second = wire6.destination_of(frames, start)
-    name = naming.intern(node.tables, first, second)  # by which the way is asked for
+    name = naming.intern_client(node.tables, first, second)  # by which the way is asked for
     if name == naming.NOBODY:
         return np.int64(hops_compiled.MISS)
     return hops_compiled.lookup6(node.hops, swapped32(name), swapped64(first), swapped64(second))

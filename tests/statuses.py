@@ -16,6 +16,7 @@ STATUS: dict[str, Any] = {
         {"name": "eth1", "engine": "xdp", "xdp_mode": "generic", "why": "asked for", "rx_packets": 5},
     ],
     "flows": {"used": 250_000, "capacity": 1_000_000},
+    "snat_ports_left_out": 2,
     "revision": {"desired": 7, "programmed": 7},
     "applied_at_s": 1_790_000_000.5,
     "packets": {

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from xdp import kernel
 
 _HERE = Path(__file__).resolve().parent
 _KEEP = 64  # programs, of 100 KB each
+_PATIENCE_S, _LOOK_AGAIN_S = 120.0, 0.05  # for another process that compiles
 _INSTRUCTION = struct.Struct("=BBhi")  # struct bpf_insn: operation, two registers, offset, immediate
 _LOAD_64 = 0x18  # BPF_LD | BPF_DW | BPF_IMM
 _MAP_FD = 1  # BPF_PSEUDO_MAP_FD in the upper register: the immediate is the descriptor of a map
@@ -68,13 +70,26 @@ class Program:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Hold a file's lock: whoever else wants what is being compiled waits for it. Where none can be written, go on."""
+    """Hold a file's lock: whoever else wants what is being compiled waits for it.
+
+    Where none can be written, go on; and where somebody has held it for longer than anything takes to compile.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(lock.open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _acquire(stack.enter_context(lock.open("w")).fileno())
         yield
+
+
+def _acquire(fd: int) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_AGAIN_S)
 
 
 def place_of(text: bytes, headers: Iterable[Path], options: Iterable[str]) -> Path:

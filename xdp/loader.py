@@ -90,7 +90,13 @@ def _compile(folder: Path, source: Path, functions: Sequence[Function], options:
             (folder / name).unlink()
         if strays:
             raise LoadError(f"{source}: {shown} uses {', '.join(sorted(strays))}, which is not a shared table")
-        return [kernel.open_pinned(function.pin) for function in functions]
+        with contextlib.ExitStack() as undo:
+            programs = []
+            for function in functions:
+                programs.append(kernel.open_pinned(function.pin))
+                undo.callback(os.close, programs[-1])
+            undo.pop_all()
+        return programs
     finally:
         for function in functions:
             function.pin.unlink(missing_ok=True)

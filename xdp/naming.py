@@ -23,7 +23,7 @@ from xdp.schema import Limit, NameState
 
 NOBODY = 0  # the row that is no name
 
-_WAYS = int(Limit.NAME_WAYS)
+_WAYS, _KEPT = int(Limit.NAME_WAYS), int(Limit.NAMES_KEPT)
 _FREE, _CLAIMED = np.uint32(NameState.FREE), np.uint32(NameState.CLAIMED)
 _CANDIDATE, _ALIVE = np.uint32(NameState.CANDIDATE), np.uint32(NameState.ALIVE)
 _DYING, _WITHDRAWN = np.uint32(NameState.DYING), np.uint32(NameState.WITHDRAWN)
@@ -135,6 +135,15 @@ def intern(tables, first, second):
 
 
 @compiled
+def intern_client(tables, first, second):
+    """Return the same for a client's address: the last rows, one in NAMES_KEPT, are left to configuration."""
+    rows = len(tables.names)
+    if count(tables) >= rows - rows // _KEPT and find(tables, first, second) == NOBODY:
+        return np.int64(NOBODY)
+    return intern(tables, first, second)
+
+
+@compiled
 def pin(tables, first, second):
     """Return the number of an address, as `intern` does, which stays until it is unpinned as often."""
     for _ in range(_TRIES):
@@ -191,13 +200,30 @@ def release(tables):
 
 
 @compiled
-def take_over(tables):
-    """Give up what a dead daemon's writers had claimed, and its pins. Nobody else may be writing."""
-    names = np.uint64(0)
+def unfinished(tables, rows):
+    """Fill `rows` with the names that somebody is making just now; return how many."""
+    found = 0
     for row in range(len(tables.names)):
-        tables.name_pins[row] = 0
+        state = load_acquire(tables.name_states, row)
+        if (state == _CLAIMED or state == _CANDIDATE) and found < len(rows):
+            rows[found] = row
+            found += 1
+    return found
+
+
+@compiled
+def take_over(tables, abandoned):
+    """Give up a dead daemon's pins, and the names that its writers have left unfinished (`abandoned`: rows).
+
+    They must have been so for a grace period: XDP may be naming clients meanwhile. A count that is too high for that
+    does no harm; at 0 names are not looked at.
+    """
+    for row in abandoned:
         compare_and_swap(tables.name_states, row, _CLAIMED, _FREE)
         compare_and_swap(tables.name_states, row, _CANDIDATE, _FREE)
+    before, names = count(tables), np.uint64(0)
+    for row in range(len(tables.names)):
+        tables.name_pins[row] = 0
         if load_acquire(tables.name_states, row) != _FREE:
             names += _ONE_MORE
-    store_release(tables.name_count, 0, names)
+    fetch_add(tables.name_count, 0, names - before)

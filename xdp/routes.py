@@ -7,11 +7,10 @@ from collections.abc import Mapping
 
 from xdp import kernel
 from xdp.addresses import is_ipv6, to_wire
-from xdp.schema import PREFIX
+from xdp.schema import PREFIX, Limit, Protocol
 
 # {(network as a number of xdp/addresses.py, prefix length): row of next_hops, or a RouteTarget}
 Targets = Mapping[tuple[int, int], int]
-_MAPPED_IPV4 = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 section 2.5.5.2
 
 
 class RouteMap:
@@ -40,6 +39,5 @@ class RouteMap:
 
 def _key(network: int, length: int) -> bytes:
     """Return a prefix as struct prefix has it."""
-    if is_ipv6(network):
-        return struct.pack("=I16s", length, to_wire(network))
-    return struct.pack("=I16s", len(_MAPPED_IPV4) * 8 + length, _MAPPED_IPV4 + to_wire(network))
+    family = Protocol.IPV6 if is_ipv6(network) else 0
+    return struct.pack("=II16s", Limit.PREFIX_FAMILY_BITS + length, family, to_wire(network))

@@ -186,6 +186,20 @@ def test_a_successor_takes_over_rows_of_ipv6_and_pins_their_names() -> None:
     } == {"2001:db8::7", "::", "2001:db8::1"}
 
 
+def test_rows_that_xdp_learns_are_adopted_when_they_are_whole() -> None:
+    world = World([LAN])
+    node, tables = world.node(), world.tables
+    first = len(tables.next_hops) - len(tables.next_hops) // Limit.LEARNED_SHARE
+    tables.control[0]["learned"] += 1  # XDP has taken a row ...
+    node.turn()
+    assert "10.0.0.77" not in {row["destination"] for row in node.describe()}
+    row = tables.next_hops[first]
+    row["destination"], row["prefix_len"] = wire("10.0.0.77"), 32
+    row["used"] = 1  # ... and has filled it
+    node.turn()
+    assert {row["row"] for row in node.describe() if row["destination"] == "10.0.0.77"} == {first}
+
+
 def test_without_room_for_names_an_endpoint_of_ipv6_has_no_row() -> None:
     world = World([LAN, LAN6, OWN6], [neighbour("2001:db8::7")])
     node, names = world.node(), Names(world.tables)

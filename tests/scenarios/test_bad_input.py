@@ -266,6 +266,10 @@ def test_engine_auto_falls_to_raw_and_says_why(world, web, tmp_path, lacking):
         shown = turnout(world.node, "status", env=env)
         assert (shown.returncode, "eth0 raw, " in shown.stdout) == (0, True)
         assert world.node.run(["nft", "list", "tables"]).stdout == f"table netdev turnout_{NAME}\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(10) == 0
+    with daemon(world, web, prefix=prefix, settings=settings, env=env) as process:
+        assert "took over 0 connections" in web.with_suffix(".log").read_text(), "the tables of before"
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(10) == 0
     assert_nothing_was_touched(world)

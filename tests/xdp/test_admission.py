@@ -349,8 +349,28 @@ def test_N9_a_client_on_the_link_is_answered_where_it_came_from_and_keeps_its_na
 
 
 @pytest.mark.parametrize("xdp", [200], indirect=True)
-def test_N9_the_longest_of_the_routes_of_both_families_leads_back(xdp: Kernel):
-    """An address of one family never takes a route of the other, whatever its bits are."""
+def test_N9_an_address_of_ipv4_never_takes_a_route_of_ipv6_whatever_its_bits_are(xdp: Kernel):
+    stranger, row6 = address("198.51.100.7:4000"), ROUTES[CLIENT6[0], 128]
+    mapped = IPV6 | 0xFFFF << 32
+    xdp.routes.replace({(IPV6, 0): row6, (mapped, 96): row6})
+    assert xdp.send(packets.syn(stranger, VIPS[0]))[0] == Reason.NO_NEXT_HOP
+    xdp.routes.replace({(0, 0): 1, (IPV6, 0): row6, (mapped, 96): int(RouteTarget.NO_ROUTE)})
+    assert xdp.send(packets.syn(stranger, VIPS[0]))[0] == Reason.ADMITTED
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_the_last_names_are_not_for_clients(xdp: Kernel):
+    rows = len(xdp.tables.names)
+    xdp.tables.name_count[0] = rows - rows // Limit.NAMES_KEPT
+    assert xdp.send(syn6(4000))[0] == Reason.NAMES_FULL
+    xdp.tables.name_count[0] -= 1
+    assert xdp.send(syn6(4000))[0] == Reason.ADMITTED
+    xdp.tables.name_count[0] += 1
+    assert xdp.send(syn6(4001))[0] == Reason.ADMITTED, "it has its name"
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_N9_an_address_of_ipv6_never_takes_a_route_of_ipv4(xdp: Kernel):
     client = NETWORK6 + 0x78
     row = ROUTES[CLIENT6[0], 128]
     xdp.routes.replace({(0, 0): 1, (IPV6, 0): int(RouteTarget.NO_ROUTE), (NETWORK6, 64): row})

@@ -11,7 +11,7 @@ import pytest
 from xdp import naming
 from xdp.errors import TableFullError
 from xdp.names import Names, words_of
-from xdp.schema import NameState
+from xdp.schema import Limit, NameState
 from xdp.tables import Capacity, Tables
 
 _SMALL = Capacity(
@@ -124,11 +124,25 @@ def test_what_a_dead_writer_claimed_is_given_up(tables: Tables, names: Names):
     tables.names["state"][1:3] = NameState.CLAIMED, NameState.CANDIDATE
     if number in (1, 2):
         number = 0
-    naming.take_over(tables)
+    rows = np.zeros(8, np.int64)
+    assert naming.unfinished(tables, rows) == 2
+    naming.take_over(tables, rows[:1])
+    assert naming.unfinished(tables, rows) == 1, "somebody has begun that one since: XDP"
+    naming.take_over(tables, rows[:1])
+    assert naming.count(tables) == np.count_nonzero(tables.names["state"])
     assert not (tables.names["state"] == NameState.CLAIMED).any()
     assert not (tables.names["state"] == NameState.CANDIDATE).any()
     assert not tables.names["pins"].any()
     assert names.find(A) == number
+
+
+def test_the_last_names_are_for_configuration(tables: Tables, names: Names):
+    known = np.uint64(1), np.uint64(1)
+    number = naming.intern_client(tables, *known)
+    tables.name_count[0] = len(tables.names) - len(tables.names) // Limit.NAMES_KEPT
+    assert naming.intern_client(tables, np.uint64(2), np.uint64(1)) == naming.NOBODY
+    assert naming.intern_client(tables, *known) == number
+    assert names.pin(A) != naming.NOBODY
 
 
 def test_writers_that_name_the_same_addresses_at_once_agree(tables: Tables, names: Names):

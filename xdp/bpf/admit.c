@@ -380,7 +380,7 @@ static inline u32 way_back(struct xdp_md *ctx, __be32 client, const struct prefi
 		return *target;
 	if (!word || !may_learn)
 		return 0;
-	return learn(ctx, client, word, key->network[0] || key->network[1] || key->network[2] != MAPPED_IPV4, words);
+	return learn(ctx, client, word, key->family != 0, words);
 }
 
 /* What is to be known of a new connection's packet. */
@@ -399,13 +399,14 @@ static inline enum reason meet(struct xdp_md *ctx, const struct passage *passage
 
 	who->tuple = (struct tuple){ passage->addrs, passage->ports, passage->protocol };
 	if (!(passage->protocol & PROTOCOL_IPV6)) {
-		who->client = (struct prefix){ 128, { 0, 0, MAPPED_IPV4, passage->addrs } };
+		who->client = (struct prefix){ PREFIX_FAMILY_BITS + 32, 0, { passage->addrs } };
 		who->digest = passage->addrs;
 		return REASON_ADMITTED;
 	}
 	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
 		return REASON_VANISHED;
-	who->client.length = 128;
+	who->client.length = PREFIX_FAMILY_BITS + 128;
+	who->client.family = PROTOCOL_IPV6;
 	__builtin_memcpy(who->client.network, ip->src_addr, 16);
 	destination = hash_address(ip->dst_addr[0], ip->dst_addr[1], seed, ~seed);
 	who->digest = hash_address(ip->src_addr[0], ip->src_addr[1], seed, ~seed) ^ (destination >> 32 | destination << 32);

@@ -67,7 +67,7 @@ static inline bool fill_name(struct name *name, u32 row, u64 first, u64 second, 
 	return false;
 }
 
-/* The number of an address, alive, in network byte order: the one that it has, or a new one. 0: there is no room. */
+/* The number of a client's address, alive, in network byte order: the one that it has, or a new one. 0: there is no room. */
 static inline u32 intern(u64 first, u64 second, struct control *words)
 {
 	struct name *name;
@@ -81,6 +81,8 @@ static inline u32 intern(u64 first, u64 second, struct control *words)
 			break;
 		if (row)
 			continue;
+		if (words->names >= NAMES_ROWS - NAMES_ROWS / NAMES_KEPT)
+			return 0;
 		row = free_row(first, second, words);
 		name = names.lookup(&row);
 		if (!row || !name)

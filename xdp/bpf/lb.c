@@ -34,11 +34,7 @@ BPF_TABLE_PINNED("lpm_trie", struct prefix, u32, routes, ROUTES_ROWS, TABLES_FOL
 BPF_XSKMAP(sockets, MAX_WORKERS, TABLES_FOLDER "/sockets");
 BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, TABLES_FOLDER "/stages", 0);
 
-enum {
-	NO_READER = 0xffffffff,
-	NO_SLOT = 0xffffffff,
-	MAPPED_IPV4 = 0xffff0000, /* as it stands before an IPv4 address in a prefix */
-};
+enum { NO_READER = 0xffffffff, NO_SLOT = 0xffffffff };
 
 /* A verdict on the way out: what xdp_lb() returns, and why. */
 struct result {
@@ -542,7 +538,7 @@ int xdp_admit(struct xdp_md *ctx)
 	if (reason != REASON_ADMITTED)
 		return settle(punt(passage->reader, drop(reason), passage->why));
 	stages.call(ctx, STAGE_SEND);
-	return settle(drop(REASON_STALLED_DROPPED)); /* the connection is there, and its next packet goes on */
+	return settle(drop(REASON_VANISHED)); /* nobody is there to send it; its connection is, and the next packet goes on */
 }
 
 /* STAGE_SEND: the first packet of a connection that has just been admitted. */

@@ -17,6 +17,8 @@ enum limits {
 	AFFINITY_WAYS = 8,   /* entries of one bucket: two cache lines */
 	FRONTEND_WAYS = 4,   /* frontends of one bucket: one cache line */
 	NAME_WAYS = 4,       /* names of one bucket: two cache lines */
+	NAMES_KEPT = 4,      /* one in so many names is for configuration, whatever clients there are */
+	PREFIX_FAMILY_BITS = 32,
 	MAX_NAMES = 1 << 24, /* so that none looks like the address of an IPv4 host (0.0.0.0/8, RFC 1122 section 3.2.1.3) */
 	MAX_WORKERS = 64,    /* userspace packet loops of one node */
 	MAX_REASONS = 128,
@@ -342,10 +344,11 @@ struct datagram {
 	__u32 pad[3];
 };
 
-/* The key of a route of either family, as the kernel's longest-prefix match wants it. IPv4 is mapped: ::ffff:0:0/96. */
+/* The key of a route, as the kernel's longest-prefix match wants it. Its family comes first: no route covers the other. */
 struct prefix {
-	__u32 length;
-	__be32 network[4];
+	__u32 length;          /* PREFIX_FAMILY_BITS more than the network's */
+	__u32 family;          /* 0 or PROTOCOL_IPV6 */
+	__be32 network[4];     /* of IPv4 the first */
 };
 
 /* What a route leads to, unless to a row of next_hops. */
