@@ -204,13 +204,12 @@ def _chooser(node, service, frames, start):
 
 
 @inlined
-def _way_back(node, frames, start):
-    """Return the row of the way to the packet's client, or as hops_compiled.lookup."""
-    client = np.uint32(node.packet[0].addrs)
+def _route_back(node, frames, start):
+    """Return the target of the route to the packet's client: no name is needed for it."""
     if node.packet[0].protocol & _IPV6:
         first, second = wire6.source_of(frames, start)
-        return hops_compiled.lookup6(node.hops, client, swapped64(first), swapped64(second))
-    return hops_compiled.lookup(node.hops, client)
+        return hops_compiled.route_target6(node.hops, swapped64(first), swapped64(second))
+    return hops_compiled.route_target(node.hops, swapped32(np.uint32(node.packet[0].addrs)))
 
 
 @inlined
@@ -241,12 +240,15 @@ def admit(node, frames, start, length, longest, row, event, now):
     reason = _begins_with(service, state, event)
     if reason != Reason.ADMITTED:
         return reason, nowhere
+    route_back = np.int64(_route_back(node, frames, start))
+    if route_back == hops_compiled.NO_ROUTE:
+        return Reason.NO_NEXT_HOP, nowhere
     if is_ipv6 and not _name_client(tables, packet, frames, start):
         return Reason.NAMES_FULL, nowhere
     addrs = packet.addrs
-    hop_back = _way_back(node, frames, start)
-    if hop_back < 0:
-        return Reason.NO_NEXT_HOP, np.uint32(AWAITED if hop_back == hops_compiled.PENDING else NOWHERE)
+    hop_back = hops_compiled.row_of(node.hops, route_back, swapped32(np.uint32(addrs)))
+    if hop_back == hops_compiled.PENDING:
+        return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
     if tables.next_hops[hop_back].state == _UNRESOLVED:  # the answer would be lost: it is quicker than ARP
         return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
     is_affine = service.needs & _AFFINITY

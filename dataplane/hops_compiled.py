@@ -102,18 +102,18 @@ def lookup(hops, address_be32):
     A row may be unresolved: then its neighbour is asked for again, and the caller waits as with PENDING.
     """
     address = swapped32(address_be32)
-    return _row_of(hops, np.int64(route_target(hops, address)), address)
+    return row_of(hops, np.int64(route_target(hops, address)), address)
 
 
 @compiled
 def lookup6(hops, name_be32, high, low):
     """Return the row of the way to an IPv6 address, as `lookup` does: its halves in host order, and its name."""
-    return _row_of(hops, np.int64(route_target6(hops, high, low)), swapped32(name_be32))
+    return row_of(hops, np.int64(route_target6(hops, high, low)), swapped32(name_be32))
 
 
 @compiled
-def _row_of(hops, target, address):
-    """Return the row, MISS or PENDING that a route's target comes to for an address or a name's number."""
+def row_of(hops, target, address):
+    """Return the row, MISS or PENDING that a route's target comes to for an address or a name's number (host order)."""
     if target == NO_ROUTE:
         return MISS
     row = host_row(hops, address) if target == ON_LINK else target

@@ -16,6 +16,7 @@ from conntrack import passes
 from conntrack.table import FlowTable
 from dataplane import hops_compiled
 from dataplane.context import AWAITED, NOWHERE, Masquerading, occupy
+from dataplane.fragments import Fragments
 from dataplane.settings import PortRange
 from tests import packets
 from tests.packets import (
@@ -96,6 +97,11 @@ class NodeUnderTest:
     def masquerading(self) -> Masquerading:
         """Who is masqueraded, and from where."""
         return self._pipeline.node.masquerading
+
+    @property
+    def fragments(self) -> Fragments:
+        """Datagrams in fragments."""
+        return self._pipeline.node.fragments
 
     @property
     def hops(self) -> hops_compiled.Hops:

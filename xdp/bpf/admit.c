@@ -390,12 +390,13 @@ struct newcomer {
 	u64 digest;            /* in place of addresses where all nodes are to choose alike: names differ from node to node */
 };
 
-/* Look at the packet again for what tables do not have: IPv6 addresses. Of a client without a name, one is made. */
+/* Look at the packet again for what tables do not have: IPv6 addresses. Of a client without a name, one is made, if there is
+ * a route to it: else who invents addresses would use up names. */
 static inline enum reason meet(struct xdp_md *ctx, const struct passage *passage, struct newcomer *who, struct control *words)
 {
 	struct ipv6 *ip = untagged(ctx, passage->vlan_bytes) + sizeof(struct ethernet);
 	u64 seed = words->maglev_seed, destination;
-	u32 name;
+	u32 name, *target;
 
 	who->tuple = (struct tuple){ passage->addrs, passage->ports, passage->protocol };
 	if (!(passage->protocol & PROTOCOL_IPV6)) {
@@ -410,6 +411,9 @@ static inline enum reason meet(struct xdp_md *ctx, const struct passage *passage
 	__builtin_memcpy(who->client.network, ip->src_addr, 16);
 	destination = hash_address(ip->dst_addr[0], ip->dst_addr[1], seed, ~seed);
 	who->digest = hash_address(ip->src_addr[0], ip->src_addr[1], seed, ~seed) ^ (destination >> 32 | destination << 32);
+	target = routes.lookup(&who->client);
+	if (!target || *target == TARGET_NO_ROUTE)
+		return REASON_NO_NEXT_HOP;
 	name = intern(ip->src_addr[0], ip->src_addr[1], words);
 	who->tuple.addrs = (passage->addrs & ~0xffffffffULL) | name;
 	return name ? REASON_ADMITTED : REASON_NAMES_FULL;
