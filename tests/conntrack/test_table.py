@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from ipaddress import IPv6Address
 
@@ -517,6 +518,24 @@ def buckets_of(flows: Flows, number: int, *, is_reply: bool = False) -> set[int]
     secret = (int(word) for word in flows.tables.control[0]["hash_key"])
     hashed = hash_of(int(addrs), int(ports), int(TCP), *secret)
     return {first_place(hashed, 2), second_place(hashed, 2)}
+
+
+def test_F082_who_collides_under_one_secret_does_not_under_another():
+    """Addresses chosen for two buckets fill these, had the secret been known; any other spreads them."""
+    known, other = Flows(200), Flows(200)
+    colliding = (number for number in itertools.count() if places_of(known, number) <= {0, 1})
+    chosen = list(itertools.islice(colliding, 50))
+    found = [known.insert(number) for number in chosen]
+    assert found.count(FULL) >= 50 - 2 * Limit.BUCKET_TAGS
+    assert all(slot >= 0 for slot in map(other.insert, chosen))
+
+
+def places_of(flows: Flows, number: int) -> set[int]:
+    """Return the buckets where a connection's original may lie."""
+    addrs, ports, _, _ = key(number)
+    secret = (int(word) for word in flows.tables.control[0]["hash_key"])
+    hashed, buckets = hash_of(int(addrs), int(ports), int(TCP), *secret), len(flows.tables.tags.view(np.uint16)) // 16
+    return {first_place(hashed, buckets), second_place(hashed, buckets)}
 
 
 def drop_early(flows: Flows, number: int) -> bool:

@@ -102,6 +102,7 @@ from tests.small_node import (
     service_table,
 )
 from xdp import kernel, loader, maps, naming, stages
+from xdp.byteorder import swap16, swap32
 from xdp.clock import JiffyClock
 from xdp.routes import RouteMap
 from xdp.schema import HopState, Limit, Protocol, Reason, State, Verdict, verdict_of
@@ -169,6 +170,19 @@ class Twins:
         self.is_stalled = False
         self._late = 0
 
+    def remembered(self) -> list[tuple[int, ...]]:
+        """Return how much either node remembers: records, names, clients' endpoints, datagrams."""
+        return [
+            (
+                len(flows_of(tables)),
+                naming.count(tables),
+                np.count_nonzero(tables.affinity_words),
+                np.count_nonzero(tables.datagrams["which"]),
+                np.count_nonzero(pipeline.node.fragments.datagrams["which"]),
+            )
+            for tables, pipeline in ((self.tables, self._offloaded), (self._memory, self._alone))
+        ]
+
     def age(self, seconds: float) -> None:
         """Let every connection be idle for longer."""
         jiffies = round(seconds * self._clock.hertz)
@@ -191,6 +205,18 @@ class Twins:
         for model in (self.reference, self._reference_alone):
             for key in [key for key in model.flows if key[1:] == (vip, protocol)]:
                 model.reset(key)
+
+    def put(self, key: Key, state: State) -> None:
+        """Have an IPv4 connection be in a state; it was seen just now."""
+        for tables in (self.tables, self._memory):
+            found = flows_of(tables)[key]
+            for each in (key, found.peer):
+                (source, source_port), (host, port) = each.source, each.destination
+                is_it = (tables.flows["src_addr"] == swap32(source)) & (tables.flows["dst_addr"] == swap32(host))
+                is_it &= tables.flows["src_port"] == swap16(source_port)
+                tables.flows["state"][is_it & (tables.flows["dst_port"] == swap16(port))] = state
+        for model in (self.reference, self._reference_alone):
+            model.flows[key][0].state = state
 
     @property
     def now(self) -> int:
