@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from conntrack.table import FlowTable
-from dataplane import wire
+from dataplane import vlans, wire
 from dataplane.afxdp import Socket, Umem
 from dataplane.context import Masquerading, new_node
 from dataplane.crew import Crew, Queue, need_ethernet, set_link
@@ -237,7 +237,9 @@ class Engine(Crew):
             for attachment in (*self.attachments.values(), *self.egress_attachments.values()):
                 if not attachment.was_replaced:
                     loader.detach(attachment.pin)
-                    self._offloads.restore([attachment.ifindex])
+            for line in self._lines.values():
+                if not settings.link_pin(line.interface.name).exists():  # where nothing was before, either
+                    self._offloads.restore([line.interface.ifindex])
             raise
         wanted = {pin(name) for name in self._lines for pin in (settings.link_pin, settings.egress_pin)}
         for pin in (*settings.link_pins(), *settings.egress_pins()):
@@ -245,11 +247,15 @@ class Engine(Crew):
                 loader.detach(pin)  # an interface that is no longer given
 
     def _attach(self, name: str) -> None:
-        interface = self._lines[name].interface.name
+        interface, ifindex = self._lines[name].interface.name, self._lines[name].interface.ifindex
         pin = self._settings.link_pin(interface)
+        self._offloads.switch_off(ifindex, "rxvlan")
+        if any(last > vlans.PRIORITY for _first, last in self._settings.vlans):
+            self._offloads.switch_off(ifindex, "vlanfilter")
+        else:
+            self._offloads.restore([ifindex], ["vlanfilter"])
         attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
         self.attachments[name] = attachment
-        self._offloads.switch_off(attachment.ifindex, "rxvlan")
         if attachment.mode == "generic":
             self._offloads.switch_off(attachment.ifindex, "gro")
         else:
@@ -376,7 +382,7 @@ class Engine(Crew):
 
     def complaints(self) -> list[str]:
         """Return what is wrong with the interfaces, in words."""
-        return [line.why for line in self._lines.values() if line.why]
+        return [line.why for line in self._lines.values() if line.why] + self._offloads.complaints()
 
     def lost(self) -> int:
         """Return how many punted frames the sockets have lost; with the workers stopped, those unread are lost too."""
@@ -430,7 +436,7 @@ def _umem_size(interfaces: Sequence[Interface]) -> _UmemSize:
 
 
 def _longest_mtu(umem: Umem) -> int:
-    return umem.frame_bytes - wire.ETHERNET_BYTES
+    return umem.frame_bytes - wire.ETHERNET_BYTES - vlans.MOST_BYTES
 
 
 def _does_not_fit(interface: Interface, longest: int) -> str:

@@ -53,8 +53,10 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
-_SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS, _SET_FLAGS = 0x8946, 0x3C, 0x2B, 0x2C, 0x25, 0x26
-_FLAG_RXVLAN, _FLAG_LRO = 1 << 8, 1 << 15
+_SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS = 0x8946, 0x3C, 0x2B, 0x2C, 0x25
+_GET_FEATURES, _SET_FEATURES, _GET_LENGTH, _GET_STRINGS = 0x3A, 0x3B, 0x37, 0x1B
+_FEATURE_NAMES, _STRING_BYTES = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
+_FLAG_LRO = 1 << 15
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}  # what has the kernel route, by family
@@ -576,19 +578,54 @@ def has_lro(name: str) -> bool:
     return _ethtool(name, value) and bool(value[1] & _FLAG_LRO)
 
 
-def has_rxvlan(name: str) -> bool:
-    """Return whether an interface takes the VLAN tags out of received frames, and tells the kernel of them aside."""
-    value = array.array("I", [_GET_FLAGS, 0])
-    return _ethtool(name, value) and bool(value[1] & _FLAG_RXVLAN)
+def has_feature(name: str, feature: str) -> bool:
+    """Return whether a feature, by the kernel's name of it, is on; not so if the interface or the kernel has none."""
+    found = _feature(name, feature)
+    return found is not None and bool(found.active & found.mask)
 
 
-def set_rxvlan(name: str, *, is_on: bool) -> bool:
-    """Have an interface do so or not; return whether it let us."""
-    value = array.array("I", [_GET_FLAGS, 0])
-    if not _ethtool(name, value):
+def set_feature(name: str, feature: str, *, is_on: bool) -> bool:
+    """Switch a feature on or off; return whether the driver let us, which may well ignore it without an error."""
+    found = _feature(name, feature)
+    if found is None:
         return False
-    flags = value[1] | _FLAG_RXVLAN if is_on else value[1] & ~_FLAG_RXVLAN
-    return _ethtool(name, array.array("I", [_SET_FLAGS, flags])) and has_rxvlan(name) == is_on
+    # struct ethtool_sfeatures: cmd, words, and of each word: valid, requested
+    blocks = [0] * (2 * found.words)
+    blocks[2 * found.word] = found.mask
+    blocks[2 * found.word + 1] = found.mask if is_on else 0
+    done = _ethtool(name, array.array("I", [_SET_FEATURES, found.words, *blocks]))
+    return done and has_feature(name, feature) == is_on
+
+
+class _Feature(NamedTuple):
+    """Where a feature stands in the kernel's words, and that word as it is."""
+
+    words: int
+    word: int
+    mask: int
+    active: int
+
+
+def _feature(name: str, feature: str) -> _Feature | None:
+    """Look a feature up by its name: its number is another with another kernel."""
+    # struct ethtool_sset_info: cmd, reserved, which sets (64 bits), and their lengths
+    asked = array.array("I", [_GET_LENGTH, 0, *struct.unpack("=2I", struct.pack("=Q", 1 << _FEATURE_NAMES)), 0])
+    if not _ethtool(name, asked):
+        return None
+    count = asked[4]
+    words = -(-count // 32)
+    # struct ethtool_gstrings: cmd, which set, its length, and its strings
+    names = array.array("I", [_GET_STRINGS, _FEATURE_NAMES, count, *[0] * (count * _STRING_BYTES // 4)])
+    # struct ethtool_gfeatures: cmd, words, and of each word: available, requested, active, never_changed
+    values = array.array("I", [_GET_FEATURES, words, *[0] * (4 * words)])
+    if not (_ethtool(name, names) and _ethtool(name, values)):
+        return None
+    text = names.tobytes()[12:]
+    known = [text[at : at + _STRING_BYTES].rstrip(b"\0").decode() for at in range(0, len(text), _STRING_BYTES)]
+    if feature not in known:
+        return None
+    word, bit = divmod(known.index(feature), 32)
+    return _Feature(words, word, 1 << bit, values[2 + 4 * word + 2])
 
 
 def set_gro(name: str, *, is_on: bool) -> bool:

@@ -28,11 +28,11 @@ from dataplane.netdev import (
     RouteKind,
     Way,
     attributes,
-    has_rxvlan,
+    has_feature,
     messages,
     parse_neighbour,
     parse_route,
-    set_rxvlan,
+    set_feature,
     xdp_features,
 )
 from xdp.addresses import number_of
@@ -375,10 +375,33 @@ def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) 
 
 
 @pytest.mark.root
-def test_a_driver_is_told_to_leave_vlan_tags_in_frames(lab: Lab, netdev: NetDev) -> None:
-    assert has_rxvlan("v0")
+@pytest.mark.parametrize(
+    ("feature", "shown"), [("rx-vlan-hw-parse", "rx-vlan-offload"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")]
+)
+def test_features_are_what_ethtool_shows(lab: Lab, netdev: NetDev, feature: str, shown: str) -> None:
+    """One in the kernel's first word of them, and one beyond."""
+    assert has_feature("v0", feature)
+    before = features_shown(lab)
     for is_on in (False, True):
-        assert set_rxvlan("v0", is_on=is_on)
-        assert has_rxvlan("v0") == is_on
-    assert not has_rxvlan("nothing")
-    assert not set_rxvlan("nothing", is_on=True)
+        assert set_feature("v0", feature, is_on=is_on)
+        assert has_feature("v0", feature) == is_on
+        assert features_shown(lab) == before | {shown: "on" if is_on else "off"}
+    assert not has_feature("nothing", feature)
+    assert not set_feature("nothing", feature, is_on=True)
+
+
+def features_shown(lab: Lab) -> dict[str, str]:
+    command = ["ip", "netns", "exec", lab.name, "ethtool", "-k", "v0"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[1:]
+    return {name.strip(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+
+@pytest.mark.root
+def test_a_feature_that_is_fixed_or_unknown_is_not_switched(lab: Lab, netdev: NetDev) -> None:
+    assert has_feature("lo", "loopback")
+    assert not set_feature("lo", "loopback", is_on=False)
+    assert has_feature("lo", "loopback")
+    assert not has_feature("v0", "rx-vlan-filter")
+    assert not set_feature("v0", "rx-vlan-filter", is_on=True)
+    assert not has_feature("v0", "no-such-feature")
+    assert not set_feature("v0", "no-such-feature", is_on=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from dataplane.netdev import has_gro, has_rxvlan
+from dataplane.netdev import has_feature, has_gro
 from perf import clients
 from perf.world import Host, World
 from tests.node import Daemon
@@ -76,6 +77,12 @@ def made(world: World, request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.param("link add made0 type veth peer name made1", "native", "", id="veth"),
         pytest.param("tuntap add made0 mode tap", "native", "", id="tap"),
         pytest.param("link add made0 mtu 9000 type veth peer name made1 mtu 9000", None, "MTU 9000", id="large MTU"),
+        pytest.param(
+            "link add made0 mtu 3819 type veth peer name made1 mtu 3819",
+            None,
+            "MTU 3819 does not fit into an AF_XDP frame; `ip link set made0 mtu 3818` or less",
+            id="no room for tags",
+        ),
         pytest.param("tuntap add made0 mode tun", None, "has no Ethernet address (tun)", id="tun"),
     ],
     indirect=["made"],
@@ -134,6 +141,9 @@ def test_what_native_xdp_needs_of_the_far_end_is_told_in_the_kernels_words(world
         assert code == 1
         assert "made0: native XDP refused" in told
         assert "Peer MTU is too large to set XDP" in told
+        with world.node.entered():
+            assert all(has_feature(name, "rx-vlan-hw-parse") for name in ("eth0", "made0"))
+        assert not daemon.settings.offloads_path.exists()
         daemon.start_with = []
         daemon.start()
         shown = {one["name"]: one for one in daemon.ask("interfaces")}
@@ -220,7 +230,7 @@ def test_gro_comes_back_at_the_end_and_with_the_native_mode(site, how):
 
 def rxvlan(node: Host) -> list[bool]:
     with node.entered():
-        return [has_rxvlan(name) for name in ("eth0", "eth1")]
+        return [has_feature(name, "rx-vlan-hw-parse") for name in ("eth0", "eth1")]
 
 
 @pytest.mark.parametrize("mode", ["generic", "native"])
@@ -239,3 +249,65 @@ def test_N6_drivers_leave_vlan_tags_in_frames_while_xdp_is_there(site, mode):
     daemon.wait()
     assert rxvlan(node) == [True, True]
     assert not daemon.settings.offloads_path.exists()
+
+
+# NICs may not let rx-vlan-offload or rx-vlan-filter go, and no device here has them fixed on. But a macvlan has highdma
+# so: the daemon takes that for the offload in question.
+_REFUSED = """import sys
+from dataplane import cli, offloads
+which = sys.argv.pop(1)
+offloads.OFFLOADS[which] = offloads._feature("highdma", "", offloads.OFFLOADS[which].otherwise)
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("made", ["link add made0 link eth0 type macvlan"], indirect=True)
+@pytest.mark.parametrize(
+    ("which", "flags", "told"),
+    [
+        pytest.param("rxvlan", (), "rx-vlan-offload cannot be switched off", id="rx-vlan-offload"),
+        pytest.param("vlanfilter", ("--vlan", "100"), "rx-vlan-filter cannot be switched off", id="rx-vlan-filter"),
+        pytest.param("vlanfilter", ("--vlan", "0"), "", id="rx-vlan-filter, priority tags only"),
+    ],
+)
+def test_N6_a_driver_that_does_not_let_an_offload_go_is_told_of(monkeypatch, daemon, made, which, flags, told):
+    monkeypatch.setattr("tests.node.TURNOUT", (sys.executable, "-c", _REFUSED, which))
+    daemon.start_with = [*flags]
+    serving(daemon, made).start()
+    status = daemon.ask("status")
+    (why,) = status["why"] or [""]
+    assert status["state"] == ("degraded" if told else "ok")
+    assert why.startswith(f"{made}: {told}" if told else "")
+    assert daemon.said().count("cannot be switched off") == bool(told)
+    path = daemon.settings.offloads_path  # macvlan has GRO, too
+    assert not path.exists() or json.loads(path.read_text())[f"{which}_was_on"] == []
+
+
+@pytest.mark.parametrize("flags", [(), ("--vlan", "100-199")], ids=["untagged", "VLANs"])
+def test_N6_a_filter_of_vlans_is_off_while_vlans_are_served(monkeypatch, site, flags):
+    """No device here has one: tx-gso-list, which veths switch and nothing here needs, stands in for it."""
+    code = _REFUSED.replace("highdma", "tx-gso-list")
+    node, daemon = site.world.node, site.daemon
+    monkeypatch.setattr("tests.node.TURNOUT", (sys.executable, "-c", code, "vlanfilter"))
+    daemon.start_with = [*flags]
+    assert filters(node) == [True, True]
+    daemon.start()
+    assert filters(node) == [not flags] * 2
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    daemon.start_with = []
+    assert filters(node) == [not flags] * 2
+    daemon.start()
+    assert filters(node) == [True, True], "without --vlan it comes back"
+    daemon.start_with = [*flags]
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    daemon.start()
+    daemon.signal(signal.SIGINT)
+    daemon.wait()
+    assert filters(node) == [True, True]
+
+
+def filters(node: Host) -> list[bool]:
+    with node.entered():
+        return [has_feature(name, "tx-gso-list") for name in ("eth0", "eth1")]

@@ -1,0 +1,57 @@
+"""What is switched off, what a driver does not let go, and what of it stands in the record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from dataplane.offloads import OFFLOADS, Offloads, _feature
+
+pytestmark = pytest.mark.root
+LO = socket.if_nametoindex("lo")
+
+
+@pytest.fixture
+def _fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the driver of the loopback has on and does not switch, as there are NICs with rx-vlan-offload."""
+    monkeypatch.setitem(OFFLOADS, "rxvlan", _feature("loopback", "switched off", "cannot be switched off"))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("_fixed")
+def test_what_a_driver_does_not_let_go_is_complained_about_and_not_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    record = tmp_path / "offloads"
+    offloads = Offloads(record)
+    assert offloads.complaints() == []
+    for _ in range(2):  # as `follow` may have it
+        offloads.switch_off(LO, "rxvlan")
+        assert offloads.complaints() == ["lo: cannot be switched off"]
+        assert not record.exists()
+    assert [(one.levelname, one.message) for one in caplog.records] == [("WARNING", "lo: cannot be switched off")]
+    offloads.restore([LO + 1])
+    offloads.restore([LO], ["gro"])
+    assert offloads.complaints() == ["lo: cannot be switched off"]
+    offloads.restore([LO])
+    assert offloads.complaints() == []
+
+
+@pytest.mark.usefixtures("_fixed")
+def test_what_another_refuses_leaves_the_record_of_what_was_switched(tmp_path: Path) -> None:
+    record = tmp_path / "offloads"
+    record.write_text(json.dumps({"gro_was_on": [LO], "rxvlan_was_on": [LO]}))
+    Offloads(record).switch_off(LO, "rxvlan")
+    assert json.loads(record.read_text()) == {"gro_was_on": [LO], "rxvlan_was_on": [], "vlanfilter_was_on": []}
+
+
+def test_what_is_off_anyway_is_neither_complained_about_nor_recorded(tmp_path: Path) -> None:
+    offloads = Offloads(tmp_path / "offloads")
+    for which in ("rxvlan", "vlanfilter"):
+        offloads.switch_off(LO, which)
+    assert offloads.complaints() == []
+    assert not (tmp_path / "offloads").exists()
