@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from perf.world import wait_until
-from tests.node import CONNECTIONS, Service
+from tests.node import CONNECTIONS, Service, split
 from tests.packets import Address, syn, udp
 from tests.scenarios.site import Site, undisturbed
 from xdp.schema import Limit, Reason
@@ -105,14 +105,17 @@ def invented(count: int, network: str = "") -> npt.NDArray[np.uint8]:
 
 
 def test_F080_F081_F084_floods_take_nothing_from_open_connections(site: Site, default_route: None):
-    """P5: of the connections that are open none loses a packet, fails or moves, while the table is full, too."""
+    """P5: of open ones none loses a packet, fails or moves while the table is full; nor one that is idle."""
     drowned = Service("drowned", site.vip(80, 80), site.places(9, "web-1"), annotations=SHORT_LIVED)
     named = Service("named", site.vip(81, 53), site.places(9, "web-2"), "UDP", annotations=SHORT_LIVED)
     site.daemon.apply(site.web, site.dns, drowned, named)
     client: Address = (site.dns.at[0], 1)  # another takes its place
     ports = np.arange(1, 60_000, dtype=np.uint16)
     before = site.daemon.ask("status")["flows"]["used"]
-    with undisturbed(site):
+    with contextlib.ExitStack() as stack, undisturbed(site):
+        idle = [stack.enter_context(site.asking()) for _ in range(40)]
+        assert all(ask() for ask in idle)
+        ports_of_idle = {ask.port for ask in idle}
         with flooding(site, syn(client, drowned.at)) as flood:
             for network in ("", "198.51.100.0"):
                 assert flood.send(invented(2000, network), ports[:2000]) == Counter({Reason.ADMITTED: 2000})
@@ -120,5 +123,7 @@ def test_F080_F081_F084_floods_take_nothing_from_open_connections(site: Site, de
             churn = flood.send(np.repeat(invented(1), MORE_THAN_FIT, axis=0), ports[:MORE_THAN_FIT])
         assert churn.keys() == {Reason.ADMITTED, Reason.TABLE_FULL}
         assert site.daemon.ask("status")["flows"]["used"] > 0.9 * CONNECTIONS
+        known = site.daemon.ask("flows", client=site.ip("client"))
+        assert ports_of_idle <= {split(flow["client"])[1] for flow in known}
     site.daemon.apply(site.web, site.dns)
     site.daemon.wait_for(lambda: site.daemon.ask("status")["flows"]["used"] <= before + 100)

@@ -56,6 +56,7 @@ _UDP, _UDP6 = udp(), udp(CLIENT6, DNS_VIP6)
 @pytest.fixture(scope="module")
 def shared_twins() -> Iterator[Twins]:
     with made_twins(offloads=True) as made:
+        made.send(NAMED["syn"])  # what has to be compiled may take longer than a SYN is remembered
         yield made
 
 
