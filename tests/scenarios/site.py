@@ -8,9 +8,10 @@ import itertools
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv6Address
+from typing import Any
 
 import numpy as np
 
@@ -148,9 +149,10 @@ class Site:
             (place,) = np.flatnonzero(is_it & (frontends["port"] == swap16(port)))
             return shared.tables.services[frontends[place]["service"]].copy()  # type: ignore[no-any-return]
 
-    def endpoints_of_flows(self) -> dict[tuple[str, str], str]:
-        """Return {(client, frontend): endpoint} of every connection."""
-        return {(flow["client"], flow["frontend"]): flow["endpoint"] for flow in self.daemon.ask("flows")}
+    def endpoints_of_flows(self, *, active: bool = False) -> dict[tuple[str, str], str]:
+        """Return {(client, frontend): endpoint} of every connection, or of those only that have just been used."""
+        flows = [flow for flow in self.daemon.ask("flows") if not active or is_active(flow)]
+        return {(flow["client"], flow["frontend"]): flow["endpoint"] for flow in flows}
 
     def has_programs(self) -> list[str]:
         """Return the interfaces of the node that have an XDP program."""
@@ -173,10 +175,14 @@ def undisturbed(site: Site) -> Iterator[None]:
     assert after <= before  # the notice that one was merely late may be late itself
 
 
+def is_active(flow: Mapping[str, Any]) -> bool:
+    """Whether a connection is open and has just been used: those that other tests have left are not."""
+    return flow["state"] in ("established", "udp_replied") and flow["idle_s"] < 0.1
+
+
 def count_active(site: Site) -> int:
-    """Return how many connections are open and have just been used."""
-    flows = site.daemon.ask("flows")
-    return sum(flow["state"] in ("established", "udp_replied") and flow["idle_s"] < 0.1 for flow in flows)
+    """Return how many connections are."""
+    return sum(map(is_active, site.daemon.ask("flows")))
 
 
 def at_node_port(service: Service, port: int = NODE_PORT) -> Service:

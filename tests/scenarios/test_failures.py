@@ -48,7 +48,8 @@ def wait_for_packets(site: Site, count: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_restart_loses_and_moves_nothing(site, number):
     with undisturbed(site):
-        before = site.endpoints_of_flows()
+        before = site.endpoints_of_flows(active=True)
+        assert before
         site.daemon.signal(number)
         code = site.daemon.wait()
         assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
@@ -68,7 +69,8 @@ def test_where_userspace_forwards_xdp_does_while_it_is_away(site, number):
     """What lies in the rings of the worker that ends is lost; TCP sends it again."""
     with site.load("http-load", site.web) as http:
         site.daemon.wait_for(lambda: count_active(site) == 20)
-        before = site.endpoints_of_flows()
+        before = site.endpoints_of_flows(active=True)
+        assert before
         site.daemon.signal(number)
         site.daemon.wait()
         wait_for_packets(site, 1000)

@@ -358,7 +358,7 @@ def test_what_is_left_after_sigterm(site, flags):
 def test_a_killed_daemon_loses_no_connection_and_its_filter_is_cleaned_up(site):
     with site.load("http-load", site.web, timeout=30) as load:
         site.daemon.wait_for(lambda: count_active(site) >= 20)
-        before = site.endpoints_of_flows()
+        before = site.endpoints_of_flows(active=True)
         site.daemon.signal(signal.SIGKILL)
         site.daemon.wait()
         assert len(tables(site)) == 1
