@@ -10,14 +10,13 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from tests import packets
-from tests.node import ScenarioNode, Sent, Service
-from tests.packets import Address, data, fin, rewritten, syn, syn_ack, tagged, udp, untagged
+from tests.node import ScenarioNode, Sent
+from tests.packets import Address, data, fin, syn, syn_ack, tagged, udp, untagged
+from tests.scenarios.test_traffic import answered, delivered, dns, web
 from xdp.schema import Reason
 
 pytestmark = pytest.mark.flags(vlan="100 200-210")
 
-WEB = Service("web", "10.96.0.1:80")
-DNS = Service("dns", "10.96.0.10:53", protocol="UDP")
 TAGS = [
     pytest.param((100,), (), id="802.1Q"),
     pytest.param((0,), (), id="priority"),
@@ -51,22 +50,6 @@ class Trunk:
         return sent._replace(left=[(to, untagged(out)) for to, out in sent.left], passed=passed)
 
 
-def web(node: ScenarioNode, *hosts: str) -> Service:
-    service = node.of_family(WEB).with_endpoints(*(node.endpoint(host) for host in hosts))
-    node.apply(service)
-    return service
-
-
-def there(node: ScenarioNode, frame: bytes, client: Address, endpoint: Address) -> tuple[str, bytes]:
-    name = node.host_of(endpoint)
-    return name, rewritten(frame, client, endpoint, node.macs(name))
-
-
-def back(node: ScenarioNode, frame: bytes, vip: Address, client: Address) -> tuple[str, bytes]:
-    name = node.host_of(client)
-    return name, rewritten(frame, vip, client, node.macs(name))
-
-
 @with_tags
 def test_N6_a_connection_keeps_its_tags(node, vlans, kinds):
     trunk, service, client, endpoint = (
@@ -76,26 +59,25 @@ def test_N6_a_connection_keeps_its_tags(node, vlans, kinds):
         node.at("web-1", 8080),
     )
     first = syn(client, service.at)
-    assert trunk.send(first) == Sent([there(node, first, client, endpoint)], [], Counter([Reason.ADMITTED]))
+    assert trunk.send(first) == Sent([delivered(node, first, client, endpoint)], [], Counter([Reason.ADMITTED]))
     answer = syn_ack(endpoint, client)
     sent = trunk.send(answer, "web-1")
-    assert sent == Sent([back(node, answer, service.at, client)], [], Counter([Reason.FORWARDED]))
+    assert sent == Sent([answered(node, answer, service, client)], [], Counter([Reason.FORWARDED]))
     for frame in (data(client, service.at), data(client, service.at, b"odd"), fin(client, service.at)):
-        assert trunk.send(frame) == Sent([there(node, frame, client, endpoint)], [], Counter([Reason.FORWARDED]))
+        assert trunk.send(frame) == Sent([delivered(node, frame, client, endpoint)], [], Counter([Reason.FORWARDED]))
         answer = data(endpoint, client, b"answer")
-        assert trunk.send(answer, "web-1").only == back(node, answer, service.at, client)
+        assert trunk.send(answer, "web-1").only == answered(node, answer, service, client)
     assert node.flow(client)["packets"] == {"original": 4, "reply": 4}
 
 
 @with_tags
 def test_N6_datagrams_and_their_answers_keep_their_tags(node, vlans, kinds):
     trunk, client, endpoint = Trunk(node, vlans, kinds), node.client(), node.at("web-2", 5353)
-    service = node.of_family(DNS).with_endpoints(node.endpoint("web-2", 5353))
-    node.apply(service)
+    service = dns(node, "web-2")
     for _ in range(2):
         ask, answer = udp(client, service.at), udp(endpoint, client, b"answer")
-        assert trunk.send(ask).only == there(node, ask, client, endpoint)
-        assert trunk.send(answer, "web-2").only == back(node, answer, service.at, client)
+        assert trunk.send(ask).only == delivered(node, ask, client, endpoint)
+        assert trunk.send(answer, "web-2").only == answered(node, answer, service, client)
 
 
 def test_N6_bytes_of_tags_are_not_counted(node):
@@ -103,7 +85,7 @@ def test_N6_bytes_of_tags_are_not_counted(node):
     for vlans in ((), (100,), (200, 7)):
         client = node.client()
         for frame in (syn(client, service.at), data(client, service.at)):
-            assert Trunk(node, vlans).send(frame).only == there(node, frame, client, endpoint)
+            assert Trunk(node, vlans).send(frame).only == delivered(node, frame, client, endpoint)
         counted.append(node.flow(client)["bytes"])
     assert counted[0] == counted[1] == counted[2]
 
@@ -123,7 +105,7 @@ def test_N6_a_link_has_room_for_one_tag_beside_its_mtu(node, vlans, room):
     client, endpoint = node.client(), node.at("web-1", 8080)
     for _ in range(2):  # admitted, and of a known flow
         frame = longest(node, client, service.at, room)
-        assert trunk.send(frame).only == there(node, frame, client, endpoint)
+        assert trunk.send(frame).only == delivered(node, frame, client, endpoint)
 
 
 @pytest.mark.engines("memory", why="no host sends what does not fit its own link; test_twins.py has this of XDP")
@@ -179,8 +161,7 @@ def test_N6_an_echo_request_is_answered_in_its_vlan(node, vlans, kinds):
 @with_tags
 def test_N6_fragments_keep_their_tags(node, vlans, kinds):
     trunk, client, endpoint = Trunk(node, vlans, kinds), node.client(), node.at("web-1", 5353)
-    service = node.of_family(DNS).with_endpoints(node.endpoint("web-1", 5353))
-    node.apply(service)
+    service = dns(node, "web-1")
     whole = udp(client, service.at, bytes(range(256)) * 8)
     pieces = [packets.fragment_of(whole, *cut, number=client[1]) for cut in ((0, 1000), (1000, 2056))]
     for piece in pieces:
