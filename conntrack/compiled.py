@@ -69,7 +69,7 @@ _REPLY = np.uint8(Direction.REPLY)
 _ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
 _STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS & 0xFF)
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
-_IPV6 = int(Protocol.IPV6)
+_IPV6, _ICMP = int(Protocol.IPV6), int(Protocol.ICMP)
 _EXTENTS = int(Limit.EXTENTS)
 _FIRST_EXTENT = int(Limit.FIRST_EXTENT)
 _BITMAP = np.uint64((1 << _EXTENTS) - 1)
@@ -401,7 +401,8 @@ def _fill(tables, slot, way, addrs, ports, new_addrs, new_ports, protocol, state
     addresses = _growth_of(tables, addrs, new_addrs, protocol)
     record.ip_delta = np.uint16(_fold(addresses + np.uint64(0xFFFE)))
     ports_sum = _words_of(np.uint64(~np.uint32(ports))) + _words_of(np.uint64(new_ports))
-    record.l4_delta = np.uint16(_fold(addresses + ports_sum))
+    covered = np.uint64(0) if protocol == _ICMP else addresses  # by ICMP's checksum the addresses are not (RFC 792)
+    record.l4_delta = np.uint16(_fold(covered + ports_sum))
     record.state = state
     record.next_hop = next_hop
     record.peer = peer

@@ -1,4 +1,4 @@
-"""The state machine of TCP and UDP as three tables: transitions, timeouts, and who makes room.
+"""The state machine of TCP, UDP and echo requests as three tables: transitions, timeouts, and who makes room.
 
 The tables are the documentation, the test data and the program: `write_machine` puts them where both packet paths read
 them. Behaviours C2 to C7.
@@ -52,6 +52,7 @@ FIRST_STATE: dict[Event, State] = {
     E.ACK: S.ADOPTED,
     E.FIN: S.ADOPTED,
     E.SYN_ACK: S.ADOPTED,
+    E.ECHO: S.ECHO,
 }
 
 # A SYN from the client in one of these begins another connection (C2).
@@ -70,9 +71,10 @@ TIMEOUT_S: dict[State, float] = {
     S.RESET: 8000,  # kept for so long; to packets it is over at once (write_machine)
     S.UDP_UNREPLIED: 30,
     S.UDP_REPLIED: 120,
+    S.ECHO: 60,
 }
 
-# What a Service may call them. One name is for what is told apart here only; echo requests have no connections yet.
+# What a Service may call them.
 NAMED: dict[str, tuple[State, ...]] = {
     "syn": (S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED),
     "established": (S.ESTABLISHED, S.FIN_ORIGINAL, S.FIN_REPLY),
@@ -80,14 +82,14 @@ NAMED: dict[str, tuple[State, ...]] = {
     "time-wait": (S.TIME_WAIT,),
     "udp": (S.UDP_REPLIED,),
     "udp-unreplied": (S.UDP_UNREPLIED,),
-    "icmp": (),
+    "icmp": (S.ECHO,),
 }
 
 AT_ONCE = 0xFFFFFFFF  # a timeout of -1 jiffies
 
 # Who goes first when both buckets are full: never an established connection (C6, C7).
 EARLY_DROP: dict[State, int] = {
-    **dict.fromkeys((S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.UDP_UNREPLIED), 1),
+    **dict.fromkeys((S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.UDP_UNREPLIED, S.ECHO), 1),
     **dict.fromkeys((S.CLOSING, S.TIME_WAIT, S.RESET), 2),
 }
 

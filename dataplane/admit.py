@@ -17,7 +17,7 @@ from xdp.hash import hash_tuple
 from xdp.jit import inlined
 from xdp.schema import Event, HopState, Masquerade, MidStream, Needs, Protocol, Reason, State
 
-_IPV6 = int(Protocol.IPV6)
+_IPV6, _ICMP, _ICMPV6 = int(Protocol.IPV6), int(Protocol.ICMP), int(Protocol.ICMPV6)
 _RST = int(Event.RST)
 _UNRESOLVED, _KERNEL = int(HopState.UNRESOLVED), int(HopState.KERNEL)
 _RANGES, _SHORT_CUT, _AFFINITY = int(Needs.RANGES), int(Needs.SHORT_CUT), int(Needs.AFFINITY)
@@ -71,11 +71,18 @@ def _is_masqueraded(node, service, endpoint, client):
 
 
 @inlined
+def _is_echo(packet):
+    """Tell whether a packet is an echo request: its identifier stands for a port, and an endpoint has none."""
+    return packet.protocol == _ICMP or packet.protocol == _ICMPV6 | _IPV6
+
+
+@inlined
 def _insert(node, endpoint, new_addrs, port, state, hop_back, now):
     """Insert the packet's connection to an endpoint, with a source port as on the wire; return as flows.insert does."""
     tables, packet = node.tables, node.packet[0]
     addrs, ports, protocol = packet.addrs, packet.ports, packet.protocol
-    new_ports = np.uint32(endpoint.port) << np.uint32(16) | np.uint32(port)
+    endpoint_port = np.uint32(0) if _is_echo(packet) else np.uint32(endpoint.port)
+    new_ports = endpoint_port << np.uint32(16) | np.uint32(port)
     slot = flows.insert(
         tables, addrs, ports, new_addrs, new_ports, protocol, state, endpoint.next_hop, hop_back, now
     )  # fmt: skip
@@ -101,7 +108,12 @@ def _source_towards(tables, packet, endpoint):
 
 @inlined
 def _may_leave_from(node, source, port):
-    """Tell whether a connection may leave from a port: no socket of the node has it, and it is no Service's."""
+    """Tell whether a connection may leave from a port: no socket of the node has it, and it is no Service's.
+
+    Identifiers of echo requests are nobody's.
+    """
+    if _is_echo(node.packet[0]):
+        return True
     if is_occupied(node.masquerading, port):
         return False
     return services.find_frontend(node.tables, source, swapped16(port), node.packet[0].protocol) == services.MISS
@@ -110,6 +122,8 @@ def _may_leave_from(node, source, port):
 @inlined
 def _insert_masqueraded(node, endpoint, state, hop_back, now):
     """Insert the packet's connection from a port of the node: the client's own, if it may be, else any of its class.
+
+    Of an echo request, from an identifier: the client's own, or any.
 
     To allocate a port *is* to insert the reply's key: TAKEN means another one. The five-tuple and the table's secret
     give where to begin and how far to go on (double hashing), so that no two connections try the same ports in the same
@@ -123,7 +137,7 @@ def _insert_masqueraded(node, endpoint, state, hop_back, now):
     if own == 0 and choices == 0:
         return np.int64(_NO_ADDRESS)
     port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
-    first, count = range_for(masquerading, port)
+    first, count = (np.uint64(0), np.uint64(1 << 16)) if _is_echo(packet) else range_for(masquerading, port)
     hash_key = tables.control[0].hash_key
     tried = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[1], hash_key[0])
     if port - first >= count:  # u64: also if it is below

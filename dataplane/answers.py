@@ -231,7 +231,8 @@ def refuse(node, frames, start, reason, now):
     elif not is_refusal(reason):
         return reason, nowhere
     protocol = frames[ip + 9]
-    if protocol == _ICMP or not _has_a_sender(frames, start, packet) or load16(frames, ip + 6) & _OFFSET:
+    is_error = protocol == _ICMP and not (is_long and wire.is_echo(frames, start + np.int64(packet.l4)))
+    if is_error or not _has_a_sender(frames, start, packet) or load16(frames, ip + 6) & _OFFSET:
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
         return reason, nowhere

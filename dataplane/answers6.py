@@ -151,7 +151,8 @@ def refuse(node, frames, start, reason, now):
     if packet.quoted:  # it is an error
         return reason, nowhere
     protocol = packet.protocol & ~np.uint8(_IPV6)
-    if (protocol != _TCP and protocol != _UDP and not packet.unknown_at) or not _has_a_sender(frames, start):
+    is_answered = protocol == _TCP or protocol == _UDP or packet.unknown_at or (is_long and protocol == _ICMPV6)
+    if not is_answered or not _has_a_sender(frames, start):
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
         return reason, nowhere

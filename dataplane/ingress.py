@@ -7,7 +7,9 @@ each packet a second time. Dropped are, of the packets that the pipeline takes:
   first fragment too, and ICMP errors about what has come from one;
 * from an endpoint's address, protocol and port, and ICMP errors about packets to one: to a port of the node that
   masqueraded connections leave from and no socket of the node has (`spared`), and to what is reached through an
-  interface that we serve. What else goes to this machine, or by another interface, stays the kernel's.
+  interface that we serve. What else goes to this machine, or by another interface, stays the kernel's;
+* replies of endpoints to echo requests, on their way through. Those to the node itself are the kernel's as well: its
+  own `ping` is to be answered, and to an identifier that nobody here has asked with it says nothing.
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
 All this of untagged frames, and of those with the VLAN tag of a VLAN that is served. Behind a second tag nothing here
@@ -45,6 +47,7 @@ class Places:
     retired: frozenset[Place] = frozenset()
     endpoints: frozenset[Place] = frozenset()
     own: frozenset[int] = frozenset()  # the node's addresses
+    answering: frozenset[int] = frozenset()  # addresses of endpoints that echo requests are forwarded to
 
     @property
     def own_frontends(self) -> frozenset[Place]:
@@ -183,6 +186,7 @@ class _Family:
     word: str
     suffix: str
     errors: str
+    reply: str
     address_bits: int
     source: int
     destination: int
@@ -206,6 +210,7 @@ class _Family:
   set retired{s} {{ type {address} . inet_service; }}
   set endpoints{s} {{ type {address} . inet_proto . inet_service; }}
   set own{s} {{ type {address}; }}
+  set answering{s} {{ type {address}; }}
   set quoted_from{s} {{ typeof {self._quoted_source}; }}
   set quoted_to{s} {{ typeof {self._quoted_destination}; }}"""
 
@@ -227,11 +232,12 @@ class _Family:
     {self.errors} {quoted_port} {ports} {quoted_port} != @spared_quoted{s} {ip} daddr @own{s} {to_endpoint} drop
     fib daddr oifname != {{ {ours} }} accept
     {ip} saddr . meta l4proto . th sport @endpoints{s} drop
+    {self.reply} {ip} saddr @answering{s} drop
     {self.errors} {to_endpoint} drop"""
 
 
-_IPV4 = _Family("ip", "", "icmp type { 3, 4, 11, 12 }", 32, 160, 192, 136, 224)
-_IPV6 = _Family("ip6", "6", "icmpv6 type { 1, 2, 3, 4 }", 128, 128, 256, 112, 384)
+_IPV4 = _Family("ip", "", "icmp type { 3, 4, 11, 12 }", "icmp type echo-reply", 32, 160, 192, 136, 224)
+_IPV6 = _Family("ip6", "6", "icmpv6 type { 1, 2, 3, 4 }", "icmpv6 type echo-reply", 128, 128, 256, 112, 384)
 
 
 def _sets(places: Places) -> list[tuple[str, set[str]]]:
@@ -251,7 +257,8 @@ def _sets_of(places: Places, suffix: str) -> Iterator[tuple[str, set[str]]]:
     yield f"frontends{suffix}", set(map(_text, mine(places.frontends)))
     yield f"retired{suffix}", {f"{address_of(address)} . {port}" for address, port, _ in mine(places.retired)}
     yield f"endpoints{suffix}", set(map(_text, mine(places.endpoints)))
-    yield f"own{suffix}", {str(address_of(address)) for address in places.own if is_ipv6(address) == bool(suffix)}
+    for name, addresses in (("own", places.own), ("answering", places.answering)):
+        yield f"{name}{suffix}", {str(address_of(each)) for each in addresses if is_ipv6(each) == bool(suffix)}
     yield f"quoted_from{suffix}", set(map(_quoted, mine(places.own_frontends | places.retired)))
     yield f"quoted_to{suffix}", set(map(_quoted, mine(places.endpoints)))
 

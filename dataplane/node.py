@@ -41,7 +41,7 @@ from lb import maglev, manifests
 from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
-from lb.rows import Here, impatient, known_as, living, local_addresses, rows_of
+from lb.rows import Here, answering, echo_protocol, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, maps
 from xdp.addresses import IPAddress, number_of
@@ -49,7 +49,7 @@ from xdp.clock import JiffyClock, MonotonicClock
 from xdp.errors import ConfigError, Error, MissingFeatureError, UsageError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
-from xdp.schema import Protocol, Reason
+from xdp.schema import Ping, Protocol, Reason
 
 _SWEEP_SLOTS = 1 << 20  # at a time: 20 ms when all are in use
 _CALIBRATE_S = 5.0  # two clocks that drift by 500 ppm at worst: half a jiffy
@@ -198,7 +198,7 @@ class Node:
         self.engine.start(self.next_hops.hops, self.masquerading)
         self._has_served = True
         self.shared.tables.control[0]["answers_arp"] = self.announcer is not None
-        self.shared.tables.control[0]["answers_echo"] = self.settings.ping == "answer"
+        self.shared.tables.control[0]["ping"] = Ping[self.settings.ping.upper()]
         self._announce()  # what packets can reach by now
         if self.losses.uncounted:
             log.warning("%s", self.losses.uncounted)
@@ -433,12 +433,14 @@ class Node:
             log.info("%d connections ended: another Pod has the place of their endpoint", ended)
 
     def _end_at(self, seats: Iterable[Seat]) -> int:
-        """End the connections to endpoints; return how many."""
+        """End the connections to endpoints, and their echoes; return how many."""
         names = Names(self.shared.tables)
         ends: dict[int, list[tuple[int, int]]] = {}
         for (address, port), protocol in seats:
             number, _, of_family = known_as((address, port, Protocol[protocol]), names)
             ends.setdefault(of_family, []).append((number, port))
+            if self.settings.ping == "forward":
+                ends.setdefault(echo_protocol(address.version), []).append((number, 0))
         return sum(self.flows.end_at(protocol, places) for protocol, places in ends.items())
 
     def _node_port_addresses(self) -> tuple[IPAddress, ...]:
@@ -553,6 +555,9 @@ class Node:
             lost = impatient(self.snapshot, self.here, protocol, names)
             if lost:
                 self.flows.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
+        if self.settings.ping == "forward":
+            for family in (4, 6):
+                self.flows.keep_only(echo_protocol(family), answering(self.snapshot, self.here, family, names))
         out = [place for place, state in self.here.administered.items() if state is AdminState.MAINT]
         self._end_at((place, protocol) for place in out for protocol in ("TCP", "UDP"))
 

@@ -34,7 +34,7 @@ from xdp.unaligned import load16, load32
 Place = tuple[int, int, int]  # (address, port, protocol) in host numbers, as packets know them (lb.rows.known_as)
 
 _HASH = 0x9E3779B97F4A7C15
-_TCP, _IPV6 = int(Protocol.TCP), int(Protocol.IPV6)
+_TCP, _ICMP, _ICMPV6, _IPV6 = int(Protocol.TCP), int(Protocol.ICMP), int(Protocol.ICMPV6), int(Protocol.IPV6)
 _ICMP_ERRORS = 1 << 3 | 1 << 4 | 1 << 11 | 1 << 12  # by type; those that dataplane.ingress.py names
 _ICMPV6_ERRORS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
 _FIRST_PASS, _FIRST_DROP = 32, 64  # reasons from here on are passes, drops
@@ -49,6 +49,7 @@ class Kind(IntEnum):
     RETIRED = 2  # as destination: a frontend that is none any more, while connections to it last
     OWN_FRONTEND = 3  # as destination: a frontend at an address of the node
     OWN = 4  # an address of the node, without port and protocol (but for IPv6's bit)
+    ANSWERING = 5  # as source of answers to echo requests: an address, likewise
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +250,15 @@ def _way_on(node, frames, start, family):
 
 
 @inlined
+def _is_echo_reply(packet, frames, start):
+    """Tell whether an ICMP message that is no error answers an echo request."""
+    kind = frames[start + np.int64(packet.l4)]
+    if packet.protocol == _ICMP:
+        return kind == wire.ECHO_REPLY
+    return packet.protocol == _ICMPV6 | _IPV6 and kind == wire6.ECHO_REPLY
+
+
+@inlined
 def _without_flow(node, originals, frames, start, length, segment, reason):
     """Return (reason, egress) of an IP frame of no flow of ours: the kernel's, ours to send on, or nobody's."""
     packet = node.packet[0]
@@ -261,12 +271,15 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
         destination = swapped32(naming.find(node.tables, first, second))
     else:
         destination = load32(frames, start + _DST)
-    may_be_sent_on = reason == Reason.NOT_OURS or reason == Reason.ICMP_UNUSABLE
+    is_answer = reason == Reason.OTHER_ICMP and _is_echo_reply(packet, frames, start)
+    may_be_sent_on = reason == Reason.NOT_OURS or reason == Reason.ICMP_UNUSABLE or is_answer
     reason = _to_us(node, originals, frames, start, destination, family, reason)
     if reason >= _FIRST_DROP or not may_be_sent_on:
         return reason, nowhere
     source, source_port, protocol = np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol
-    if not _has(originals, source, source_port, protocol, Kind.ENDPOINT):
+    if is_answer:
+        source_port, protocol = np.uint16(0), family
+    if not _has(originals, source, source_port, protocol, Kind.ANSWERING if is_answer else Kind.ENDPOINT):
         return reason, nowhere
     row = _way_on(node, frames, start, family)
     if row == hops_compiled.PENDING:

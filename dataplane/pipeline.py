@@ -18,11 +18,13 @@ from lb import compiled as services
 from xdp import naming
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
-from xdp.schema import Direction, Event, Limit, Protocol, Reason, State
+from xdp.schema import Direction, Event, Limit, Ping, Protocol, Reason, State
 
-_TCP, _IPV6 = int(Protocol.TCP), int(Protocol.IPV6)
+_TCP, _ICMP, _ICMPV6 = int(Protocol.TCP), int(Protocol.ICMP), int(Protocol.ICMPV6)
+_IPV6 = int(Protocol.IPV6)
 _ORIGINAL = int(Direction.ORIGINAL)
-_SYN, _DATA = int(Event.SYN), int(Event.DATA)
+_SYN, _DATA, _ECHO = int(Event.SYN), int(Event.DATA), int(Event.ECHO)
+_ANSWER, _FORWARD = int(Ping.ANSWER), int(Ping.FORWARD)
 _RESET, _STATE_BITS = int(State.RESET), int(Limit.STATE_BITS)
 _ARP_ANSWERS = int(Limit.ARP_ANSWERS)
 _FIRST_DROP = 64  # reasons from here on are drops
@@ -98,6 +100,8 @@ def _begin_ipv6(node, frames, start, length, longest, now):
         return found, np.uint32(NOWHERE)
     if found == Reason.ICMP_ERROR:
         return translate_error(node, frames, start, longest, now)
+    if found == Reason.ECHO_REPLY:
+        return Reason.FORWARDED if _is_of_flow(node, now) else Reason.OTHER_ICMP, np.uint32(NOWHERE)
     if packet.fragment:
         packet.ends = wire6.pair_of(frames, start, tables.control[0].hash_key[0])  # a client may have no name yet
     if found == Reason.VIP_FRAGMENT:
@@ -108,8 +112,16 @@ def _begin_ipv6(node, frames, start, length, longest, now):
 
 
 @inlined
+def _is_of_flow(node, now):
+    """Tell whether a packet is of a flow that is not over."""
+    packet = node.packet[0]
+    slot = flows.find(node.tables, packet.addrs, packet.ports, packet.protocol)
+    return slot != flows.MISS and not flows.is_expired(node.tables, slot, now)
+
+
+@inlined
 def _answer_other6(node, frames, start, found, now):
-    """What is neither TCP nor summed UDP in one piece: ours if it is to a VIP. Return (reason, egress ifindex)."""
+    """What is neither TCP nor summed UDP in one piece: ours if it is to a VIP. As `_handle_rest`."""
     tables, packet = node.tables, node.packet[0]
     nowhere = np.uint32(NOWHERE)
     if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
@@ -124,8 +136,10 @@ def _answer_other6(node, frames, start, found, now):
         return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.UNSUMMED:
         return found, nowhere
-    if found == Reason.VIP_ECHO and tables.control[0].answers_echo:
+    if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
         return answers6.answer_echo(node, frames, start, now)
+    if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
+        return Reason.FORWARDED, nowhere
     return Reason.NOT_SERVED, nowhere
 
 
@@ -153,12 +167,16 @@ def _handle_rest(node, frames, start, length, longest, found, now):
         return _follow(node, frames, start, length, longest, now)
     if found == Reason.FLOW_FRAGMENT:
         return fragments.lead(node, now), nowhere
+    if found == Reason.ECHO_REPLY:
+        if _is_of_flow(node, now):
+            return Reason.FORWARDED, nowhere
+        found = np.int64(Reason.OTHER_ICMP)
     return _answer_other(node, frames, start, found, now)
 
 
 @inlined
 def _answer_other(node, frames, start, found, now):
-    """Another protocol, or ICMP that is no error: ours if it is to a VIP. Return (reason, egress ifindex)."""
+    """Another protocol, or ICMP that is no error: ours if it is to a VIP. As `_handle_rest`."""
     tables, packet = node.tables, node.packet[0]
     nowhere = np.uint32(NOWHERE)
     if not _is_vip(tables, np.uint32(packet.addrs >> np.uint64(32))):
@@ -167,8 +185,10 @@ def _answer_other(node, frames, start, found, now):
         return Reason.TTL_EXPIRED, nowhere
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, nowhere
-    if found == Reason.VIP_ECHO and tables.control[0].answers_echo:
+    if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
         return answers.answer_echo(node, frames, start, now)
+    if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
+        return Reason.FORWARDED, nowhere
     return Reason.NOT_SERVED, nowhere
 
 
@@ -273,8 +293,17 @@ def handle(node, frames, start, length, now):
 
 
 @inlined
+def _event_of(tables, packet):
+    """Return what a packet tells the state machine."""
+    if packet.protocol & ~np.uint8(_IPV6) == _TCP:
+        return np.int64(tables.machine[0].event_of_flags[packet.tcp_flags])
+    is_echo = packet.protocol == _ICMP or packet.protocol == _ICMPV6 | _IPV6
+    return np.int64(_ECHO if is_echo else _DATA)
+
+
+@inlined
 def _parse(node, frames, start, length, longest, now):
-    """Parse a frame, and deal with all but TCP and UDP. Return (reason, egress); FORWARDED and NOWHERE: to go on."""
+    """Parse a frame, and deal with all that has no flows. Return (reason, egress); FORWARDED and NOWHERE: to go on."""
     found = wire.parse(frames, start, length, node.packet[0])
     if found == Reason.FORWARDED:
         return found, np.uint32(NOWHERE)
@@ -298,9 +327,7 @@ def judge(node, frames, start, length, now, segment=0):
     if found != Reason.FORWARDED or egress != NOWHERE:
         return found, egress
 
-    event = _DATA
-    if packet.protocol & ~np.uint8(_IPV6) == _TCP:
-        event = np.int64(tables.machine[0].event_of_flags[packet.tcp_flags])
+    event = _event_of(tables, packet)
     slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
     if slot != flows.MISS:
         flow = tables.flows[slot]
@@ -313,7 +340,8 @@ def judge(node, frames, start, length, now, segment=0):
             return Reason.ENDPOINT_REMOVED, np.uint32(NOWHERE)
 
     destination = np.uint32(packet.addrs >> np.uint64(32))
-    service = services.find_frontend(tables, destination, np.uint16(packet.ports >> np.uint32(16)), packet.protocol)
+    protocol = packet.protocol & np.uint8(_IPV6) if event == _ECHO else packet.protocol  # an echo request: of its VIP
+    service = services.find_frontend(tables, destination, np.uint16(packet.ports >> np.uint32(16)), protocol)
     if (service == services.MISS or packet.fragment) and not _is_vip_of(tables, destination, packet.protocol & _IPV6):
         return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, np.uint32(NOWHERE)
     if packet.ttl <= 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from xdp.schema import Limit, Protocol
 from xdp.tables import Capacity, Tables
 
 _OWN_ADDRESSES = 1024  # of a node, that there is room for
+_ECHOES = (Protocol.ICMP, Protocol.ICMPV6)
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ class RawEngine(Crew):
         self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports, settings.vlans)
         self._names = Names(tables)
         self._numbers: dict[int, int] = {}  # of the IPv6 addresses that are held: pinned, and so nobody else's
-        self._originals = new_originals(_OWN_ADDRESSES + 2 * (capacity.frontends + capacity.endpoints))
+        self._is_pinged = settings.ping == "forward"
+        self._originals = new_originals(_OWN_ADDRESSES + 2 * capacity.frontends + 3 * capacity.endpoints)
         self._places_lock = threading.Lock()
         self._sparing = threading.Lock()
         self._present = Places()
@@ -173,7 +175,7 @@ class RawEngine(Crew):
 
     def expect(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> None:
         """Take the packets of these Service ports from the kernel, before the tables have them."""
-        present = _places_of_rows(rows, own)
+        present = self._places_of(rows, own)
         with self._places_lock:
             self._add(present, present.own)
             self._present = present
@@ -181,12 +183,18 @@ class RawEngine(Crew):
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
         """Take the packets of more Service ports from the kernel."""
         with self._places_lock:
-            self._add(_places_of_rows(rows), self._present.own)
+            self._add(self._places_of(rows), self._present.own)
 
     def _add(self, more: Places, own: frozenset[int]) -> None:
         held = self._held
         frontends = more.frontends | held.frontends
-        self._change(Places(frontends, held.retired - frontends, more.endpoints | held.endpoints, own))
+        endpoints, answering = more.endpoints | held.endpoints, more.answering | held.answering
+        self._change(Places(frontends, held.retired - frontends, endpoints, own, answering))
+
+    def _places_of(self, rows: Sequence[ServiceRow], own: Collection[IPAddress] = ()) -> Places:
+        places = _places_of_rows(rows, own)
+        answering = {address for address, _, _ in places.endpoints} if self._is_pinged else ()
+        return replace(places, answering=frozenset(answering))
 
     def spare(self, ports: frozenset[int], flows: FlowTable) -> None:
         """Leave to the kernel what endpoints send to these ports, once no masqueraded connection leaves from there."""
@@ -212,9 +220,12 @@ class RawEngine(Crew):
             served, serving = places_of(flows, self._names)
             with self._places_lock:
                 present = self._present
+                served -= {place for place in served if place[2] in _ECHOES}
                 tcp = {place for place in served if place[2] == Protocol.TCP}
                 frontends, retired = present.frontends | (served - tcp), frozenset(tcp - present.frontends)
-                self._change(Places(frontends, retired, present.endpoints | serving, present.own))
+                answering = frozenset(address for address, _, protocol in serving if protocol in _ECHOES)
+                endpoints = present.endpoints | frozenset(each for each in serving if each[2] not in _ECHOES)
+                self._change(Places(frontends, retired, endpoints, present.own, present.answering | answering))
         with self._places_lock:
             if self._is_filtering and self._filter.interfaces and not self._filter.is_there():
                 log.warning("somebody has removed the ingress filter: it is put back")
@@ -357,6 +368,7 @@ def _of_kinds(held: Places) -> dict[Kind, Iterable[Place]]:
         Kind.ENDPOINT: held.endpoints,
         Kind.RETIRED: held.retired,
         Kind.OWN_FRONTEND: held.own_frontends,
+        Kind.ANSWERING: [(address, 0, 0) for address in held.answering],
     }
 
 

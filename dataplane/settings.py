@@ -290,7 +290,7 @@ OPTIONS: Mapping[str, Option] = {
         ("none", "arp"),
         "Whether to answer ARP, and NDP, for the Services' addresses, and to announce them.",
     ),
-    "ping": _choice("ping", ("answer", "drop"), "What becomes of echo requests to the Services' addresses."),
+    "ping": _choice("ping", ("answer", "drop", "forward"), "What becomes of echo requests to the Services' addresses."),
     "on-exit": _choice(
         "on_exit", ("keep", "detach"), "Programs and tables after the end. Default: keep, after Ctrl-C detach."
     ),

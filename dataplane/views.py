@@ -14,7 +14,7 @@ import numpy as np
 from conntrack.table import Connection
 from dataplane.netdev import FORWARDING
 from lb.model import AdminState, Endpoint, Place
-from lb.rows import Here, frontends_of, known_as
+from lb.rows import Here, echo_protocol, frontends_of, known_as
 from xdp.addresses import read_place, with_port
 from xdp.byteorder import swap16, swap32
 from xdp.errors import UsageError
@@ -193,12 +193,17 @@ def _received(node: Node, name: str) -> int:
 
 
 def _services_by_frontend(node: Node) -> dict[tuple[int, int, int], str]:
+    """Return the Service port of every frontend, and of every VIP's echoes, that of its lowest port."""
     here, addresses = node.here, Names(node.shared.tables)
-    return {
+    found = {
         known_as(frontend, addresses): port.key
         for port in node.snapshot.ports
         for _, frontend in frontends_of(port, here)
     }
+    if node.settings.ping == "forward":
+        for (address, _, protocol), key in sorted(found.items(), reverse=True):
+            found[address, 0, echo_protocol(6 if protocol & Protocol.IPV6 else 4)] = key
+    return found
 
 
 def _shown(connection: Connection, service: str | None, offloaded: bool, addresses: Names) -> dict[str, Any]:

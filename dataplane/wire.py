@@ -60,11 +60,12 @@ _OFFSET = 0xFF1F  # 0x1fff on the wire
 _TCP_FLAGS = 0x3F
 TO_KERNEL = 0  # the row that is no next hop
 _TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
-_UNREACHABLE, _QUENCH, _ECHO, _TIME_EXCEEDED, _PARAMETER = 3, 4, 8, 11, 12
+ECHO_REPLY, _UNREACHABLE, _QUENCH, _ECHO, _TIME_EXCEEDED, _PARAMETER = 0, 3, 4, 8, 11, 12
 _OPTION_END, _OPTION_NONE, _OPTION_LSRR, _OPTION_SSRR = 0, 1, 131, 137
 _IP_CHECK, _SRC, _DST = 10, 12, 16  # offsets in an IPv4 header
 _TTL = 8
-_TCP_CHECK, _UDP_CHECK, _ICMP_CHECK = 16, 6, 2
+_TCP_CHECK, _UDP_CHECK, ICMP_CHECK = 16, 6, 2
+ECHO_ID = 4  # offset of the identifier
 
 
 @inlined
@@ -101,8 +102,21 @@ def _has_source_route(frames, start, stop):
 
 
 @inlined
+def is_echo(frames, offset):
+    """Tell whether an ICMP message is an echo request, or its reply."""
+    return frames[offset] == _ECHO or frames[offset] == ECHO_REPLY
+
+
+@inlined
+def ports_of_echo(frames, offset, is_reply):
+    """Return the ports that the identifier of an echo request, or its reply, stands for: who is asked has port 0."""
+    number = np.uint32(load16(frames, offset + ECHO_ID))
+    return number << np.uint32(16) if is_reply else number
+
+
+@inlined
 def _parse_icmp(frames, start, stop, packet):
-    """Take the five-tuple of an ICMP error's quote, turned round; or see that the packet is an echo request.
+    """Take the five-tuple of an ICMP error's quote, turned round; or the identifier of an echo request or its reply.
 
     At offset `stop` the packet ends.
     """
@@ -111,8 +125,9 @@ def _parse_icmp(frames, start, stop, packet):
     if ip > stop:
         return Reason.TOO_SHORT
     kind = frames[start + icmp]
-    if kind == _ECHO:
-        return Reason.VIP_ECHO
+    if is_echo(frames, start + icmp):
+        packet.ports = ports_of_echo(frames, start + icmp, kind == ECHO_REPLY)
+        return Reason.VIP_ECHO if kind == _ECHO else Reason.ECHO_REPLY
     if kind != _UNREACHABLE and kind != _TIME_EXCEEDED and kind != _PARAMETER and kind != _QUENCH:
         return Reason.OTHER_ICMP
     if ip + IPV4_BYTES > stop:
@@ -122,16 +137,21 @@ def _parse_icmp(frames, start, stop, packet):
     if first >> 4 != 4 or header < IPV4_BYTES:
         return Reason.OTHER_ICMP
     protocol = frames[start + ip + 9]
-    if protocol != _TCP and protocol != _UDP:
+    if protocol != _TCP and protocol != _UDP and protocol != _ICMP:
         return Reason.OTHER_ICMP
     if load16(frames, start + ip + 6) & _OFFSET:
         return Reason.OTHER_ICMP
+    l4 = start + ip + header
     if ip + header + 8 > stop:
         return Reason.TOO_SHORT
+    if protocol == _ICMP and not is_echo(frames, l4):
+        return Reason.OTHER_ICMP
     addrs = load64(frames, start + ip + _SRC)
-    ports = load32(frames, start + ip + header)
+    ports = load32(frames, l4)
     packet.addrs = addrs >> np.uint64(32) | addrs << np.uint64(32)
     packet.ports = ports >> np.uint32(16) | ports << np.uint32(16)
+    if protocol == _ICMP:
+        packet.ports = ports_of_echo(frames, l4, frames[l4] == _ECHO)
     packet.protocol = protocol
     return Reason.ICMP_ERROR
 
@@ -163,8 +183,9 @@ def _parse_fragment(frames, start, fragment, length, packet):
 def parse(frames, start, length, packet):
     """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason it ends for.
 
-    Of a fragment but a first one, an echo request or another protocol, the addresses only; of an ICMP error, what it
-    quotes, turned round. Every length is checked before the bytes behind it are read.
+    Of a fragment but a first one, or another protocol, the addresses only; of an echo request or its reply, the ports
+    that its identifier stands for; of an ICMP error, what it quotes, turned round. Every length is checked before the
+    bytes behind it are read.
     """
     packet.addrs = 0
     packet.ports = 0
@@ -257,6 +278,9 @@ def rewrite(frames, start, l4, flow, next_hops, row):
     """
     ports = start + np.int64(l4)
     rewrite_addresses(frames, start, flow, next_hops, row)
+    if flow.protocol == _ICMP:
+        rewrite_echo(frames, ports, flow)
+        return
     store16(frames, ports, flow.new_src_port)
     store16(frames, ports + 2, flow.new_dst_port)
     if flow.protocol == _UDP:
@@ -266,6 +290,13 @@ def rewrite(frames, start, l4, flow, next_hops, row):
             store16(frames, ports + _UDP_CHECK, check or np.uint16(0xFFFF))
     else:
         store16(frames, ports + _TCP_CHECK, checksum_add(load16(frames, ports + _TCP_CHECK), flow.l4_delta))
+
+
+@compiled
+def rewrite_echo(frames, icmp, flow):
+    """Change the identifier of an echo request, or its reply, at offset `icmp`, and the checksum, of either family."""
+    store16(frames, icmp + ECHO_ID, flow.new_src_port | flow.new_dst_port)  # one of them is 0
+    store16(frames, icmp + ICMP_CHECK, checksum_add(load16(frames, icmp + ICMP_CHECK), flow.l4_delta))
 
 
 @compiled
@@ -307,35 +338,22 @@ def _replace16(frames, offset, value, check_offset):
     store16(frames, offset, value)
 
 
-@compiled
-def translate_error(frames, start, l4, flow, next_hops, row):
-    """Change an ICMP error about a packet that we translated into one about the packet as it was before.
+@inlined
+def _turn_echo_back(frames, icmp, flow, check):
+    """Turn the identifier back of an echo request, or its reply, that an error quotes; the checksum at `check` follows.
 
-    `flow` is the record of the direction in which the error travels: its destination changes as that of the flow's own
-    packets does, its source only where theirs does too (as Linux does it). The quote is turned back: addresses, ports,
-    its IPv4 checksum, and the L4 checksum as far as it was quoted. RFC 5508 section 4.2, RFC 792. Row 0: as `rewrite`.
+    In the error's own the identifier and its checksum cancel out, unless that was wrong: it is to stay so.
     """
-    ip = start + ETHERNET_BYTES
-    icmp = start + np.int64(l4)
-    quote = icmp + ICMP_BYTES
-    quoted_l4 = quote + (np.int64(frames[quote]) & 15) * 4
-    check = icmp + _ICMP_CHECK
-    stop = ip + be16(frames, ip + 2)  # what follows is padding
+    before = load16(frames, icmp + ICMP_CHECK)
+    number, after = load16(frames, icmp + ECHO_ID), flow.new_src_port | flow.new_dst_port
+    store16(frames, icmp + ICMP_CHECK, grown(before, number, after))
+    store16(frames, check, grown(load16(frames, check), before, load16(frames, icmp + ICMP_CHECK)))
+    _replace16(frames, icmp + ECHO_ID, after, check)
 
-    # An address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
-    old_src, old_dst = load32(frames, quote + _SRC), load32(frames, quote + _DST)
-    for offset, old, new in ((_SRC, old_src, flow.new_dst_addr), (_DST, old_dst, flow.new_src_addr)):
-        if old != new:
-            for half in range(2):
-                shift = np.uint32(16 * half)
-                was, word = np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift)
-                header = load16(frames, quote + _IP_CHECK)
-                became = grown(header, was, word)
-                store16(frames, quote + _IP_CHECK, became)
-                store16(frames, quote + offset + 2 * half, word)
-                store16(frames, check, grown(grown(load16(frames, check), was, word), header, became))
 
-    # The quoted ports, and the quoted checksum if it is there. It covers the addresses too: the reply's own delta.
+@inlined
+def _turn_ports_back(frames, quoted_l4, stop, flow, old_src, old_dst, check):
+    """Turn ports back that an error quotes, and a checksum if it is there; the checksum at `check` follows."""
     old_ports = load32(frames, quoted_l4)
     l4_check = quoted_l4 + (_UDP_CHECK if flow.protocol == _UDP else _TCP_CHECK)
     if l4_check + 2 <= stop:
@@ -354,6 +372,41 @@ def translate_error(frames, start, l4, flow, next_hops, row):
             store16(frames, check, grown(load16(frames, check), before, after))
     _replace16(frames, quoted_l4, flow.new_dst_port, check)
     _replace16(frames, quoted_l4 + 2, flow.new_src_port, check)
+
+
+@compiled
+def translate_error(frames, start, l4, flow, next_hops, row):
+    """Change an ICMP error about a packet that we translated into one about the packet as it was before.
+
+    `flow` is the record of the direction in which the error travels: its destination changes as that of the flow's own
+    packets does, its source only where theirs does too (as Linux does it). The quote is turned back: addresses, ports,
+    its IPv4 checksum, and the L4 checksum as far as it was quoted. RFC 5508 section 4.2, RFC 792. Row 0: as `rewrite`.
+    """
+    ip = start + ETHERNET_BYTES
+    icmp = start + np.int64(l4)
+    quote = icmp + ICMP_BYTES
+    quoted_l4 = quote + (np.int64(frames[quote]) & 15) * 4
+    check = icmp + ICMP_CHECK
+    stop = ip + be16(frames, ip + 2)  # what follows is padding
+
+    # An address and its checksum cancel out in the ICMP checksum, but a wrong one must stay wrong.
+    old_src, old_dst = load32(frames, quote + _SRC), load32(frames, quote + _DST)
+    for offset, old, new in ((_SRC, old_src, flow.new_dst_addr), (_DST, old_dst, flow.new_src_addr)):
+        if old != new:
+            for half in range(2):
+                shift = np.uint32(16 * half)
+                was, word = np.uint16(old >> shift), np.uint16(np.uint32(new) >> shift)
+                header = load16(frames, quote + _IP_CHECK)
+                became = grown(header, was, word)
+                store16(frames, quote + _IP_CHECK, became)
+                store16(frames, quote + offset + 2 * half, word)
+                store16(frames, check, grown(grown(load16(frames, check), was, word), header, became))
+
+    # The quoted ports, and the quoted checksum if it is there. It covers the addresses too: the reply's own delta.
+    if flow.protocol == _ICMP:
+        _turn_echo_back(frames, quoted_l4, flow, check)
+    else:
+        _turn_ports_back(frames, quoted_l4, stop, flow, old_src, old_dst, check)
 
     # The outer header: destination always, source where the flow's packets change theirs; TTL as for every packet.
     outer = load16(frames, ip + _IP_CHECK)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, TO_KERNEL, UDP_BYTES, be16, checksum_add, write_macs
+from dataplane.wire import (
+    ECHO_ID,
+    ETHERNET_BYTES,
+    ICMP_BYTES,
+    ICMP_CHECK,
+    TCP_BYTES,
+    TO_KERNEL,
+    UDP_BYTES,
+    be16,
+    checksum_add,
+    ports_of_echo,
+    rewrite_echo,
+    write_macs,
+)
 from xdp import naming
 from xdp.byteorder import swapped16, swapped32
 from xdp.jit import compiled, inlined
@@ -17,7 +30,7 @@ SRC, DST = 8, 24  # offsets in an IPv6 header
 TARGET, SOLICITATION_BYTES = 8, 24  # where a question names a neighbour, and how long it is without options
 _NEXT, _HOPS = 6, 7
 _ICMPV6 = int(Protocol.ICMPV6)
-_ECHO, _SOLICITATION = 128, 135
+_ECHO, ECHO_REPLY, _SOLICITATION = 128, 129, 135
 _FIRST_ERROR, _LAST_ERROR = 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
@@ -71,14 +84,17 @@ def _walk(frames, start, at, kind, named_at, stop):
 
 @inlined
 def _parse_icmp(frames, start, stop, packet):
-    """Take the ports of an ICMPv6 error's quote, turned round; or see that the packet is an echo request."""
+    """Take the ports of an ICMPv6 error's quote, turned round; or the identifier of an echo request or its reply."""
     icmp = np.int64(packet.l4)
     quote = icmp + ICMP_BYTES
     if quote > stop:
         return Reason.TOO_SHORT
-    if frames[start + icmp] == _ECHO:
-        return Reason.VIP_ECHO
-    if frames[start + icmp] < _FIRST_ERROR or frames[start + icmp] > _LAST_ERROR:
+    message = frames[start + icmp]
+    if message == _ECHO or message == ECHO_REPLY:
+        packet.protocol = _IPV6 | _ICMPV6
+        packet.ports = ports_of_echo(frames, start + icmp, message == ECHO_REPLY)
+        return Reason.VIP_ECHO if message == _ECHO else Reason.ECHO_REPLY
+    if message < _FIRST_ERROR or message > _LAST_ERROR:
         return Reason.OTHER_ICMP
     if quote + IPV6_BYTES > stop:
         return Reason.TOO_SHORT
@@ -88,14 +104,19 @@ def _parse_icmp(frames, start, stop, packet):
     refusal, protocol, at, _, _, fragment = _walk(frames, start, quote + IPV6_BYTES, kind, quote + _NEXT, stop)
     if refusal != Reason.FORWARDED:
         return refusal if refusal == Reason.TOO_SHORT else Reason.OTHER_ICMP
-    if (protocol != _TCP and protocol != _UDP) or fragment & np.uint16(_OFFSET):
+    if (protocol != _TCP and protocol != _UDP and protocol != _ICMPV6) or fragment & np.uint16(_OFFSET):
         return Reason.OTHER_ICMP
     if at + 8 > stop:
         return Reason.TOO_SHORT
+    message = frames[start + at]
+    if protocol == _ICMPV6 and message != _ECHO and message != ECHO_REPLY:
+        return Reason.OTHER_ICMP
     ports = load32(frames, start + at)
     packet.quoted = at
     packet.protocol = protocol | _IPV6
     packet.ports = ports >> np.uint32(16) | ports << np.uint32(16)
+    if protocol == _ICMPV6:
+        packet.ports = ports_of_echo(frames, start + at, message == _ECHO)
     return Reason.ICMP_ERROR
 
 
@@ -278,6 +299,9 @@ def rewrite(frames, start, l4, flow, tables, row):
     """Change a frame that `parse` accepted into what its flow record says, on its way to the next hop `row`."""
     l4 = start + np.int64(l4)
     rewrite_addresses(frames, start, flow, tables, row)
+    if flow.protocol == _ICMPV6 | _IPV6:
+        rewrite_echo(frames, l4, flow)
+        return
     store16(frames, l4, flow.new_src_port)
     store16(frames, l4 + 2, flow.new_dst_port)
     if flow.protocol == _UDP | _IPV6:
@@ -334,13 +358,16 @@ def translate_error(frames, start, packet, flow, tables, row):
     quote = icmp + ICMP_BYTES
     ports = start + np.int64(packet.quoted)
     stop = ip + IPV6_BYTES + be16(frames, ip + 4)  # what follows is padding
-    is_udp = flow.protocol == _UDP | _IPV6
-    check = ports + (_UDP_CHECK if is_udp else _TCP_CHECK)
+    is_udp, is_echo = flow.protocol == _UDP | _IPV6, flow.protocol == _ICMPV6 | _IPV6
+    check = ports + (ICMP_CHECK if is_echo else _UDP_CHECK if is_udp else _TCP_CHECK)
 
     grown = _exchange(frames, quote + SRC, tables, flow.new_dst_addr)
     grown += _exchange(frames, quote + DST, tables, flow.new_src_addr)
-    grown += _exchange16(frames, ports, flow.new_dst_port)
-    grown += _exchange16(frames, ports + 2, flow.new_src_port)
+    if is_echo:
+        grown += _exchange16(frames, ports + ECHO_ID, flow.new_src_port | flow.new_dst_port)
+    else:
+        grown += _exchange16(frames, ports, flow.new_dst_port)
+        grown += _exchange16(frames, ports + 2, flow.new_src_port)
     if check + 2 <= stop:
         after = checksum_add(load16(frames, check), _folded(grown))
         grown += _exchange16(frames, check, np.uint16(0xFFFF) if is_udp and after == 0 else after)

@@ -124,16 +124,35 @@ def living(
     for port in snapshot.ports:
         if port.family != family or Protocol[port.protocol] != protocol & ~Protocol.IPV6:
             continue
-        alive = [
-            each
-            for each in port.endpoints
-            if each.state in (EndpointState.READY, EndpointState.SERVING) and here.state_of(each) != AdminState.MAINT
-        ]
-        places = [known_as((each.address, each.port, 0), names)[:2] for each in alive]
+        places = [known_as((each.address, each.port, 0), names)[:2] for each in _alive(port, here)]
         for _, frontend in frontends_of(port, here):
             address, number, _ = known_as(frontend, names)
             for place in places:
                 yield (address, number), place
+
+
+def _alive(port: ServicePort, here: Here) -> list[Endpoint]:
+    return [
+        each
+        for each in port.endpoints
+        if each.state in (EndpointState.READY, EndpointState.SERVING) and here.state_of(each) != AdminState.MAINT
+    ]
+
+
+def echo_protocol(family: int) -> int:
+    """Return the protocol of flows of echo requests."""
+    return Protocol.ICMP if family == 4 else Protocol.ICMPV6 | Protocol.IPV6
+
+
+def answering(
+    snapshot: Snapshot, here: Here, family: int, names: Names
+) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Yield as `living` does (VIP, endpoint), both with port 0, of all echoes that have somebody to go on with."""
+    for port in snapshot.ports:
+        if port.family == family:
+            vips = {known_as(frontend, names)[0] for _, frontend in frontends_of(port, here)}
+            for endpoint in {known_as((each.address, 0, 0), names)[0] for each in _alive(port, here)}:
+                yield from (((vip, 0), (endpoint, 0)) for vip in vips)
 
 
 def impatient(snapshot: Snapshot, here: Here, protocol: int, names: Names) -> list[tuple[int, int]]:

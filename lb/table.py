@@ -196,7 +196,7 @@ class ServiceTable:
         self._is_taken = np.zeros(len(tables.frontends), np.uint8)  # places
         self._row_of: dict[int, int] = {}  # of frontends
         self._row_users: dict[int, int] = {}  # frontends that hold a row
-        self._vip_users: dict[int, int] = {}  # frontends of a VIP
+        self._frontends_at: dict[int, set[int]] = {}  # VIPs
         self._content: dict[int, _Content] = {}
         self._least: set[int] = set()  # rows of services with least connections
         self._endpoint_row: dict[int, int] = {}
@@ -210,7 +210,7 @@ class ServiceTable:
         self._names = Names(tables)  # each place and each endpoint's row has pinned the name of its address
         self._endpoint_names: dict[int, int] = {}  # by row
         self._own: frozenset[int] = frozenset()  # addresses of the node, as VIPs would be written
-        self._free_rows.take(1)  # row 0 is what VIP entries hold: no endpoints
+        self._free_rows.take(1)  # row 0 is what VIPs hold until they have another: no endpoints
         self._parted = Parted([], [])
 
     def adopt(self) -> None:
@@ -234,6 +234,7 @@ class ServiceTable:
         rows_of_ipv6 = {row for frontend, row in self._row_of.items() if is_ipv6(frontend >> 24)}
         for row in sorted(self._row_users):
             self._adopt_row(row, of_ipv6=row in rows_of_ipv6)
+        self._let_lead(self._frontends_at)
         affinity.abandon(self._tables)
 
     def _adopted(self, number: int) -> int:
@@ -497,19 +498,25 @@ class ServiceTable:
             left.append(self._row_of.pop(frontend))
             self._withdraw(frontend)
             vip = frontend & ~_PORT_AND_PROTOCOL
-            self._vip_users[vip] -= 1
-            if not self._vip_users[vip]:
-                del self._vip_users[vip]
+            self._frontends_at[vip].remove(frontend)
+            if not self._frontends_at[vip]:
+                del self._frontends_at[vip]
                 if vip in self._place:
                     self._withdraw(vip)
+        self._let_lead({frontend & ~_PORT_AND_PROTOCOL for frontend in (*rows, *staged.frontends, *removed)})
         self._part(left)
         return Change(len(staged.rows), added, len(removed))
 
+    def _let_lead(self, vips: Iterable[int]) -> None:
+        """Let echo requests to VIPs go where connections to their lowest ports go."""
+        for vip in vips:
+            if vip in self._place:
+                row = self._row_of[min(self._frontends_at[vip])]
+                self._tables.frontends[self._place[vip]]["service"] = row
+
     def _hold(self, frontend: int, row: int) -> None:
         """Note that a frontend holds a row, be it new or changed."""
-        if frontend not in self._row_of:
-            vip = frontend & ~_PORT_AND_PROTOCOL
-            self._vip_users[vip] = self._vip_users.get(vip, 0) + 1
+        self._frontends_at.setdefault(frontend & ~_PORT_AND_PROTOCOL, set()).add(frontend)
         self._row_of[frontend] = row
         self._row_users[row] = self._row_users.get(row, 0) + 1
 

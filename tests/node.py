@@ -59,7 +59,7 @@ from xdp.errors import Error
 from xdp.files import SharedFile
 from xdp.maps import SharedMaps
 from xdp.names import Names
-from xdp.schema import Limit, Reason, Verdict, verdict_of
+from xdp.schema import Limit, Ping, Reason, Verdict, verdict_of
 from xdp.tables import Capacity, Tables
 
 ROOT = Path(__file__).parents[1]
@@ -420,7 +420,7 @@ class MemoryNode(ScenarioNode):
         self._tables = tables
         sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
         self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
-        tables.control[0]["answers_echo"] = settings.ping == "answer"
+        tables.control[0]["ping"] = Ping[settings.ping.upper()]
         tables.control[0]["vlans"] = words_of(settings.vlans)
         self._frames = np.zeros(4096, np.uint8)
         self._held: list[_Held] = []
@@ -670,21 +670,22 @@ class Daemon:
         self.wait_for(lambda: self.ask("status")["revision"]["programmed"] > before)
 
     def wait_for_services(self, *services: Service) -> None:
-        """Return when these are the Services, and UDP flows to what they no longer have are gone, TCP ones reset."""
+        """Return when these are the Services, and flows to what they no longer have are gone, of TCP reset."""
         wanted = {service.shown() for service in services}
         self.wait_for(lambda: self._services() == wanted)
         living = {(service.key, endpoint) for service in services for endpoint in service.living()}
+        living |= {("", f"{endpoint.rpartition(':')[0]}:0") for _, endpoint in living}  # echoes
         impatient = {
             service.key for service in services if service.annotations.get("turnout.dev/endpoint-removed") == "reset"
         }
         self.wait_for(lambda: self._ends_of_what_goes_on(impatient) <= living)
 
     def _ends_of_what_goes_on(self, impatient: set[str]) -> set[tuple[str, str]]:
-        """Return Service and endpoint of UDP flows, and of the TCP connections of Services that have them reset."""
+        """Return Service (of an echo: any) and endpoint of flows, but of TCP only where the Service has them reset."""
         return {
-            (flow["service"], flow["endpoint"])
+            (flow["service"] if flow["protocol"] in ("TCP", "UDP") else "", flow["endpoint"])
             for flow in self.ask("flows")
-            if flow["protocol"] == "UDP" or (flow["service"] in impatient and flow["state"] != "reset")
+            if flow["protocol"] != "TCP" or (flow["service"] in impatient and flow["state"] != "reset")
         }
 
     def _services(self) -> set[tuple[str, str, str, frozenset[str]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_Router_Alert, IPOption_SSRR
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
+    ICMPv6EchoReply,
     ICMPv6EchoRequest,
     ICMPv6PacketTooBig,
     ICMPv6ParamProblem,
@@ -277,10 +278,19 @@ def sctp() -> bytes:
 def echo_request(
     destination: Address = VIP, source: Address = CLIENT, payload: bytes = b"ping" * 8, **fields: Any
 ) -> bytes:
+    """Return an echo request. Its identifier is the port of its source."""
+    ip, number = _ip(source, destination, fields), source[1]
     if destination[0] & IPV6:
-        return bytes(_ether() / _ip(source, destination, fields) / ICMPv6EchoRequest(id=77, seq=5, data=payload))
-    ip = IP(src=host(source[0]), dst=host(destination[0]), **fields)
-    return bytes(_ether() / ip / ICMP(type=8, id=77, seq=5) / Raw(payload))
+        return bytes(_ether() / ip / ICMPv6EchoRequest(id=number, seq=5, data=payload))
+    return bytes(_ether() / ip / ICMP(type=8, id=number, seq=5) / Raw(payload))
+
+
+def echo_reply(source: Address, destination: Address, payload: bytes = b"ping" * 8, **fields: Any) -> bytes:
+    """Return the reply to a request that `destination` has sent."""
+    ip, number = _ip(source, destination, fields), destination[1]
+    if destination[0] & IPV6:
+        return bytes(_ether() / ip / ICMPv6EchoReply(id=number, seq=5, data=payload))
+    return bytes(_ether() / ip / ICMP(type=0, id=number, seq=5) / Raw(payload))
 
 
 def icmp_other(destination: Address = VIP) -> bytes:
@@ -400,16 +410,22 @@ def options(length: int) -> list[Any]:
 def rewritten(frame: bytes, source: Address, destination: Address, macs: bytes) -> bytes:
     """Return what a TCP or UDP frame is to become: scapy computes every checksum anew. Both must have been right.
 
-    `macs` are the destination's and the source's addresses. A UDP checksum that was left out stays so.
+    Of an echo request the identifier becomes the port of its source, of a reply that of its destination. `macs` are the
+    destination's and the source's addresses. A UDP checksum that was left out stays so.
     """
     packet = Ether(frame)
-    ip, layer = packet.payload, packet[TCP] if TCP in packet else packet[UDP]
+    ip, layer = packet.payload, packet.payload.payload
     ip.src, ip.dst = host(source[0]), host(destination[0])
     if IP in packet:
         ip.ttl -= 1
         del ip.chksum
     else:
         ip.hlim -= 1
+    if layer.name.startswith("ICMP"):
+        is_request = layer.type in (8, 128)
+        layer.id = source[1] if is_request else destination[1]
+        delattr(layer, "chksum" if IP in packet else "cksum")
+        return macs + bytes(packet)[12:]
     layer.sport, layer.dport = source[1], destination[1]
     is_unsummed = UDP in packet and layer.chksum == 0
     del layer.chksum
@@ -482,6 +498,9 @@ def _named() -> dict[str, bytes]:
         "ipv6-error-with-eight-bytes-padded": icmp_error(syn_ack(VIP6, CLIENT6), quoted=48) + bytes(range(1, 17)),
         "ipv6-error-with-seven-bytes-padded": icmp_error(syn_ack(VIP6, CLIENT6), quoted=47) + bytes(8),
         "ipv6-error-about-an-error": icmp_error(icmp_error(syn_ack(VIP6, CLIENT6))),
+        "ipv6-error-about-an-echo-reply": icmp_error(echo_reply(VIP6, CLIENT6), "host-unreachable"),
+        "ipv6-error-about-an-echo-of-seven-bytes": icmp_error(echo_reply(VIP6, CLIENT6), quoted=47),
+        "ipv6-echo-reply": echo_reply(VIP6, CLIENT6),
         "ipv6-error-ttl-1": icmp_error(syn_ack(VIP6, CLIENT6), ttl=1),
         "ipv6-error-about-a-stranger": icmp_error(syn_ack(STRANGER6, CLIENT6)),
         **{f"ipv6-error-{kind}": icmp_error(data(VIP6, CLIENT6, b"odd"), kind) for kind in ICMPV6_ERRORS},
@@ -585,7 +604,13 @@ def _named() -> dict[str, bytes]:
         "error-about-options": icmp_error(syn_ack(VIP, **tcp_options)),
         "error-about-a-fragment": icmp_error(later_fragment(DNS_VIP, CLIENT)),
         "error-about-a-first-fragment": icmp_error(first_fragment(DNS_VIP, CLIENT)),
-        "error-about-an-error": icmp_error(echo_request()),
+        "error-about-an-error": icmp_error(icmp_error(syn_ack(VIP))),
+        "error-about-an-echo-request": icmp_error(echo_request(CLIENT, VIP)),
+        "error-about-an-echo-reply": icmp_error(echo_reply(VIP, CLIENT), "host-unreachable"),
+        "error-about-an-echo-of-eight-bytes": icmp_error(echo_reply(VIP, CLIENT), quoted=28),
+        "error-about-an-echo-of-seven-bytes": icmp_error(echo_reply(VIP, CLIENT), quoted=27),
+        "echo-reply": echo_reply(VIP, CLIENT),
+        "echo-reply-to-a-vip": echo_reply(CLIENT, VIP),
         "error-ttl-1": icmp_error(syn_ack(VIP), ttl=1),
         **{f"error-{kind}": icmp_error(data(VIP, CLIENT), kind) for kind in ICMP_ERRORS},
     }
@@ -698,6 +723,11 @@ def addresses_of(frame: bytes) -> tuple[int, int]:
     ip = Ether(frame).payload
     bit = IPV6 if IPv6 in ip else 0
     return int(ip_address(ip.src)) | bit, int(ip_address(ip.dst)) | bit
+
+
+def identifier_of(frame: bytes) -> int:
+    """Return the identifier of an echo request, or of a reply."""
+    return Ether(frame).payload.payload.id  # type: ignore[no-any-return]
 
 
 def ports_of(frame: bytes) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from xdp.schema import (
     Limit,
     Masquerade,
     MidStream,
+    Ping,
     Protocol,
     Reason,
     Scheduler,
@@ -56,11 +57,11 @@ _EXTENSION_HEADERS = (0, 43, 44, 60)  # the first is of options for every hop
 _EXTENSIONS, _EXTENSION_BYTES = 4, 128
 _ROUTING, _FRAGMENT, _NO_PROTOCOL = 43, 44, 59
 _ECHO6_REQUEST, _ECHO6_REPLY = 128, 129
-_ECHO_REQUEST = 8
+_ECHO_REQUEST, _ECHO_REPLY = 8, 0
 _LEAST: dict[int, int] = {Protocol.TCP: 20, Protocol.UDP: 8}
 _REFUSED = (Reason.NO_ENDPOINT, Reason.NOT_SERVED, Reason.MID_STREAM_RESET, Reason.ENDPOINT_REMOVED)
 KERNEL, AWAITED = 0xFFFFFFFE, 0xFFFFFFFF
-_CHECK_AT = {Protocol.TCP: 16, Protocol.UDP: 6}
+_CHECK_AT = {Protocol.TCP: 16, Protocol.UDP: 6, Protocol.ICMP: 2, Protocol.ICMPV6: 2}
 
 
 # Where a five-tuple lies.
@@ -120,6 +121,18 @@ class Key(NamedTuple):
         """Return whether its addresses are IPv6's. There are IPv4 protocols with that bit, SCTP for one."""
         return bool(self.source[0] & IPV6)
 
+    @property
+    def is_echo(self) -> bool:
+        """Return whether it is that of echo requests, or of their replies: one port is the identifier, the other 0."""
+        return self.transport == (Protocol.ICMPV6 if self.is_ipv6 else Protocol.ICMP)
+
+    def fields(self, l4: int) -> tuple[slice, bytes]:
+        """Return where ports, or an identifier, lie in a frame whose transport header is at `l4`, and these."""
+        ports = struct.pack("!HH", self.source[1], self.destination[1])
+        if self.is_echo:
+            return slice(l4 + 4, l4 + 6), ports[:2] if self.source[1] else ports[2:]
+        return slice(l4, l4 + 4), ports
+
     def in_memory(self) -> tuple[int, int, int]:
         """Return (addrs, ports, protocol) as the bytes of a frame lie in memory."""
         addrs = struct.pack("!II", self.source[0], self.destination[0])
@@ -155,7 +168,17 @@ class Packet:
     @property
     def event(self) -> Event:
         """What it tells the state machine."""
+        if self.key.is_echo:
+            return Event.ECHO
         return states.event_of(self.flags) if self.key.transport == Protocol.TCP else Event.DATA
+
+
+def _echo_key(key: Key, number: bytes, *, is_reply: bool) -> Key:
+    """Return the five-tuple of an echo request with an identifier, or of its reply: who is asked has port 0."""
+    port = int.from_bytes(number)
+    if is_reply:
+        return key._replace(destination=(key.destination[0], port))
+    return key._replace(source=(key.source[0], port))
 
 
 def _key(ip: bytes, ports: bytes) -> Key:
@@ -330,8 +353,10 @@ def _parse_icmpv6(packet: Packet, icmp: bytes) -> Packet:
     quote = icmp[8:]
     if len(icmp) < 8:
         return Packet(Reason.TOO_SHORT)
-    if icmp[0] == _ECHO6_REQUEST:
-        return replace(packet, reason=Reason.VIP_ECHO, key=packet.key._replace(protocol=_ICMPV6))
+    if icmp[0] in (_ECHO6_REQUEST, _ECHO6_REPLY):
+        is_reply = icmp[0] == _ECHO6_REPLY
+        key = _echo_key(packet.key._replace(protocol=_ICMPV6), icmp[4:6], is_reply=is_reply)
+        return replace(packet, reason=Reason.ECHO_REPLY if is_reply else Reason.VIP_ECHO, key=key)
     if icmp[0] not in _ICMPV6_ERRORS:
         return Packet(Reason.OTHER_ICMP)
     if len(quote) < _IPV6:
@@ -342,13 +367,18 @@ def _parse_icmpv6(packet: Packet, icmp: bytes) -> Packet:
     if walked is None:
         return Packet(Reason.TOO_SHORT)
     ports = quote[_IPV6 + walked.at :]
-    if walked.protocol not in _LEAST or walked.fragment >> 3:
+    if walked.protocol not in (*_LEAST, Protocol.ICMPV6) or walked.fragment >> 3:
         return Packet(Reason.OTHER_ICMP)
     if len(ports) < 8:
         return Packet(Reason.TOO_SHORT)
     source_port, destination_port = struct.unpack("!HH", ports[:4])
     source, destination = (_address6(quote[8:24]), source_port), (_address6(quote[24:40]), destination_port)
     key = Key(destination, source, walked.protocol | Protocol.IPV6)
+    if walked.protocol == Protocol.ICMPV6:
+        if ports[0] not in (_ECHO6_REQUEST, _ECHO6_REPLY):
+            return Packet(Reason.OTHER_ICMP)
+        key = Key((destination[0], 0), (source[0], 0), _ICMPV6)
+        key = _echo_key(key, ports[4:6], is_reply=ports[0] == _ECHO6_REQUEST)
     return replace(packet, reason=Reason.ICMP_ERROR, key=key, quoted=packet.l4 + 8 + _IPV6 + walked.at)
 
 
@@ -390,19 +420,26 @@ def _parse_icmp(packet: Packet, icmp: bytes) -> Packet:
     quote = icmp[8:]
     if len(icmp) < 8:
         return Packet(Reason.TOO_SHORT)
-    if icmp[0] == _ECHO_REQUEST:
-        return replace(packet, reason=Reason.VIP_ECHO)
+    if icmp[0] in (_ECHO_REQUEST, _ECHO_REPLY):
+        is_reply = icmp[0] == _ECHO_REPLY
+        key = _echo_key(packet.key, icmp[4:6], is_reply=is_reply)
+        return replace(packet, reason=Reason.ECHO_REPLY if is_reply else Reason.VIP_ECHO, key=key)
     if icmp[0] not in _ICMP_ERRORS:
         return replace(packet, reason=Reason.OTHER_ICMP)
     if len(quote) < _IPV4:
         return Packet(Reason.TOO_SHORT)
     header = (quote[0] & 15) * 4
-    is_usable = quote[0] >> 4 == 4 and header >= _IPV4 and quote[9] in (Protocol.TCP, Protocol.UDP)
+    is_usable = quote[0] >> 4 == 4 and header >= _IPV4 and quote[9] in (Protocol.TCP, Protocol.UDP, Protocol.ICMP)
     if not is_usable or int.from_bytes(quote[6:8], "big") & 0x1FFF:
         return replace(packet, reason=Reason.OTHER_ICMP)
     if len(quote) < header + 8:
         return Packet(Reason.TOO_SHORT)
-    return replace(packet, reason=Reason.ICMP_ERROR, key=_key(quote, quote[header:]).turned())
+    key, message = _key(quote, quote[header:]).turned(), quote[header:]
+    if quote[9] == Protocol.ICMP:
+        if message[0] not in (_ECHO_REQUEST, _ECHO_REPLY):
+            return replace(packet, reason=Reason.OTHER_ICMP)
+        key = _echo_key(_key(quote, bytes(4)).turned(), message[4:6], is_reply=message[0] == _ECHO_REQUEST)
+    return replace(packet, reason=Reason.ICMP_ERROR, key=key)
 
 
 # What is known.
@@ -604,7 +641,7 @@ class Reference:
         self._sources = sources  # IPv4 addresses that others come from; none: the node's own on the way
         self._named = named  # the number that stands for an address in the tables
         self._link = link  # the interface that answers leave by
-        self.answers_echo = True
+        self.ping = Ping.ANSWER
         self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
         self._narrow = Hop()  # where a frame did not fit last
         self._refusals, self._echoes = Budget(hertz), Budget(hertz)
@@ -637,10 +674,11 @@ class Reference:
         length = len(frame)
         if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
             return Outcome(packet.reason, frame)
-        if packet.reason == Reason.ICMP_ERROR:
+        if packet.reason in (Reason.ICMP_ERROR, Reason.ECHO_REPLY):
             if self._live_flow(packet.key, now) is not None:
-                return self._punt(Reason.ICMP_ERROR, frame, WhenStalled.PASS, is_stalled)
-            packet = replace(packet, reason=Reason.OTHER_ICMP, key=NO_KEY if packet.key.is_ipv6 else packet.key)
+                otherwise = WhenStalled.PASS if packet.reason == Reason.ICMP_ERROR else WhenStalled.DROP
+                return self._punt(packet.reason, frame, otherwise, is_stalled)
+            packet = _unknown_icmp(packet)
         if packet.reason != Reason.FORWARDED:
             return self._rest_in_xdp(frame, packet, now, is_stalled=is_stalled)
         flow = self._live_flow(packet.key, now)
@@ -728,6 +766,7 @@ class Reference:
             if refusal != Reason.FORWARDED:
                 return Outcome(refusal, frame)
             packet = replace(packet, reason=Reason.FORWARDED)
+        packet = self._with_flow_of_echo(packet, now)
         if packet.reason != Reason.FORWARDED:
             what = self._what_is(packet)
             return self._answer_echo(frame, packet, now) if what == Reason.VIP_ECHO else Outcome(what, frame)
@@ -749,6 +788,16 @@ class Reference:
         if flow:
             self.withdraw(flow[0])
         return self._admit(frame, packet, service, now)
+
+    def _with_flow_of_echo(self, packet: Packet, now: int) -> Packet:
+        """Return a packet; an echo request that is forwarded, and a reply of a flow, like one of any other flow."""
+        if packet.reason == Reason.ECHO_REPLY:
+            is_known = self._live_flow(packet.key, now) is not None
+            return replace(packet, reason=Reason.FORWARDED) if is_known else _unknown_icmp(packet)
+        is_asked = packet.reason == Reason.VIP_ECHO and self.ping == Ping.FORWARD
+        return (
+            replace(packet, reason=Reason.FORWARDED) if is_asked and self._what_is(packet) == packet.reason else packet
+        )
 
     def withdraw(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -837,7 +886,7 @@ class Reference:
             return refusal
         if packet.reason == Reason.UNSUMMED:
             return packet.reason
-        if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.answers_echo):
+        if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.ping != Ping.DROP):
             return packet.reason
         return Reason.NOT_SERVED
 
@@ -851,7 +900,10 @@ class Reference:
         is_told = (reason == Reason.TOO_BIG and is_uncut) or reason in _REFUSED
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and reason in _REFUSED
         is_later = int.from_bytes(frame[20:22], "big") & 0x1FFF
-        if not is_told or is_reset or is_later or protocol == Protocol.ICMP or not _has_a_sender(frame):
+        is_error = protocol == Protocol.ICMP and not (
+            reason == Reason.TOO_BIG and packet.reason in (Reason.VIP_ECHO, Reason.ECHO_REPLY)
+        )
+        if not is_told or is_reset or is_later or is_error or not _has_a_sender(frame):
             return Outcome(reason, frame)
         if not self._refusals.take(now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
@@ -866,7 +918,8 @@ class Reference:
     def _refuse6(self, frame: bytes, packet: Packet, reason: Reason, now: int) -> Outcome:
         is_long, protocol = reason == Reason.TOO_BIG, packet.key.transport
         is_reset = protocol == Protocol.TCP and bool(packet.flags & 4) and not is_long
-        is_told = (is_long or reason in _REFUSED) and (protocol in _LEAST or packet.unknown_at)
+        is_known = protocol in _LEAST or packet.unknown_at or (is_long and protocol == Protocol.ICMPV6)
+        is_told = (is_long or reason in _REFUSED) and is_known
         is_told = is_told and packet.reason != Reason.ICMP_ERROR and not packet.offset
         if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
@@ -919,6 +972,9 @@ class Reference:
         return Outcome(Reason.ECHO_ANSWERED, bytes(new), self._link)
 
     def _service(self, key: Key) -> Service | None:
+        if key.is_echo:  # of the lowest port
+            there = [place for place in self._services if place[0] == key.destination[0]]
+            return self._services[min(there)] if there and not key.destination[1] else None
         return self._services.get((*key.destination, key.protocol))
 
     def _live_flow(self, key: Key, now: int) -> tuple[Connection, Direction] | None:
@@ -1021,7 +1077,7 @@ class Reference:
                 return Reason.NO_SNAT_ADDRESS
             sources = self._ports_of(addresses, key)
         for source in sources:
-            translated = Key(source, endpoint, key.protocol)
+            translated = Key(source, (endpoint[0], 0) if key.is_echo else endpoint, key.protocol)
             if translated.turned() not in self.flows:
                 connection = Connection(key, translated, state, service.timeouts, [now, now])
                 for way in states.BOTH:
@@ -1066,6 +1122,8 @@ class Reference:
     def _ports_of(self, addresses: Sequence[int], key: Key) -> Iterator[Address]:
         """Yield where a masqueraded connection may come from, in the order in which it is tried."""
         first, last = self._snat_ports if key.source[1] >= 1024 else _PRIVILEGED
+        if key.is_echo:
+            first, last = 0, 0xFFFF
         source, destination = ((self._named(host), port) for host, port in (key.source, key.destination))
         words = Key(source, destination, key.protocol).in_memory()
         hashed = hash_of(*words, self._secret[1], self._secret[0])
@@ -1075,7 +1133,8 @@ class Reference:
             any_port = first + ((tried >> 32) * (last - first + 1) >> 32)
             host = addresses[(tried & 0xFFFFFFFF) * len(addresses) >> 32]
             port = key.source[1] if not number and first <= key.source[1] <= last else any_port
-            if port not in self.occupied and (host, port, key.protocol) not in self._services:
+            is_taken = port in self.occupied or (host, port, key.protocol) in self._services
+            if key.is_echo or not is_taken:
                 yield host, port
 
     def _send(self, frame: bytes, packet: Packet, flow: tuple[Connection, Direction], length: int, now: int) -> Outcome:
@@ -1107,19 +1166,22 @@ class Reference:
             return Outcome(Reason.OTHER_FRAGMENT, frame)
         if packet.reason == Reason.VIP_ECHO:
             return Outcome(Reason.OTHER_ICMP, frame)
-        if packet.reason not in (Reason.FORWARDED, Reason.ICMP_ERROR):
+        if packet.reason not in (Reason.FORWARDED, Reason.ICMP_ERROR, Reason.ECHO_REPLY):
             return Outcome(packet.reason, frame)
         flow = self._live_flow(packet.key, now)
         if flow is None or flow[1] != Direction.REPLY:
-            is_error = packet.reason == Reason.ICMP_ERROR
-            return Outcome(Reason.OTHER_ICMP if is_error else Reason.NOT_OURS, frame)
+            return Outcome(Reason.NOT_OURS if packet.reason == Reason.FORWARDED else Reason.OTHER_ICMP, frame)
         connection, way = flow
+        if packet.reason == Reason.ICMP_ERROR and packet.key.is_echo:
+            return Outcome(Reason.OTHER_ICMP, frame)
         if _reaches_itself(packet.key, connection.after(way)):
             if packet.reason == Reason.ICMP_ERROR:
                 return Outcome(Reason.OTHER_ICMP, frame)
             connection.touch(way, packet.event, len(frame), now)
             return Outcome(Reason.TO_KERNEL, frame[6:12] + _translated(frame, packet, connection.after(way))[6:])
         after = packet.key._replace(source=connection.after(way).source)
+        if packet.key.is_echo:
+            after = after._replace(destination=(after.destination[0], connection.after(way).destination[1]))
         if packet.reason == Reason.ICMP_ERROR:
             return Outcome(Reason.FORWARDED, _translated_error(frame, packet, packet.key, after))
         connection.touch(way, packet.event, len(frame), now)
@@ -1141,6 +1203,11 @@ class Reference:
             new = frame if is_left else _translated_error(frame, packet, before, after)
             return Outcome(Reason.TO_KERNEL, new, KERNEL)
         return Outcome(Reason.FORWARDED, _routed(_translated_error(frame, packet, before, after), hop), hop.ifindex)
+
+
+def _unknown_icmp(packet: Packet) -> Packet:
+    """Return an ICMP message that is of no flow."""
+    return replace(packet, reason=Reason.OTHER_ICMP, key=NO_KEY if packet.key.is_ipv6 else packet.key)
 
 
 def _reaches_itself(before: Key, after: Key) -> bool:
@@ -1250,10 +1317,11 @@ def _rewritten(frame: bytes, packet: Packet, after: Key, hop: Hop) -> bytes:
 
 def _translated6(frame: bytes, packet: Packet, after: Key) -> bytes:
     new = bytearray(frame)
-    l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.transport)]
+    check_at = packet.l4 + _CHECK_AT[Protocol(after.transport)]
+    where, ports = after.fields(packet.l4)
     new[22:54] = octets_of(after.source[0]) + octets_of(after.destination[0])
-    new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
-    _adjust(new, check_at, frame[22:54] + frame[l4 : l4 + 4], new[22:54] + new[l4 : l4 + 4])
+    new[where] = ports
+    _adjust(new, check_at, frame[22:54] + frame[where], new[22:54] + ports)
     if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
         new[check_at : check_at + 2] = b"\xff\xff"
     return bytes(new)
@@ -1274,12 +1342,15 @@ def _translated(frame: bytes, packet: Packet, after: Key) -> bytes:
     if after.is_ipv6:
         return _translated6(frame, packet, after)
     new = bytearray(frame)
-    l4, check_at = packet.l4, packet.l4 + _CHECK_AT[Protocol(after.protocol)]
+    check_at = packet.l4 + _CHECK_AT[Protocol(after.protocol)]
+    where, ports = after.fields(packet.l4)
     new[26:34] = struct.pack("!II", after.source[0], after.destination[0])
-    new[l4 : l4 + 4] = struct.pack("!HH", after.source[1], after.destination[1])
+    new[where] = ports
     _adjust(new, 24, frame[26:34], new[26:34])
-    if after.protocol == Protocol.TCP or frame[check_at : check_at + 2] != b"\0\0":
-        _adjust(new, check_at, frame[26:34] + frame[l4 : l4 + 4], new[26:34] + new[l4 : l4 + 4])
+    if after.is_echo:  # no addresses (RFC 792)
+        _adjust(new, check_at, frame[where], ports)
+    elif after.protocol == Protocol.TCP or frame[check_at : check_at + 2] != b"\0\0":
+        _adjust(new, check_at, frame[26:34] + frame[where], new[26:34] + ports)
         if after.protocol == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
             new[check_at : check_at + 2] = b"\xff\xff"
     return bytes(new)
@@ -1302,12 +1373,13 @@ def _adjust(frame: bytearray, at: int, old: bytes, new: bytes) -> None:
 def _translated_error6(frame: bytes, packet: Packet, before: Key, after: Key) -> bytes:
     new, icmp = bytearray(frame), packet.l4
     stop = _ETHERNET + _IPV6 + int.from_bytes(frame[18:20], "big")
-    quote, ports = icmp + 8, packet.quoted
-    check_at = ports + _CHECK_AT[Protocol(after.transport)]
+    quote = icmp + 8
+    check_at = packet.quoted + _CHECK_AT[Protocol(after.transport)]
+    where, ports = after.turned().fields(packet.quoted)
     new[quote + 8 : quote + 40] = octets_of(after.destination[0]) + octets_of(after.source[0])
-    new[ports : ports + 4] = struct.pack("!HH", after.destination[1], after.source[1])
+    new[where] = ports
     if check_at + 2 <= stop:
-        was, became = (data[quote + 8 : quote + 40] + data[ports : ports + 4] for data in (frame, bytes(new)))
+        was, became = (data[quote + 8 : quote + 40] + data[where] for data in (frame, bytes(new)))
         _adjust(new, check_at, was, became)
         if after.transport == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
             new[check_at : check_at + 2] = b"\xff\xff"
@@ -1325,16 +1397,19 @@ def _translated_error(frame: bytes, packet: Packet, before: Key, after: Key) -> 
     new, icmp = bytearray(frame), packet.l4
     stop = _ETHERNET + int.from_bytes(frame[16:18], "big")  # padding follows
     quote = icmp + 8
-    ports = quote + (frame[quote] & 15) * 4
-    check_at = ports + _CHECK_AT[Protocol(after.protocol)]
+    quoted = quote + (frame[quote] & 15) * 4
+    check_at = quoted + _CHECK_AT[Protocol(after.protocol)]
     # The quoted packet travelled the other way.
+    where, ports = after.turned().fields(quoted)
     new[quote + 12 : quote + 20] = struct.pack("!II", after.destination[0], after.source[0])
-    new[ports : ports + 4] = struct.pack("!HH", after.destination[1], after.source[1])
+    new[where] = ports
     addresses = slice(quote + 12, quote + 20)
     _adjust(new, quote + 10, frame[addresses], new[addresses])
     is_summed = after.protocol == Protocol.TCP or frame[check_at : check_at + 2] != b"\0\0"
-    if check_at + 2 <= stop and is_summed:
-        _adjust(new, check_at, frame[addresses] + frame[ports : ports + 4], new[addresses] + new[ports : ports + 4])
+    if after.is_echo:
+        _adjust(new, check_at, frame[where], ports)
+    elif check_at + 2 <= stop and is_summed:
+        _adjust(new, check_at, frame[addresses] + frame[where], new[addresses] + ports)
         if after.protocol == Protocol.UDP and new[check_at : check_at + 2] == b"\0\0":
             new[check_at : check_at + 2] = b"\xff\xff"
     end = stop - (stop - quote) % 2  # an odd byte at the end has not changed

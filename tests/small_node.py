@@ -45,6 +45,7 @@ from xdp.schema import (
     Limit,
     Masquerade,
     MidStream,
+    Ping,
     Protocol,
     Reason,
     Scheduler,
@@ -341,7 +342,7 @@ class Pipeline:
         occupy(snat, OCCUPIED)
         self.node = new_node(tables, write_hops(tables), SEED, snat)
         self.node.link[0]["ifindex"] = LINK
-        tables.control[0]["answers_echo"] = 1
+        tables.control[0]["ping"] = Ping.ANSWER
         tables.control[0]["vlans"] = words_of((vlan, vlan) for vlan in VLANS)
         self._memory = np.zeros(4096, np.uint8)
 

@@ -130,6 +130,11 @@ class Extension(_FromHeader):
     """IPv6 extension headers that are walked over, by the number in the header before."""
 
 
+@_members("ping", "PING_")
+class Ping(_FromHeader):
+    """What becomes of an echo request to a VIP."""
+
+
 @_members("state", "STATE_")
 class State(_FromHeader):
     """State of a connection."""

@@ -37,6 +37,7 @@ SERVED = Places(
     frozenset({(*PAST_PORT, Protocol.TCP)}),
     frozenset({SERVER, OTHER}),
     frozenset({OWN, OTHER_OWN}),
+    frozenset({OTHER_ENDPOINT[0]}),
 )
 OWN6 = packets.address("[2001:db8:2::1]:0")[0]
 NODE_PORT6, PAST_PORT6 = (OWN6, 30_080), (OWN6, 30_090)
@@ -45,6 +46,7 @@ SERVED6 = Places(
     frozenset({(*PAST_PORT6, Protocol.TCP)}),
     frozenset({(*ENDPOINT6, Protocol.TCP), (*OTHER_ENDPOINT6, Protocol.UDP)}),
     frozenset({OWN6}),
+    frozenset({OTHER_ENDPOINT6[0]}),
 )
 BOTH = Places(*(one | other for one, other in zip(astuple(SERVED), astuple(SERVED6), strict=True)))
 
@@ -77,11 +79,13 @@ def test_a_change_is_what_differs(record):
     }  # fmt: skip
     filter_.update(SERVED)
     assert sets() == {
-        "vips": 3, "frontends": 4, "retired": 1, "endpoints": 2, "own": 2, "quoted_from": 3, "quoted_to": 2
+        "vips": 3, "frontends": 4, "retired": 1, "endpoints": 2, "own": 2, "answering": 1,
+        "quoted_from": 3, "quoted_to": 2
     }  # fmt: skip
     filter_.update(SERVED6)
     assert sets() == {
-        "vips6": 2, "frontends6": 3, "retired6": 1, "endpoints6": 2, "own6": 1, "quoted_from6": 3, "quoted_to6": 2
+        "vips6": 2, "frontends6": 3, "retired6": 1, "endpoints6": 2, "own6": 1, "answering6": 1,
+        "quoted_from6": 3, "quoted_to6": 2
     }  # fmt: skip
     filter_.update(Places())
     assert sets() == {}
@@ -283,6 +287,8 @@ ELSEWHERE, ELSEWHERE6 = packets.address("10.9.0.10:40000"), packets.address("[20
         ),
         pytest.param(packets.behind(packets.hop_options(), packets.syn_ack(ENDPOINT6, CLIENT6)), id="endpoint-ext-6"),
         pytest.param(about(packets.syn(CLIENT6, ENDPOINT6)), id="endpoint-error-6"),
+        pytest.param(packets.echo_reply(OTHER_ENDPOINT, CLIENT), id="echo-reply"),
+        pytest.param(packets.echo_reply(OTHER_ENDPOINT6, CLIENT6), id="echo-reply-6"),
     ],
 )
 def test_what_is_ours_is_dropped(gate, frame):
@@ -338,6 +344,13 @@ def test_what_is_ours_is_dropped(gate, frame):
         pytest.param(packets.syn_ack(ENDPOINT6, ELSEWHERE6), id="endpoint-to-elsewhere-6"),
         pytest.param(packets.fragment6(packets.udp(OTHER_ENDPOINT6, CLIENT6)), id="answer-fragment-6"),
         pytest.param(packets.syn(CLIENT6, ENDPOINT6), id="to-an-endpoint-6"),
+        pytest.param(packets.echo_reply(OTHER_ENDPOINT, (OWN, LOW)), id="echo-reply-to-us"),
+        pytest.param(packets.echo_reply(ENDPOINT, CLIENT), id="echo-reply-of-who-is-not-asked"),
+        pytest.param(packets.echo_request(CLIENT, OTHER_ENDPOINT), id="echo-request-of-who-is-asked"),
+        pytest.param(packets.echo_reply(OTHER_ENDPOINT, ELSEWHERE), id="echo-reply-to-elsewhere"),
+        pytest.param(packets.echo_reply(OTHER_ENDPOINT6, (OWN6, LOW)), id="echo-reply-to-us-6"),
+        pytest.param(packets.echo_reply(ENDPOINT6, CLIENT6), id="echo-reply-of-who-is-not-asked-6"),
+        pytest.param(packets.echo_request(CLIENT6, OTHER_ENDPOINT6), id="echo-request-of-who-is-asked-6"),
     ],
 )
 def test_what_is_not_ours_is_the_kernels(gate, frame):

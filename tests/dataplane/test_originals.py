@@ -424,6 +424,18 @@ def test_an_endpoint_that_talks_past_its_services_is_sent_on(copies):
         assert copies.vnet == unfinished(frame)[1]
 
 
+@pytest.mark.parametrize(("endpoint", "client"), [(ENDPOINT, CLIENT), (ENDPOINT6, CLIENT6)], ids=["ipv4", "ipv6"])
+def test_N3_an_endpoint_s_reply_to_who_has_not_asked_a_vip_is_sent_on(copies, endpoint, client):
+    reply = packets.echo_reply(endpoint, client)
+    assert copies.send(reply) == (Reason.OTHER_ICMP, reply, 0)
+    address, _, protocol = copies.known((*endpoint, 0)) if endpoint == ENDPOINT6 else (endpoint[0], 0, 0)
+    publish(copies.originals, {**copies.places, Kind.ANSWERING: [(address, 0, protocol)]})
+    hop = HOPS[client[0]]
+    assert copies.send(reply) == (Reason.SENT_ON, routed(reply, hop.macs), hop.ifindex)
+    for frame in (packets.echo_request(client, endpoint), packets.icmp_error(packets.echo_reply(client, endpoint))):
+        assert copies.send(frame) == (Reason.OTHER_ICMP, frame, 0)
+
+
 def test_what_is_no_endpoints_is_the_kernels(copies):
     other_port, other_protocol = (ENDPOINT[0], 8081), (ENDPOINT[0], 8080)
     for frame in (packets.syn(other_port, CLIENT), packets.udp(other_protocol, CLIENT), packets.syn(CLIENT, ENDPOINT)):

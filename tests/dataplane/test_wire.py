@@ -156,6 +156,13 @@ def test_parsing_damaged_frames_is_the_same(name: str, changes: list[tuple[int, 
         ("error-with-half-a-header-padded", Reason.TOO_SHORT),
         ("error-about-a-fragment", Reason.OTHER_ICMP),
         ("error-about-an-error", Reason.OTHER_ICMP),
+        ("error-about-an-echo-request", Reason.ICMP_ERROR),
+        ("error-about-an-echo-of-eight-bytes", Reason.ICMP_ERROR),
+        ("error-about-an-echo-of-seven-bytes", Reason.TOO_SHORT),
+        ("echo-reply", Reason.ECHO_REPLY),
+        ("ipv6-echo-reply", Reason.ECHO_REPLY),
+        ("ipv6-error-about-an-echo-reply", Reason.ICMP_ERROR),
+        ("ipv6-error-about-an-echo-of-seven-bytes", Reason.TOO_SHORT),
     ],
 )
 def test_what_a_frame_is(name: str, reason: Reason):

@@ -55,7 +55,7 @@ from tests.small_node import (
     flows_of,
 )
 from tests.xdp.test_twins import AGES_S, Twins, made_twins
-from xdp.schema import Protocol, Reason, Verdict, verdict_of
+from xdp.schema import Ping, Protocol, Reason, Verdict, verdict_of
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -88,9 +88,8 @@ def steps_of(number: int, twins: Twins) -> Iterator[Step]:
         elif chance < 0.03:
             yield Step()
         else:
-            frame = random.choices((_fresh, _fresh6, _known, _error, _named, _noise), (4, 2, 8, 2, 1, 1))[0](
-                random, twins
-            )
+            kinds = {_fresh: 4, _fresh6: 2, _echo: 1, _known: 8, _error: 2, _named: 1, _noise: 1}
+            frame = random.choices(list(kinds), list(kinds.values()))[0](random, twins)
             if random.random() < 0.3:
                 spoilt = _spoilt6 if is_ipv6(frame) else _spoilt
                 frame = random.choice((_flipped, _cut, _padded, spoilt))(random, frame)
@@ -162,6 +161,10 @@ def _ipv4(random: Random, key: Key, body: bytes) -> bytes:
 def _transport(random: Random, key: Key) -> bytes:
     ports = struct.pack("!HH", key.source[1], key.destination[1])
     payload = random.randbytes(random.choice(_PAYLOADS))
+    if key.is_echo:
+        kind = (128 if key.is_ipv6 else 8) if key.source[1] else (129 if key.is_ipv6 else 0)
+        number = key.source[1] or key.destination[1]
+        return struct.pack("!BBHHH", kind, 0, _checksum(random), number, random.getrandbits(16)) + payload
     if key.transport == Protocol.UDP:
         return ports + struct.pack("!HH", 8 + len(payload), _checksum(random)) + payload
     flags = random.choice(_TCP_FLAGS) if random.random() < 0.9 else random.getrandbits(8)
@@ -183,6 +186,18 @@ def _fresh6(random: Random, _: Twins) -> bytes:
     return _ipv6(random, key, _transport(random, key))
 
 
+def _echo(random: Random, _: Twins) -> bytes:
+    """Return an echo request, or a reply that nobody has asked for."""
+    clients, vips, protocol = (
+        (_CLIENTS, _VIPS, Protocol.ICMP)
+        if random.random() < 0.7
+        else (_CLIENTS6, _VIPS6, Protocol.ICMPV6 | Protocol.IPV6)
+    )
+    source = random.choice(clients)[0], random.choice((1, 1, 700, 40_001, 0xFFFF, 0))
+    key = Key(source, (random.choice(vips)[0], 0), protocol)
+    return _ip(random, key, _transport(random, key if random.random() < 0.9 else key.turned()))
+
+
 def _any_known(random: Random, twins: Twins) -> Key:
     known = list(twins.reference.flows)
     return random.choice(known) if known else Key(CLIENT, VIP, Protocol.TCP)
@@ -194,7 +209,7 @@ def _known(random: Random, twins: Twins) -> bytes:
     if key in twins.reference.flows and random.random() < 0.2:
         connection, way = twins.reference.flows[key]
         check = adjusted(random.choice((0, 0xFFFF, 1)), _covered(connection.after(way)), _covered(key))
-        at = 6 if key.transport == Protocol.UDP else 16
+        at = 2 if key.is_echo else 6 if key.transport == Protocol.UDP else 16
         body = body[:at] + struct.pack("!H", check) + body[at + 2 :]  # will be one at the edges of its arithmetic
     return _ip(random, key, body)
 
@@ -202,6 +217,8 @@ def _known(random: Random, twins: Twins) -> bytes:
 def _covered(key: Key) -> bytes:
     """Return what of a five-tuple a transport checksum covers and a translation may change."""
     addresses = octets_of(key.source[0]) + octets_of(key.destination[0])
+    if key.is_echo and not key.is_ipv6:
+        addresses = b""
     return addresses + struct.pack("!HH", key.source[1], key.destination[1])
 
 
@@ -299,6 +316,7 @@ def check_batch(number: int, twins: Twins) -> Counter[Reason]:
     The records are compared now and then, and at the end; so are the accounts.
     """
     twins.clear()
+    twins.let_ping(Ping.FORWARD if number % 2 else Ping.ANSWER)
     before, sent, ends = twins.counts(), 0, Counter[Reason]()
     for index, step in enumerate(steps_of(number, twins)):
         if step.seconds:
@@ -345,6 +363,7 @@ def test_random_packets_become_the_same_everywhere(twins: Twins, capsys: pytest.
             sys.stdout.write("\n" + "\n".join(lines) + "\n")
     if _END - _FIRST >= 100:
         assert {Reason.FORWARDED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.VIP_FRAGMENT, Reason.REOPENED} <= set(seen)
+        assert Reason.ECHO_REPLY in seen
 
 
 _WHOLE_WITHOUT_PADDING = (

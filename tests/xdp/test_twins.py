@@ -78,6 +78,7 @@ from tests.small_node import (
     POD_DNS_VIP,
     POD_DNS_VIP6,
     POD_ENDPOINT,
+    POD_ENDPOINT6,
     POD_HAIRPIN,
     POD_HAIRPIN6,
     POD_VIP,
@@ -105,7 +106,7 @@ from xdp import kernel, loader, maps, naming, stages
 from xdp.byteorder import swap16, swap32
 from xdp.clock import JiffyClock
 from xdp.routes import RouteMap
-from xdp.schema import HopState, Limit, Protocol, Reason, State, Verdict, verdict_of
+from xdp.schema import HopState, Limit, Ping, Protocol, Reason, State, Verdict, verdict_of
 from xdp.tables import Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -167,8 +168,16 @@ class Twins:
         for pipeline in (self._offloaded, self._alone):
             pipeline.clear()
         self.reference, self._reference_alone = self._models()
+        self.let_ping(Ping.ANSWER)
         self.is_stalled = False
         self._late = 0
+
+    def let_ping(self, what: Ping) -> None:
+        """Choose what becomes of echo requests to VIPs, until all is cleared."""
+        for tables in (self.tables, self._memory):
+            tables.control[0]["ping"] = what
+        for model in (self.reference, self._reference_alone):
+            model.ping = what
 
     def remembered(self) -> list[tuple[int, ...]]:
         """Return how much either node remembers: records, names, clients' endpoints, datagrams."""
@@ -710,6 +719,10 @@ def test_every_reason_of_xdp_is_brought_about(twins: Twins):
         for frame in (packets.syn(destination=POD_VIP), packets.ack(destination=POD_VIP), packets.syn(DEAF_CLIENT)):
             twins.send(frame)
         twins.send(packets.syn_ack(endpoint_of(twins, DEAF_CLIENT, VIP, Protocol.TCP), DEAF_CLIENT))
+        twins.let_ping(Ping.FORWARD)
+        twins.send(packets.echo_request())
+        endpoint = endpoint_of(twins, CLIENT, (VIP[0], 0), Protocol.ICMP)
+        twins.send(packets.echo_reply(endpoint, CLIENT))
     seen = {Reason(int(reason)) for reason in np.flatnonzero(twins.counts() - before)}
     assert seen == set(Reason) - _NEVER_XDP
 
@@ -773,6 +786,53 @@ def test_T5_an_endpoint_on_this_node_reaches_itself_from_the_vip(protocol: Proto
     quoted = Ether(twins.send(error).frame).payload.payload.payload
     expected = packets.host(itself[0]), packets.host(vip[0]), itself[1]
     assert (quoted.src, quoted.dst, quoted.sport) == expected
+
+
+ECHOES = [
+    pytest.param(CLIENT, POD_VIP, POD_ENDPOINT, Protocol.ICMP, id="ipv4"),
+    pytest.param(CLIENT6, POD_VIP6, POD_ENDPOINT6, Protocol.ICMPV6 | Protocol.IPV6, id="ipv6"),
+]
+
+
+@pytest.mark.parametrize(("client", "vip", "pod", "protocol"), ECHOES)
+def test_N3_the_reply_of_an_endpoint_on_this_node_is_translated_as_it_leaves(client, vip, pod, protocol, twins: Twins):
+    twins.let_ping(Ping.FORWARD)
+    vip, pod = (vip[0], 0), (pod[0], 0)
+    for payload, reason in ((b"", Reason.ADMITTED), (b"odd", Reason.TO_KERNEL), (bytes(range(200)), Reason.TO_KERNEL)):
+        asked = twins.send(packets.echo_request(vip, client, payload))
+        assert asked[:2] == (reason, packets.echo_request(pod, client, payload))
+        left = twins.leave(packets.echo_reply(pod, client, payload))
+        assert left[:2] == (Reason.FORWARDED, packets.echo_reply(vip, client, payload))
+    error = packets.icmp_error(packets.echo_request(pod, client))
+    assert twins.leave(error)[:2] == (Reason.OTHER_ICMP, error)
+    stray = packets.echo_reply(pod, (client[0], 5))
+    assert twins.leave(stray)[:2] == (Reason.OTHER_ICMP, stray)
+
+
+@pytest.mark.parametrize(("client", "vip", "pod", "protocol"), ECHOES)
+def test_N3_T5_an_endpoint_on_this_node_asks_itself(client, vip, pod, protocol, twins: Twins):
+    twins.let_ping(Ping.FORWARD)
+    other = (pod[0], 40_001)
+    twins.send(packets.echo_request((vip[0], 0), other))
+    for itself in (other, (pod[0], 7)):
+        twins.send(packets.echo_request((vip[0], 0), itself))
+        source, endpoint = translated_of(twins, itself, (vip[0], 0), protocol)
+        assert (source[0], endpoint) == (vip[0], (pod[0], 0))
+        reply, arrives = packets.echo_reply(endpoint, source), packets.echo_reply((vip[0], 0), itself)
+        assert twins.leave(reply)[:2] == (Reason.TO_KERNEL, reply[6:12] + arrives[6:])
+
+
+@pytest.mark.parametrize("is_ipv6", [False, True])
+def test_N3_T13_who_asks_with_too_long_a_packet_is_told(is_ipv6: bool, twins: Twins):
+    twins.let_ping(Ping.FORWARD)
+    client, vip = (CLIENT6, NARROW_VIP6) if is_ipv6 else (CLIENT, NARROW_VIP)
+    narrow = HOPS[(NARROW_ENDPOINT6 if is_ipv6 else NARROW_ENDPOINT)[0]].mtu
+    flags = {} if is_ipv6 else {"flags": "DF"}
+    for _ in range(2):  # the first one, and one of a flow
+        asked = packets.echo_request((vip[0], 0), client, bytes(200), **flags)
+        said = twins.send(asked)
+        assert said[:2] == (Reason.TOO_BIG, packets.unreachable_to(asked, 4, mtu=narrow))
+        twins.send(packets.echo_request((vip[0], 0), client))
 
 
 @pytest.mark.parametrize("check", [0, 1, 0xFFFE, 0xFFFF])

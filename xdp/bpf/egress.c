@@ -29,12 +29,13 @@ struct end {
 };
 
 /* Rewrite: an end that was `old` becomes `new`. */
-static inline void replace(struct __sk_buff *skb, u32 check, bool is_udp, struct end old, struct end new)
+static inline void replace(struct __sk_buff *skb, u32 check, u32 protocol, struct end old, struct end new)
 {
-	u32 flags = is_udp ? BPF_F_MARK_MANGLED_0 : 0;  /* none stays none, and a sum of zero is sent as 0xffff */
+	u32 flags = protocol == PROTOCOL_UDP ? BPF_F_MARK_MANGLED_0 : 0;  /* none stays none, and a sum of zero is sent as 0xffff */
 
 	/* With half a checksum there is the pseudo header in it, and not yet the ports: so they are told apart. */
-	bpf_l4_csum_replace(skb, check, old.addr, new.addr, flags | BPF_F_PSEUDO_HDR | sizeof(new.addr));
+	if (protocol != PROTOCOL_ICMP)
+		bpf_l4_csum_replace(skb, check, old.addr, new.addr, flags | BPF_F_PSEUDO_HDR | sizeof(new.addr));
 	bpf_l4_csum_replace(skb, check, old.port, new.port, flags | sizeof(new.port));
 	bpf_l3_csum_replace(skb, sizeof(struct ethernet) + __builtin_offsetof(struct ipv4, check), old.addr, new.addr,
 			    sizeof(new.addr));
@@ -63,11 +64,19 @@ static inline void replace_ipv6(struct __sk_buff *skb, u32 check, bool is_udp, s
 	}
 }
 
+static inline bool is_of_echo(u32 protocol)
+{
+	return protocol == PROTOCOL_ICMP || protocol == (PROTOCOL_IPV6 | PROTOCOL_ICMPV6);
+}
+
 /* Rewrite: the source, which is all that changes where the client is elsewhere. */
 static inline void translate(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
 	bool is_udp = (flow->protocol & ~PROTOCOL_IPV6) == PROTOCOL_UDP, is_ipv6 = flow->protocol & PROTOCOL_IPV6;
-	u32 check = packet->l4 + (is_udp ? __builtin_offsetof(struct udp, check) : __builtin_offsetof(struct tcp, check));
+	bool is_echo = is_of_echo(flow->protocol);
+	u32 check = packet->l4 + (is_echo ? __builtin_offsetof(struct icmp, check) :
+				  is_udp  ? __builtin_offsetof(struct udp, check) :
+					    __builtin_offsetof(struct tcp, check));
 	u32 source_at = is_ipv6 ? __builtin_offsetof(struct ipv6, src_addr) : __builtin_offsetof(struct ipv4, src_addr);
 	u32 destination_at = is_ipv6 ? __builtin_offsetof(struct ipv6, dst_addr) : __builtin_offsetof(struct ipv4, dst_addr);
 	struct end source = { sizeof(struct ethernet) + source_at, packet->l4, flow->src_addr, flow->src_port };
@@ -77,16 +86,21 @@ static inline void translate(struct __sk_buff *skb, const struct packet *packet,
 	struct end new_source = { 0, 0, flow->new_src_addr, flow->new_src_port };
 	struct end new_destination = { 0, 0, flow->new_dst_addr, flow->new_dst_port };
 
+	if (is_echo) {  /* one identifier for both ends, which changes with the first */
+		source.port_at = destination.port_at = packet->l4 + __builtin_offsetof(struct icmp, id);
+		source.port = flow->dst_port;
+		new_source.port = destination.port = new_destination.port;
+	}
 	if (is_ipv6)
 		replace_ipv6(skb, check, is_udp, source, new_source);
 	else
-		replace(skb, check, is_udp, source, new_source);
+		replace(skb, check, flow->protocol, source, new_source);
 	if (!reaches_itself(flow))
 		return;
 	if (is_ipv6)
 		replace_ipv6(skb, check, is_udp, destination, new_destination);
 	else
-		replace(skb, check, is_udp, destination, new_destination);
+		replace(skb, check, flow->protocol, destination, new_destination);
 }
 
 /* Bytes of headers up to the payload, which every frame that this one becomes will have. */
@@ -110,7 +124,7 @@ static inline enum reason parse_any(struct __sk_buff *skb, struct packet *packet
 	if (found != REASON_NOT_IPV4 || !is_ipv6(data, end))
 		return found;
 	found = parse_headers_ipv6(data, end, skb->len, packet);
-	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR)
+	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR && found != REASON_ECHO_REPLY)
 		return found;
 	addresses = addresses_of(data, found, packet);
 	if ((void *)(addresses + 4) > end)
@@ -118,7 +132,7 @@ static inline enum reason parse_any(struct __sk_buff *skb, struct packet *packet
 	first = find_name(addresses[0], addresses[1], words);
 	second = find_name(addresses[2], addresses[3], words);
 	packet->tuple.addrs = found == REASON_ICMP_ERROR ? (u64)first << 32 | second : (u64)second << 32 | first;
-	return found == REASON_ICMP_ERROR ? found : REASON_FORWARDED;  /* half a checksum may look like none */
+	return found == REASON_UNSUMMED ? REASON_FORWARDED : found;  /* half a checksum may look like none */
 }
 
 /* An ICMP error that leaves is to be about what its destination has sent. */
@@ -152,18 +166,21 @@ static inline enum reason handle(struct __sk_buff *skb)
 		return REASON_OTHER_FRAGMENT;
 	if (found == REASON_VIP_ECHO)
 		return REASON_OTHER_ICMP;
-	if (found != REASON_FORWARDED && found != REASON_ICMP_ERROR)
+	if (found != REASON_FORWARDED && found != REASON_ICMP_ERROR && found != REASON_ECHO_REPLY)
 		return found;
 	flow = find_flow(&packet.tuple, words);
 	if (!flow || flow->direction != REPLY || is_expired(flow, rules->timeout[flow->state], now, words))
-		return found == REASON_ICMP_ERROR ? REASON_OTHER_ICMP : REASON_NOT_OURS;
-	if (found == REASON_ICMP_ERROR && reaches_itself(flow))
-		return REASON_OTHER_ICMP;  /* comes back, as what it is about did, and is userspace's then */
+		return found == REASON_FORWARDED ? REASON_NOT_OURS : REASON_OTHER_ICMP;
+	/* About what comes back, it comes back, too, and is userspace's then; and no host complains of an echo request. */
+	if (found == REASON_ICMP_ERROR && (reaches_itself(flow) || is_of_echo(flow->protocol)))
+		return REASON_OTHER_ICMP;
 	if (found == REASON_ICMP_ERROR)
 		return complain((void *)(long)skb->data, (void *)(long)skb->data_end, skb->len, &packet, flow) ?
 			REASON_TOO_SHORT : REASON_FORWARDED;
 	if ((packet.tuple.protocol & ~PROTOCOL_IPV6) == PROTOCOL_TCP)
 		event = rules->event_of_flags[packet.tcp_flags & TCP_FLAGS];
+	else if (found == REASON_ECHO_REPLY)
+		event = EVENT_ECHO;
 	if (frames > 1)
 		bytes += (frames - 1) * header_bytes(skb, &packet);
 	advance(flow, event, rules);

@@ -34,7 +34,7 @@ static inline struct result handle_error(struct xdp_md *ctx, struct packet *pack
 	packet->tuple.addrs = (u64)source << 32 | destination;
 	flow = source && destination ? find_flow(&packet->tuple, words) : 0;
 	return flow && !is_expired(flow, rules->timeout[flow->state], now, words) ?
-		punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), REASON_ICMP_ERROR) : pass(REASON_OTHER_ICMP);
+		punt_icmp(ctx, REASON_ICMP_ERROR, words) : pass(REASON_OTHER_ICMP);
 }
 
 /* Names are looked up first, so that the verifier looks at it once, and not for everything that parsing may find. */
@@ -64,10 +64,13 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 		return handle_error(ctx, packet, question->now, rules, words);
 	if (!destination && found == REASON_FORWARDED)
 		return pass(REASON_NOT_OURS);
-	if (source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT)) {
+	if (source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || found == REASON_ECHO_REPLY)) {
 		forget_layout(packet, question->now);
 		flow = find_flow(&packet->tuple, words);
 	}
+	if (found == REASON_ECHO_REPLY)
+		return flow && !is_expired(flow, rules->timeout[flow->state], question->now, words) ?
+			punt_icmp(ctx, found, words) : pass(REASON_OTHER_ICMP);
 	if (found == REASON_FLOW_FRAGMENT)
 		found = note_datagram(packet, flow, rules, question->now, words);
 	if (found != REASON_FORWARDED)

@@ -42,7 +42,7 @@ struct walk {
 	__be32 id;
 };
 
-enum icmpv6_type { ICMPV6_FIRST_ERROR = 1, ICMPV6_LAST_ERROR = 4, ICMPV6_ECHO = 128 };  /* errors: those of RFC 4443 */
+enum icmpv6_type { ICMPV6_FIRST_ERROR = 1, ICMPV6_LAST_ERROR = 4, ICMPV6_ECHO = 128, ICMPV6_ECHO_REPLY };  /* errors: those of RFC 4443 */
 
 /* Whether an IPv6 packet has extension headers. */
 static inline bool has_extensions(const struct packet *packet)
@@ -91,7 +91,7 @@ static inline enum reason walk_extensions(void *data, void *end, __u32 stop, str
 	return REASON_FORWARDED;
 }
 
-/* Take the ports of an ICMPv6 error's quote, turned round, or see that the packet is an echo request. */
+/* Take the ports of an ICMPv6 error's quote, turned round, or the identifier of an echo request or its reply. */
 static inline enum reason parse_icmpv6(void *data, void *end, __u32 stop, struct packet *packet)
 {
 	struct icmp *icmp = data + (packet->l4 & 0xff);
@@ -102,8 +102,11 @@ static inline enum reason parse_icmpv6(void *data, void *end, __u32 stop, struct
 
 	if (packet->l4 + sizeof(*icmp) > stop || (void *)(icmp + 1) > end)
 		return REASON_TOO_SHORT;
-	if (icmp->type == ICMPV6_ECHO)
-		return REASON_VIP_ECHO;
+	if (icmp->type == ICMPV6_ECHO || icmp->type == ICMPV6_ECHO_REPLY) {
+		packet->tuple.protocol = PROTOCOL_IPV6 | PROTOCOL_ICMPV6;
+		packet->tuple.ports = ports_of_echo(icmp, icmp->type == ICMPV6_ECHO_REPLY);
+		return icmp->type == ICMPV6_ECHO ? REASON_VIP_ECHO : REASON_ECHO_REPLY;
+	}
 	if (icmp->type < ICMPV6_FIRST_ERROR || icmp->type > ICMPV6_LAST_ERROR)
 		return REASON_OTHER_ICMP;
 	if (walk.at > stop || (void *)(quote + 1) > end)
@@ -114,14 +117,19 @@ static inline enum reason parse_icmpv6(void *data, void *end, __u32 stop, struct
 	refusal = walk_extensions(data, end, stop, &walk);
 	if (refusal != REASON_FORWARDED)
 		return refusal == REASON_TOO_SHORT ? refusal : REASON_OTHER_ICMP;
-	if ((walk.next != PROTOCOL_TCP && walk.next != PROTOCOL_UDP) || walk.fragment & __builtin_bswap16(IPV6_OFFSET))
+	if ((walk.next != PROTOCOL_TCP && walk.next != PROTOCOL_UDP && walk.next != PROTOCOL_ICMPV6) ||
+	    walk.fragment & __builtin_bswap16(IPV6_OFFSET))
 		return REASON_OTHER_ICMP;
 	ports = data + (walk.at & 0x1ff);
 	if (walk.at + 8 > stop || (void *)ports + 8 > end)
 		return REASON_TOO_SHORT;
+	icmp = (void *)ports;
+	if (walk.next == PROTOCOL_ICMPV6 && icmp->type != ICMPV6_ECHO && icmp->type != ICMPV6_ECHO_REPLY)
+		return REASON_OTHER_ICMP;
 	packet->quoted = walk.at;
 	packet->tuple.protocol = PROTOCOL_IPV6 | walk.next;
-	packet->tuple.ports = (__u32)ports->src_port << 16 | ports->dst_port;
+	packet->tuple.ports = walk.next == PROTOCOL_ICMPV6 ? ports_of_echo(icmp, icmp->type == ICMPV6_ECHO) :
+							     (__u32)ports->src_port << 16 | ports->dst_port;
 	return REASON_ICMP_ERROR;
 }
 

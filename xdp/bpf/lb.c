@@ -292,11 +292,23 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 		return pass(REASON_TTL_EXPIRED);
 	if (found == REASON_UNSUMMED)
 		return drop(found);
-	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && !words->answers_echo))
+	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && words->ping == PING_DROP))
 		return drop(REASON_NOT_SERVED);
 	if (found == REASON_NOT_TCP_UDP)
 		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
 	return punt(reader_of(ctx, words), drop(REASON_STALLED_DROPPED), found);
+}
+
+/* Whether a packet is of a flow by what it quotes, or by its identifier: if there is one, it is userspace's. */
+static inline bool is_icmp_of_flow(enum reason found)
+{
+	return found == REASON_ICMP_ERROR || found == REASON_ECHO_REPLY;
+}
+
+static inline struct result punt_icmp(struct xdp_md *ctx, enum reason found, const struct control *words)
+{
+	return punt(reader_of(ctx, words),
+		    found == REASON_ICMP_ERROR ? pass(REASON_STALLED_PASSED) : drop(REASON_STALLED_DROPPED), found);
 }
 
 /* Whether more headers follow than IPv4's or IPv6's own: options, or extension headers. */
@@ -368,11 +380,11 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 		return pass(found);
 
 	question->now = now = bpf_jiffies64();
-	flow = found == REASON_FORWARDED || found == REASON_ICMP_ERROR || found == REASON_FLOW_FRAGMENT ?
+	flow = found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || is_icmp_of_flow(found) ?
 	       find_flow(&packet->tuple, words) : 0;
-	if (found == REASON_ICMP_ERROR) {
+	if (is_icmp_of_flow(found)) {
 		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
-			return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), found);
+			return punt_icmp(ctx, found, words);
 		found = REASON_OTHER_ICMP;
 	}
 	if (found == REASON_FLOW_FRAGMENT)

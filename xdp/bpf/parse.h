@@ -68,7 +68,8 @@ struct icmp {
 	__u8   type;
 	__u8   code;
 	__u16  check;
-	__u32  rest;
+	__be16 id;             /* of an echo request, and of its reply */
+	__be16 sequence;
 };
 
 /* ARP for IPv4 over Ethernet. Addresses are not aligned: two halves each. */
@@ -83,7 +84,14 @@ struct arp {
 	__be16 target[2];
 };
 
-enum icmp_type { ICMP_UNREACHABLE = 3, ICMP_QUENCH = 4, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
+enum icmp_type {
+	ICMP_ECHO_REPLY = 0,
+	ICMP_UNREACHABLE = 3,
+	ICMP_QUENCH = 4,
+	ICMP_ECHO = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETER = 12,
+};
 
 /* What parse() finds. Offsets are from the start of the frame, but for those of VLAN tags: they
  * stand between its MAC addresses and its type, so that what begins so much later is, but for these, an untagged one. */
@@ -160,9 +168,15 @@ static inline struct arp *parse_arp(void *data, void *end)
 	return arp;
 }
 
-/* Take the five-tuple of an ICMP error's quote, turned round: the direction in which the error travels; or see that the
- * packet is an echo request. It ends at offset `stop`; the frame may go on with padding, of which the verifier knows the
- * end only. */
+/* The ports that the identifier of an echo request stands for, or that of its reply: who is asked has port 0. */
+static inline __u32 ports_of_echo(const struct icmp *icmp, bool is_reply)
+{
+	return is_reply ? (__u32)icmp->id << 16 : icmp->id;
+}
+
+/* Take the five-tuple of an ICMP error's quote, turned round: the direction in which the error travels; or the identifier
+ * of an echo request or its reply. It ends at offset `stop`; the frame may go on with padding, of which the verifier knows
+ * the end only. */
 static inline enum reason parse_icmp(void *data, void *end, __u32 stop, struct packet *packet)
 {
 	struct icmp *icmp = data + packet->l4;
@@ -172,8 +186,10 @@ static inline enum reason parse_icmp(void *data, void *end, __u32 stop, struct p
 
 	if (packet->l4 + sizeof(*icmp) > stop || (void *)(icmp + 1) > end)
 		return REASON_TOO_SHORT;
-	if (icmp->type == ICMP_ECHO)
-		return REASON_VIP_ECHO;
+	if (icmp->type == ICMP_ECHO || icmp->type == ICMP_ECHO_REPLY) {
+		packet->tuple.ports = ports_of_echo(icmp, icmp->type == ICMP_ECHO_REPLY);
+		return icmp->type == ICMP_ECHO ? REASON_VIP_ECHO : REASON_ECHO_REPLY;
+	}
 	if (icmp->type != ICMP_UNREACHABLE && icmp->type != ICMP_TIME_EXCEEDED &&
 	    icmp->type != ICMP_PARAMETER && icmp->type != ICMP_QUENCH)
 		return REASON_OTHER_ICMP;
@@ -182,15 +198,19 @@ static inline enum reason parse_icmp(void *data, void *end, __u32 stop, struct p
 	length = (ip->version_ihl & 15) * 4;
 	if (ip->version_ihl >> 4 != 4 || length < sizeof(*ip))
 		return REASON_OTHER_ICMP;
-	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP)
+	if (ip->protocol != PROTOCOL_TCP && ip->protocol != PROTOCOL_UDP && ip->protocol != PROTOCOL_ICMP)
 		return REASON_OTHER_ICMP;
 	if (ip->fragment & __builtin_bswap16(IPV4_OFFSET))
 		return REASON_OTHER_ICMP;
 	ports = (void *)ip + length;
 	if (packet->l4 + sizeof(*icmp) + length + 8 > stop || (void *)ports + 8 > end)
 		return REASON_TOO_SHORT;
+	icmp = (void *)ports;
+	if (ip->protocol == PROTOCOL_ICMP && icmp->type != ICMP_ECHO && icmp->type != ICMP_ECHO_REPLY)
+		return REASON_OTHER_ICMP;
 	packet->tuple.addrs = (__u64)ip->src_addr << 32 | ip->dst_addr;
-	packet->tuple.ports = (__u32)ports->src_port << 16 | ports->dst_port;
+	packet->tuple.ports = ip->protocol == PROTOCOL_ICMP ? ports_of_echo(icmp, icmp->type == ICMP_ECHO) :
+							      (__u32)ports->src_port << 16 | ports->dst_port;
 	packet->tuple.protocol = ip->protocol;
 	return REASON_ICMP_ERROR;
 }

@@ -125,6 +125,7 @@ enum reason {
 	REASON_OPTIONS = 106,          /* of a flow, with IPv4 options or IPv6 extension headers: is one a source route? */
 	REASON_FLOW_FRAGMENT = 107,    /* a fragment of a flow */
 	REASON_TO_BE_RESET = 108,      /* of a connection in STATE_RESET */
+	REASON_ECHO_REPLY = 109,       /* of a flow: an endpoint's answer to an echo request */
 };
 
 enum direction { ORIGINAL, REPLY, DIRECTIONS };
@@ -154,11 +155,12 @@ enum state {
 	STATE_UDP_UNREPLIED,
 	STATE_UDP_REPLIED,
 	STATE_RESET,          /* of TCP, whose Service has lost the endpoint: who sends next is answered with a RST */
+	STATE_ECHO,           /* echo requests of one identifier, and their replies */
 	STATES,
 };
 
 /* What a packet tells the state machine. */
-enum event { EVENT_DATA, EVENT_SYN, EVENT_SYN_ACK, EVENT_ACK, EVENT_FIN, EVENT_RST, EVENT_INVALID, EVENTS };
+enum event { EVENT_DATA, EVENT_SYN, EVENT_SYN_ACK, EVENT_ACK, EVENT_FIN, EVENT_RST, EVENT_INVALID, EVENT_ECHO, EVENTS };
 
 /* The tags of a bucket: half a cache line, compared a word at a time. */
 struct bucket {
@@ -190,8 +192,9 @@ struct flow {
 	__u64  bytes;          /* frames, Ethernet header included */
 };
 
-/* (address, port, protocol) that a client dials. Port and protocol 0: the address is a VIP. The first eight bytes are
- * the key and are stored as one word; a key of zero is a free place. */
+/* (address, port, protocol) that a client dials. Port and protocol 0: the address is a VIP, and its row is that of its
+ * lowest port, for echo requests. The first eight bytes are the key and are stored as one word; a key of zero is a free
+ * place. */
 struct frontend {
 	__be32 addr;
 	__be16 port;
@@ -199,6 +202,13 @@ struct frontend {
 	__u8   used;           /* 1: there is a frontend here */
 	__u32  service;        /* row of services */
 	__u32  pad;
+};
+
+/* What becomes of an echo request to a VIP. */
+enum ping {
+	PING_DROP,
+	PING_ANSWER,
+	PING_FORWARD,        /* to an endpoint: the identifier stands for the client's port, and the VIP's is 0 */
 };
 
 /* Whether a name may be found, used and reused (xdp/naming.py). */
@@ -366,7 +376,7 @@ struct control {
 	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
 	__u64 learned;         /* next hops that XDP has taken for clients it has met */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
-	__u64 answers_echo;    /* 1: echo requests to VIPs, too */
+	__u64 ping;            /* enum ping */
 	__u64 names;           /* rows of `names` that are not free */
 	__u64 vlans[VLAN_WORDS]; /* by VLAN, a bit: 1: frames with its tag are served; bit 0: with a priority tag */
 	__u8  pad[40];
