@@ -15,6 +15,8 @@ PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps
 # Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a group each (tests/conftest.py).
 WORKERS ?= 3
 SPREAD := --dist loadgroup --no-loadscope-reorder
+# Tests start hundreds of processes: what one of them has compiled the others are to find, whoever forbids it elsewhere.
+export PYTHONDONTWRITEBYTECODE :=
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
 STAMP := .venv/.ready-$(shell { pwd; cat requirements.lock pyproject.toml; } | sha256sum | cut -c 1-16)
 

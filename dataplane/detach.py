@@ -28,7 +28,7 @@ def detach(settings: Settings, interfaces: Sequence[str] = ()) -> list[str]:
 def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
     from dataplane import reserved
     from dataplane.offloads import Offloads
-    from xdp import loader, maps  # numpy takes a tenth of a second
+    from xdp import loader, removing
 
     pins = {interface_of(pin): pin for pin in settings.link_pins()}
     removed = [] if interfaces and pins else remove_raw(settings)
@@ -47,7 +47,7 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
     if settings.pins.is_dir() and not settings.link_pins():
         for pin in settings.egress_pins():  # of interfaces that have gone
             loader.detach(pin)
-        maps.remove(settings.pins)
+        removing.maps(settings.pins)
         if settings.pins.is_dir():  # programs of a compiler that was interrupted
             for pin in settings.pins.iterdir():
                 pin.unlink()
@@ -67,13 +67,13 @@ def remove_raw(settings: Settings) -> list[str]:
     if not settings.filter_record.exists() and not settings.table_folder.exists():
         return []
     from dataplane import ingress
-    from xdp import files
+    from xdp import removing
 
     removed = []
     for name in ingress.remove(settings.filter_record) or ():
         _let_neighbours_go(name)
         removed.append(f"{name}: the ingress filter")
-    if files.remove(settings.table_folder):
+    if removing.files(settings.table_folder):
         removed.append(f"{settings.table_folder}: the tables")
     return removed
 

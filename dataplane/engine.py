@@ -31,7 +31,7 @@ from dataplane.hops_compiled import Hops
 from dataplane.loop import new_ports, open_port, shut_port
 from dataplane.netdev import Interface
 from dataplane.offloads import Offloads
-from dataplane.settings import Settings
+from dataplane.settings import PRIORITY_VLAN, Settings
 from dataplane.worker import Worker
 from xdp import kernel, loader, stages
 from xdp.clock import Clock
@@ -250,7 +250,7 @@ class Engine(Crew):
         interface, ifindex = self._lines[name].interface.name, self._lines[name].interface.ifindex
         pin = self._settings.link_pin(interface)
         self._offloads.switch_off(ifindex, "rxvlan")
-        if any(last > vlans.PRIORITY for _first, last in self._settings.vlans):
+        if any(last > PRIORITY_VLAN for _first, last in self._settings.vlans):
             self._offloads.switch_off(ifindex, "vlanfilter")
         else:
             self._offloads.restore([ifindex], ["vlanfilter"])

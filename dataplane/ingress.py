@@ -28,13 +28,15 @@ import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dataplane.originals import Place
-from dataplane.settings import DEFAULT_SNAT_PORTS, PRIVILEGED_SNAT_PORTS, PortRange, VlanRange
-from dataplane.vlans import joined
+from dataplane.settings import DEFAULT_SNAT_PORTS, PRIVILEGED_SNAT_PORTS, PortRange, VlanRange, joined_vlans
 from xdp.addresses import address_of, is_ipv6
 from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
+
+if TYPE_CHECKING:
+    from dataplane.originals import Place  # brings numba with it, which removing a filter needs not
 
 _TIMEOUT_S = 60.0
 
@@ -153,7 +155,9 @@ table netdev {self._table} {{
 
     def _tagged(self) -> str:
         """Return the rules about frames with a VLAN tag, which the kernel has taken out and yet lets be asked for."""
-        served = ", ".join(f"{first}-{last}" if first < last else f"{first}" for first, last in joined(self._vlans))
+        served = ", ".join(
+            f"{first}-{last}" if first < last else f"{first}" for first, last in joined_vlans(self._vlans)
+        )
         return "\n    ".join(
             f"ether type {kind} vlan id {{ {served} }} meta protocol {family} jump {chain}"
             for kind in ("8021q", "8021ad")

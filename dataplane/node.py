@@ -43,7 +43,7 @@ from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
 from lb.rows import Here, answering, echo_protocol, impatient, known_as, living, local_addresses, rows_of
 from lb.table import Change, Parted, ServiceTable
-from xdp import files, maps
+from xdp import files, maps, removing
 from xdp.addresses import IPAddress, number_of
 from xdp.clock import JiffyClock, MonotonicClock
 from xdp.errors import ConfigError, Error, MissingFeatureError, UsageError
@@ -620,8 +620,8 @@ class Node:
             self.engine.detach()
             self.next_hops.let_go_all()
             give_back(settings.reserved_path)
-            maps.remove(settings.pins)
-            files.remove(settings.table_folder)
+            removing.maps(settings.pins)
+            removing.files(settings.table_folder)
             settings.administered_path.unlink(missing_ok=True)
             log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
         elif goes_on:

@@ -19,7 +19,7 @@ from dataplane.netdev import Interface
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
 from lb import maglev
-from xdp import files, kernel, loader, maps
+from xdp import files, kernel, loader, maps, removing
 from xdp.clock import Clock, JiffyClock, MonotonicClock
 from xdp.errors import AttachError, MissingFeatureError
 from xdp.schema import Reason, Verdict
@@ -62,7 +62,7 @@ def _open_xdp(
     _refuse_foreign_programs(settings, interfaces)
     shared = stack.enter_context(maps.open_or_create(settings.pins, _capacity(settings)))
     if shared.is_new:
-        stack.callback(lambda: None if has_served() or settings.link_pins() else maps.remove(settings.pins))
+        stack.callback(lambda: None if has_served() or settings.link_pins() else removing.maps(settings.pins))
     clock = JiffyClock()
     flows = _open_flows(shared, clock, kernel.membarrier_global)
     if not shared.is_new:
@@ -92,7 +92,7 @@ def _open_raw(
         log.warning("%s: tables in memory; a restart forgets connections", error)
         shared = files.in_memory(capacity)
     if shared.is_new:
-        stack.callback(lambda: None if has_served() else files.remove(settings.table_folder))
+        stack.callback(lambda: None if has_served() else removing.files(settings.table_folder))
     clock = MonotonicClock()
     flows = _open_flows(shared, clock, lambda: None)
     engine = RawEngine(settings, shared.tables, capacity, clock, maglev.DEFAULT_SEED, why)

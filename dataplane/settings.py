@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -48,6 +48,21 @@ class VlanRange(NamedTuple):
 
 
 ALL_VLANS = VlanRange(0, 4094)  # 4095 is reserved
+PRIORITY_VLAN = 0  # of tags that name none: the kernel takes frames with them for untagged ones
+
+
+def joined_vlans(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what is served, as ranges that neither meet nor overlap: those that are given, and priority tags."""
+    found: list[tuple[int, int]] = []
+    for first, last in sorted([(PRIORITY_VLAN, PRIORITY_VLAN), *ranges]):
+        if found and first <= found[-1][1] + 1:
+            begin, end = found.pop()
+            found.append((begin, max(end, last)))
+        else:
+            found.append((first, last))
+    return found
+
+
 DEFAULT_SNAT_PORTS = PortRange(61000, 65535)  # beyond those that Linux gives to its own connections
 PRIVILEGED_SNAT_PORTS = PortRange(600, 1023)  # for clients with a privileged port; nf_nat draws them from there, too
 

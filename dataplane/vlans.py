@@ -14,13 +14,13 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from dataplane.settings import joined_vlans
 from xdp.byteorder import swapped16
 from xdp.jit import compiled, inlined
 from xdp.schema import Limit, Reason
 from xdp.unaligned import load16, load32, load64, store16, store32, store64
 
 VLAN_TAG_BYTES = int(Limit.VLAN_TAG_BYTES)
-PRIORITY = 0  # the VLAN of tags that name none: the kernel takes frames with them for untagged ones
 MOST_BYTES = 2 * VLAN_TAG_BYTES
 
 _TYPE = 12  # its offset, which is that of the first tag
@@ -30,21 +30,9 @@ _RESERVED = int(Limit.RESERVED_VLAN)
 _WORDS = int(Limit.VLAN_WORDS)
 
 
-def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return what is served, as ranges that neither meet nor overlap: those that are given, and PRIORITY."""
-    found: list[tuple[int, int]] = []
-    for first, last in sorted([(PRIORITY, PRIORITY), *ranges]):
-        if found and first <= found[-1][1] + 1:
-            begin, end = found.pop()
-            found.append((begin, max(end, last)))
-        else:
-            found.append((first, last))
-    return found
-
-
 def words_of(ranges: Iterable[tuple[int, int]]) -> npt.NDArray[np.uint64]:
-    """Return the same as a bit for each VLAN, as packet paths look it up."""
-    bits = sum((1 << last + 1) - (1 << first) for first, last in joined(ranges))
+    """Return the VLANs that are served as a bit for each, as packet paths look them up."""
+    bits = sum((1 << last + 1) - (1 << first) for first, last in joined_vlans(ranges))
     return np.frombuffer(bits.to_bytes(8 * _WORDS, "little"), np.uint64)
 
 

@@ -29,7 +29,7 @@ from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from perf.bed import Cpus
 from perf.traffic import PINS, PROGRAMS, Order, Traffic, Words
-from xdp import kernel, loader, maps, stages
+from xdp import kernel, loader, maps, removing, stages
 from xdp.byteorder import swap16, swapped16
 from xdp.clock import JiffyClock
 from xdp.jit import compiled as jit
@@ -110,7 +110,7 @@ def _fill(tables: Any, hosts: Any, flows: int, protocol: Any, state: Any, now: A
 
 @contextmanager
 def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) -> Iterator[maps.SharedMaps]:
-    maps.remove(folder)
+    removing.maps(folder)
     room = Capacity(max(flows, capacity), 64, 64, 1024, 64, 64, os.sysconf("SC_NPROCESSORS_CONF"))
     try:
         with maps.create(folder, room) as shared:
@@ -131,7 +131,7 @@ def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) ->
             table.sweep()  # it says where most flows lie, and so where they are looked for first
             yield shared
     finally:
-        maps.remove(folder)
+        removing.maps(folder)
 
 
 class Bench(NamedTuple):
@@ -165,7 +165,7 @@ def bench(
     own.mkdir(parents=True, exist_ok=True)
     part = flows // cpus
     with _filled_tables(folder, flows if filled else 0, protocol, capacity=capacity) as shared, ExitStack() as stack:
-        stack.callback(maps.remove, own)
+        stack.callback(removing.maps, own)
         words = Words(own, "orders", os.cpu_count() or 1, len(Order))
         stack.callback(words.close)
         measured = kernel.map_create("measured", 4, 4, 2, 0, kernel.PROG_ARRAY)

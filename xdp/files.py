@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from xdp import maps
+from xdp import maps, removing
 from xdp.errors import Error, LayoutError, NotRunningError
+from xdp.removing import LAYOUT_NAME
 from xdp.tables import Capacity, Tables
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -63,7 +63,7 @@ def open_or_create(folder: Path, capacity: Capacity) -> SharedFile:
     """
     if is_complete(folder):
         return open_tables(folder, capacity)
-    remove(folder)
+    removing.files(folder)
     try:
         folder.mkdir(parents=True, mode=0o700)
         with (folder / "tables").open("xb") as file:
@@ -71,9 +71,9 @@ def open_or_create(folder: Path, capacity: Capacity) -> SharedFile:
         tables = _map(folder, capacity, read_only=False)
         described = {**maps.describe(capacity), "boot": _boot()}
         (folder / "layout.new").write_text(json.dumps(described))
-        (folder / "layout.new").rename(folder / "layout")
+        (folder / "layout.new").rename(folder / LAYOUT_NAME)
     except OSError as error:
-        remove(folder)
+        removing.files(folder)
         raise NoRoomError(f"{folder}: no room for {_size(capacity) >> 20} MB of tables ({error.strerror})") from None
     return SharedFile(capacity, tables, is_new=True)
 
@@ -96,16 +96,7 @@ def open_tables(folder: Path, capacity: Capacity | None = None, *, read_only: bo
 
 def is_complete(folder: Path) -> bool:
     """Return whether the tables in `folder` were all made, since the machine was booted."""
-    return (folder / "layout").exists() and _stored(folder)["boot"] == _boot()
-
-
-def remove(folder: Path) -> bool:
-    """Remove the tables in `folder`, and it; return whether there was anything."""
-    if not folder.exists():
-        return False
-    (folder / "layout").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
+    return (folder / LAYOUT_NAME).exists() and _stored(folder)["boot"] == _boot()
 
 
 def _boot() -> str:
@@ -114,7 +105,7 @@ def _boot() -> str:
 
 def _stored(folder: Path) -> dict[str, Any]:
     try:
-        stored = json.loads((folder / "layout").read_text())
+        stored = json.loads((folder / LAYOUT_NAME).read_text())
         if isinstance(stored["capacity"], dict) and isinstance(stored["boot"], str):
             return stored  # type: ignore[no-any-return]
     except (ValueError, KeyError, TypeError):

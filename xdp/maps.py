@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from xdp import kernel, schema
 from xdp.errors import LayoutError, NotRunningError
+from xdp.removing import LAYOUT_NAME
 from xdp.schema import Limit, Stage
 from xdp.tables import Capacity, Tables
 
-LAYOUT_NAME = "layout"
 _LAYOUT_ROW = struct.pack("=I", 0)
 _SHOWN = 3  # differences that a message names
 
@@ -147,17 +147,6 @@ def open_tables(folder: Path, capacity: Capacity | None = None, *, read_only: bo
 def is_complete(folder: Path) -> bool:
     """Return whether the maps in `folder` were all made."""
     return (folder / LAYOUT_NAME).exists()
-
-
-def remove(folder: Path) -> None:
-    """Unpin the maps in `folder`, and the folder too if nothing else is pinned there. They live on while in use."""
-    if not folder.is_dir():
-        return
-    # The layout first: an interrupted removal leaves what an interrupted creation leaves.
-    for name in (LAYOUT_NAME, *kernel.pinned_maps(folder)):
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def describe(capacity: Capacity) -> dict[str, Any]:

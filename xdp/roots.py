@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Root(CPUDispatcher):
         self, function: Callable[..., Any], options: dict[str, Any], *, is_cached: bool, is_inlined: bool
     ) -> None:
         super().__init__(function, targetoptions=options)
-        self._callee = _Callee(function, {**options, "forceinline": is_inlined})
+        self._is_inlined = is_inlined
         self._lock: Path | None = None
         if is_cached:
             self.enable_caching()
@@ -105,6 +106,11 @@ class Root(CPUDispatcher):
         """Return the entry point for a signature; of processes that want it at a time, one makes it for all."""
         with cache.alone(self._lock) if self._lock else contextlib.nullcontext():
             return super().compile(sig)
+
+    @cached_property
+    def _callee(self) -> _Callee:
+        """The other side, made when compiled code asks for it: what comes from the cache never does."""
+        return _Callee(self.py_func, {**self.targetoptions, "forceinline": self._is_inlined})
 
     @property
     def _numba_type_(self) -> Any:

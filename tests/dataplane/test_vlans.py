@@ -10,6 +10,7 @@ import pytest
 from conntrack import compiled as flows
 from dataplane import vlans
 from dataplane.context import Node, new_node
+from dataplane.settings import joined_vlans
 from tests.native import Native, at_the_edge
 from tests.packets import CLIENT, ENDPOINT, NAMED, VIP, rewritten, syn, tagged
 from tests.reference import vlan_tags
@@ -129,7 +130,7 @@ def test_N6_c_writes_mac_addresses_before_the_tags(numbers: tuple[int, ...], nat
     ],
 )
 def test_N6_which_vlans_are_served(ranges: tuple[tuple[int, int], ...], joined: list[tuple[int, int]]):
-    assert vlans.joined(ranges) == joined
+    assert joined_vlans(ranges) == joined
     words = vlans.words_of(ranges)
     served = {number for number in range(4096) if int(words[number // 64]) >> number % 64 & 1}
     assert served == {number for first, last in joined for number in range(first, last + 1)}

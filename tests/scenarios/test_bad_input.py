@@ -19,7 +19,7 @@ import pytest
 from dataplane.control import ask
 from dataplane.settings import Settings
 from perf.world import Host, World, wait_until
-from xdp import kernel, maps
+from xdp import kernel, maps, removing
 from xdp.errors import Error, NotRunningError
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -371,7 +371,7 @@ def test_another_capacity_or_layout_than_the_pinned_tables_have_is_refused(world
     assert_one_line(done, 1, "capacity.connections: 1000, now 2000", "give the same --capacity, or `turnout detach`")
     assert sorted(pin.name for pin in SETTINGS.pins.iterdir()) == pins
 
-    layout = kernel.open_pinned(SETTINGS.pins / maps.LAYOUT_NAME)
+    layout = kernel.open_pinned(SETTINGS.pins / removing.LAYOUT_NAME)
     try:
         size = kernel.map_info(layout).value_size
         old = kernel.map_lookup(layout, bytes(4), size) or b""

@@ -21,7 +21,7 @@ from tests import packets
 from tests.packets import CLIENT, CLIENT6, ENDPOINT, ENDPOINT6, VIP6, address
 from tests.small_node import LOST_CLIENT, ROUTES, SEED, write_hops
 from tests.xdp.test_race import assert_pairs
-from xdp import kernel, maps, naming, stages
+from xdp import kernel, maps, naming, removing, stages
 from xdp.addresses import IPV6, address_of, host_bits, number_of
 from xdp.byteorder import swap32
 from xdp.clock import JiffyClock
@@ -93,7 +93,7 @@ def xdp(request: pytest.FixtureRequest) -> Iterator[Kernel]:
         try:
             program = stages.load(shared, offloads=True)
         finally:
-            maps.remove(folder)
+            removing.maps(folder)
         clock = JiffyClock()
         table = FlowTable(shared.tables, clock, kernel.membarrier_global)
         table.create()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xdp import cache, kernel, loader, maps
+from xdp import cache, kernel, loader, maps, removing
 from xdp.cache import Program
 from xdp.schema import Reason
 from xdp.tables import Capacity
@@ -35,7 +35,7 @@ def tables() -> Iterator[list[maps.SharedMaps]]:
     yield made
     for shared, folder in zip(made, folders, strict=True):
         shared.close()
-        maps.remove(folder)
+        removing.maps(folder)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.small_node import SMALL
-from xdp import files
+from xdp import files, removing
 from xdp.errors import LayoutError, NotRunningError
 from xdp.tables import Capacity
 
@@ -81,9 +81,9 @@ def test_what_an_interrupted_creation_left_is_made_anew(folder):
 
 
 def test_remove_leaves_nothing_and_says_whether_there_was_anything(folder):
-    assert not files.remove(folder)
+    assert not removing.files(folder)
     files.open_or_create(folder, SMALL)
-    assert files.remove(folder)
+    assert removing.files(folder)
     assert not folder.exists()
 
 

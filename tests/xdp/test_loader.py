@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from perf.world import World, wait_until
-from xdp import kernel, loader, maps
+from xdp import kernel, loader, maps, removing
 from xdp.errors import AttachError, UsageError
 from xdp.schema import Reason
 from xdp.tables import Capacity
@@ -47,7 +47,7 @@ def loaded() -> Iterator[Loaded]:
         first = loader.load(folder, COUNT, "count", {"VERDICT_REASON": "REASON_NOT_OURS"})
         second = loader.load(folder, COUNT, "count", {"VERDICT_REASON": "REASON_NOT_IPV4"})
         yield Loaded(folder, shared, first, second)
-    maps.remove(folder)
+    removing.maps(folder)
 
 
 @pytest.fixture

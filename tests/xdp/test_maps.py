@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdp import kernel, maps, schema
+from xdp import kernel, maps, removing, schema
 from xdp.errors import LayoutError, NotRunningError
 from xdp.tables import Capacity, Tables
 
@@ -28,7 +28,7 @@ def test_the_layout_is_plain_data_that_fits_its_map():
 def test_every_table_has_a_map_and_the_layout_comes_last():
     kinds = maps.kinds(SMALL)
     assert set(kinds) == {*SMALL.rows(), "routes", "sockets", "queues", "stages", "layout"}
-    assert list(kinds)[-1] == maps.LAYOUT_NAME
+    assert list(kinds)[-1] == removing.LAYOUT_NAME
     assert kinds["flows"] == maps.MapKind(kernel.ARRAY, 4, 64, SMALL.buckets * 16, kernel.MMAPABLE)
 
 
@@ -118,7 +118,7 @@ class TestPinned:
     def test_an_interrupted_creation_is_made_anew(self, folder: Path):
         with maps.create(folder, SMALL) as shared:
             shared.tables.control[0]["hertz"] = 250
-        (folder / maps.LAYOUT_NAME).unlink()
+        (folder / removing.LAYOUT_NAME).unlink()
         with pytest.raises(NotRunningError, match="no tables are pinned here"):
             maps.open_tables(folder)
         other = Capacity(connections=300, frontends=16, services=8, maglev_slots=8, endpoints=8, next_hops=8)
@@ -138,7 +138,7 @@ class TestPinned:
         described["structs"]["flow"]["state"] = ["uint16", 38]
         with maps.create(folder, SMALL) as shared:
             text = json.dumps(described).encode().ljust(schema.LAYOUT.itemsize, b"\0")
-            kernel.map_update(shared.descriptors[maps.LAYOUT_NAME], struct.pack("=I", 0), text)
+            kernel.map_update(shared.descriptors[removing.LAYOUT_NAME], struct.pack("=I", 0), text)
         for capacity in (None, SMALL):
             with pytest.raises(
                 LayoutError, match=r"structs.flow.state: .*uint16.*now .*uint8.*; `turnout detach` first"
@@ -148,7 +148,7 @@ class TestPinned:
     def test_a_layout_that_is_not_ours_is_refused(self, folder: Path):
         with maps.create(folder, SMALL) as shared:
             text = b"pickles".ljust(schema.LAYOUT.itemsize, b"\0")
-            kernel.map_update(shared.descriptors[maps.LAYOUT_NAME], struct.pack("=I", 0), text)
+            kernel.map_update(shared.descriptors[removing.LAYOUT_NAME], struct.pack("=I", 0), text)
         with pytest.raises(LayoutError, match="holds no description of the tables"):
             maps.open_tables(folder)
 
@@ -169,12 +169,12 @@ class TestPinned:
         maps.create(folder, SMALL).close()
         code = struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
         kernel.pin(kernel.prog_load("answer", code), folder / "program")
-        maps.remove(folder)
+        removing.maps(folder)
         assert [path.name for path in folder.iterdir()] == ["program"]
         (folder / "program").unlink()
-        maps.remove(folder)
+        removing.maps(folder)
         assert not folder.exists()
-        maps.remove(folder)
+        removing.maps(folder)
 
     def test_tables_that_are_not_there_are_not_running(self, folder: Path):
         with pytest.raises(NotRunningError, match="start `turnout run` first"):

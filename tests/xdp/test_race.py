@@ -27,7 +27,7 @@ from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import rewritten, tcp_frame, udp_frame
-from xdp import kernel, maps, stages
+from xdp import kernel, maps, removing, stages
 from xdp.atomic import fence, fetch_add, load_acquire, store_release
 from xdp.clock import JiffyClock
 from xdp.jit import compiled, inlined
@@ -264,7 +264,7 @@ def arena() -> Iterator[Arena]:
         try:
             program = stages.load(shared, offloads=True)
         finally:
-            maps.remove(folder)
+            removing.maps(folder)
         clock = JiffyClock()
         table = FlowTable(shared.tables, clock, kernel.membarrier_global)
         table.create()

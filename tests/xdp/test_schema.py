@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import native
-from xdp import kernel, loader, maps, schema
+from xdp import kernel, loader, maps, removing, schema
 from xdp.schema import Direction, Event, Limit, Reason, State, Verdict, verdict_of
 from xdp.tables import Capacity
 
@@ -45,7 +45,7 @@ def test_the_bpf_compiler_lays_the_structs_out_as_python_believes(tmp_path: Path
         with maps.create(folder, small):
             os.close(loader.load(folder, source, "layout"))
     finally:
-        maps.remove(folder)
+        removing.maps(folder)
 
 
 @pytest.mark.parametrize("name", sorted(STRUCTS.keys() - {"layout", "machine", "control", "counters", "prefix"}))

@@ -102,7 +102,7 @@ from tests.small_node import (
     service_ports,
     service_table,
 )
-from xdp import kernel, loader, maps, naming, stages
+from xdp import kernel, loader, maps, naming, removing, stages
 from xdp.byteorder import swap16, swap32
 from xdp.clock import JiffyClock
 from xdp.routes import RouteMap
@@ -333,7 +333,7 @@ def made_twins(*, offloads: bool) -> Iterator[Twins]:
             os.close(program)
             os.close(egress)
     finally:
-        maps.remove(folder)
+        removing.maps(folder)
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,16 @@ static inline u32 header_bytes(struct __sk_buff *skb, const struct packet *packe
 	return (void *)(tcp + 1) > (void *)(long)skb->data_end ? packet->l4 : packet->l4 + (tcp->offset >> 4) * 4;
 }
 
+/* What parsing has found, and where: the verifier is not to go on from here for each way that leads there. */
+static inline void forget_how(struct packet *packet, u32 unknown)
+{
+	packet->l4 = forgotten(packet->l4, unknown) & 0xff;
+	packet->quoted = forgotten(packet->quoted, unknown) & 0x1ff;
+	packet->tcp_flags = forgotten(packet->tcp_flags, unknown);
+	packet->tuple.protocol = forgotten(packet->tuple.protocol, unknown) & 0xff;
+	packet->tuple.ports = forgotten(packet->tuple.ports, unknown);
+}
+
 /* Fill `packet` from a frame of either family whose headers lie there, with names in place of IPv6 addresses. */
 static inline enum reason parse_any(struct __sk_buff *skb, struct packet *packet, const struct control *words)
 {
@@ -123,7 +133,8 @@ static inline enum reason parse_any(struct __sk_buff *skb, struct packet *packet
 
 	if (found != REASON_NOT_IPV4 || !is_ipv6(data, end))
 		return found;
-	found = parse_headers_ipv6(data, end, skb->len, packet);
+	found = forgotten(parse_headers_ipv6(data, end, skb->len, packet), words->hertz);
+	forget_how(packet, words->hertz);
 	if (found != REASON_FORWARDED && found != REASON_UNSUMMED && found != REASON_ICMP_ERROR && found != REASON_ECHO_REPLY)
 		return found;
 	addresses = addresses_of(data, found, packet);
@@ -168,6 +179,8 @@ static inline enum reason handle(struct __sk_buff *skb)
 		return REASON_OTHER_ICMP;
 	if (found != REASON_FORWARDED && found != REASON_ICMP_ERROR && found != REASON_ECHO_REPLY)
 		return found;
+	found = forgotten(found, now);
+	forget_how(&packet, now);
 	flow = find_flow(&packet.tuple, words);
 	if (!flow || flow->direction != REPLY || is_expired(flow, rules->timeout[flow->state], now, words))
 		return found == REASON_FORWARDED ? REASON_NOT_OURS : REASON_OTHER_ICMP;

@@ -18,23 +18,14 @@ static inline struct result handle_neighbour(struct xdp_md *ctx, const struct pa
 	return punt(reader_of(ctx, words), pass(REASON_STALLED_PASSED), REASON_VIP_ARP);
 }
 
-/* An ICMPv6 error: about a flow, if its quote is of one. */
-static inline struct result handle_error(struct xdp_md *ctx, struct packet *packet, u32 now, const struct machine *rules,
-					 const struct control *words)
+/* Give a packet the five-tuple of what its ICMPv6 error quotes, turned round; return whether both ends have names. */
+static inline bool name_quote(struct packet *packet, const struct ipv6 *quote, const struct control *words)
 {
-	void *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
-	struct ipv6 *quote = data + (packet->l4 & 0xff) + sizeof(struct icmp);
-	u32 source, destination;
-	struct flow *flow;
+	u32 destination = find_name(quote->dst_addr[0], quote->dst_addr[1], words);
+	u32 source = find_name(quote->src_addr[0], quote->src_addr[1], words);
 
-	if ((void *)(quote + 1) > end)
-		return pass(REASON_TOO_SHORT);
-	destination = find_name(quote->dst_addr[0], quote->dst_addr[1], words);
-	source = find_name(quote->src_addr[0], quote->src_addr[1], words);
 	packet->tuple.addrs = (u64)source << 32 | destination;
-	flow = source && destination ? find_flow(&packet->tuple, words) : 0;
-	return flow && !is_expired(flow, rules->timeout[flow->state], now, words) ?
-		punt_icmp(ctx, REASON_ICMP_ERROR, words) : pass(REASON_OTHER_ICMP);
+	return source && destination;
 }
 
 /* Names are looked up first, so that the verifier looks at it once, and not for everything that parsing may find. */
@@ -46,6 +37,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 	struct flow *flow = 0;
 	u32 source, destination;
 	enum reason found;
+	bool may_be_known;
 
 	if ((void *)(ip + 1) > end)
 		return pass(REASON_TOO_SHORT);
@@ -60,15 +52,21 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 		return handle_neighbour(ctx, packet, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
 		return pass(found);
-	if (found == REASON_ICMP_ERROR)
-		return handle_error(ctx, packet, question->now, rules, words);
 	if (!destination && found == REASON_FORWARDED)
 		return pass(REASON_NOT_OURS);
-	if (source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || found == REASON_ECHO_REPLY)) {
-		forget_layout(packet, question->now);
-		flow = find_flow(&packet->tuple, words);
+	found = forgotten(found, question->now);
+	forget_layout(packet, question->now);
+	may_be_known = source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || found == REASON_ECHO_REPLY);
+	if (found == REASON_ICMP_ERROR) {
+		struct ipv6 *quote = data + (packet->l4 & 0xff) + sizeof(struct icmp);
+
+		if ((void *)(quote + 1) > end)
+			return pass(REASON_TOO_SHORT);
+		may_be_known = name_quote(packet, quote, words);
 	}
-	if (found == REASON_ECHO_REPLY)
+	if (may_be_known)
+		flow = find_flow(&packet->tuple, words);
+	if (is_icmp_of_flow(found))
 		return flow && !is_expired(flow, rules->timeout[flow->state], question->now, words) ?
 			punt_icmp(ctx, found, words) : pass(REASON_OTHER_ICMP);
 	if (found == REASON_FLOW_FRAGMENT)

@@ -380,6 +380,9 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 		return pass(found);
 
 	question->now = now = bpf_jiffies64();
+	forget_layout(packet, now);
+	found = forgotten(found, now);
+	packet->tuple.protocol = forgotten(packet->tuple.protocol, now) & 0xff;
 	flow = found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || is_icmp_of_flow(found) ?
 	       find_flow(&packet->tuple, words) : 0;
 	if (is_icmp_of_flow(found)) {
