@@ -58,11 +58,11 @@ def may_answer(budget, now, hertz):
 
 @inlined
 def _has_a_sender(frames, start, packet):
-    """Tell whether a packet was sent to us alone, by one host: nothing else is ever answered (RFC 1122)."""
+    """Tell whether a packet was sent by one host: nothing else is ever answered (RFC 1122)."""
     network = swapped32(np.uint32(packet.addrs)) >> np.uint32(24)
-    is_for_many = (frames[start] | frames[start + 6]) & 1
+    is_from_many = frames[start + 6] & 1
     is_of_its_destination = np.uint32(packet.addrs) == np.uint32(packet.addrs >> np.uint64(32))
-    return network != 0 and network != 127 and network < 224 and not is_for_many and not is_of_its_destination
+    return network != 0 and network != 127 and network < 224 and not is_from_many and not is_of_its_destination
 
 
 @inlined

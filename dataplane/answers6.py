@@ -55,11 +55,11 @@ _MOST_QUOTED = 1280 - IPV6_BYTES - ICMP_BYTES  # RFC 4443 section 2.4 (c)
 
 @inlined
 def _has_a_sender(frames, start):
-    """Tell whether a packet was sent to us alone, by one host: nothing else is ever answered."""
+    """Tell whether a packet was sent by one host: nothing else is ever answered."""
     first, second = source_of(frames, start)
     to_first, to_second = destination_of(frames, start)
-    is_for_many = (frames[start] | frames[start + 6]) & 1
-    return not is_for_many and not is_martian(frames, start) and (first != to_first or second != to_second)
+    is_from_many = frames[start + 6] & 1
+    return not is_from_many and not is_martian(frames, start) and (first != to_first or second != to_second)
 
 
 @inlined

@@ -56,6 +56,7 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
     if not settings.link_pins():
         settings.offloads_path.unlink(missing_ok=True)  # of interfaces that have gone
         settings.administered_path.unlink(missing_ok=True)
+        settings.whereabouts_path.unlink(missing_ok=True)
         reserved.give_back(settings.reserved_path)
     with contextlib.suppress(OSError):
         settings.socket_path.unlink()  # of a daemon that was killed

@@ -24,6 +24,7 @@ says that there is a table, and is written before it: what a killed daemon leave
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from xdp.schema import Protocol
 
 if TYPE_CHECKING:
     from dataplane.originals import Place  # brings numba with it, which removing a filter needs not
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 60.0
 
@@ -97,20 +100,39 @@ class Filter:
     def update(self, places: Places) -> None:
         """Make these the places, at once."""
         lines = self._changes(self._places, places)
-        if lines:
-            _nft(lines)
-            self._places = places
+        if lines and not self._apply(lines):
+            self.start(places, self.interfaces)
+        self._places = places
 
     def spare(self, ports: frozenset[int]) -> None:
         """Make these the ports at which what endpoints send is the kernel's, at once."""
-        lines = self._differences(_spared(self._spared), _spared(ports))
-        if lines and self.interfaces:
-            _nft(lines)
+        lines = self._differences(_spared(self._spared), _spared(ports)) if self.interfaces else []
+        has_gone = bool(lines) and not self._apply(lines)
         self._spared = ports
+        if has_gone:
+            self.start(self._places, self.interfaces)
 
-    def is_there(self) -> bool:
-        """Whether the table is still there: whoever reloads a firewall may take it away."""
-        return _run(["list", "chain", "netdev", self._table, "ingress"]).returncode == 0
+    def put_back(self) -> None:
+        """Put the table back if it has gone."""
+        if self.interfaces and not self._is_there():
+            self.start(self._places, self.interfaces)
+
+    def _apply(self, lines: Iterable[str]) -> bool:
+        """Change the table; return False if there is none."""
+        try:
+            _nft(lines)
+        except AttachError:
+            if self._is_there():
+                raise
+            return False
+        return True
+
+    def _is_there(self) -> bool:
+        """Whether the table is there, which is said if it is not: whoever reloads a firewall may take it away."""
+        is_there = _run(["list", "chain", "netdev", self._table, "ingress"]).returncode == 0
+        if not is_there and self.interfaces:
+            log.warning("somebody has removed the ingress filter: it is put back")
+        return is_there
 
     def remove(self) -> None:
         """Take the table away."""

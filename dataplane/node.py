@@ -33,10 +33,12 @@ from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
 from dataplane.reserved import give_back, reserve
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
+from dataplane.shortages import Shortages
 from dataplane.sockets import Sockets
 from dataplane.ticks import every, next_tick, tick
 from dataplane.vlans import words_of
 from dataplane.watch import changes
+from dataplane.whereabouts import Whereabouts
 from lb import maglev, manifests
 from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
@@ -85,6 +87,7 @@ class Node:
         self.started = time.monotonic()
         self.live = Live()
         self._incarnations = Incarnations()
+        self._whereabouts = Whereabouts(settings.whereabouts_path)
         self.here = Here(administered=administered.kept(settings.administered_path))  # what was programmed with it
         self.desired = 0
         self.programmed = 0
@@ -108,7 +111,6 @@ class Node:
         self._vips: frozenset[int] = frozenset()
         self._has_served = False
         self.announcer = Announcer() if settings.announce == "arp" else None
-        self._found_no_port = 0
         self._sockets: Sockets | None = None
         self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
 
@@ -181,8 +183,12 @@ class Node:
             stack.callback(self._let_go_if_unused)
         self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
         self.services.adopt()
+        if self.shared.is_new:
+            self._whereabouts.forget()
+        self._incarnations.know(self._whereabouts.read())
+        self.end_succeeded((), first.snapshot().ports)
         self._apply(first)
-        self._found_no_port = int(self._worker_counters["packets"][:, Reason.NO_SNAT_PORT].sum())
+        self.shortages = Shortages(settings, tables)
         self.next_hops.when_addresses_change = self._reprogram
         self.engine.tidy(self.flows)
         self.masquerading = masquerading(
@@ -246,7 +252,7 @@ class Node:
             "loads": self._count_connections,
             "clock": lambda: every(_CALIBRATE_S, self.clock.calibrate),
             "losses": lambda: every(_READ_LOSSES_S, self.read_losses),
-            "ports": lambda: every(_READ_LOSSES_S, self.watch_ports),
+            "shortages": lambda: every(_READ_LOSSES_S, self.look_for_shortages),
             "health checks": self._answer_health_checks,
             "files": self._follow_files,
             "reload": self._reload,
@@ -345,7 +351,7 @@ class Node:
         change = self._program(snapshot, self.here.administered)
         known = set(before.not_honoured)
         self.live = live
-        self._incarnations.remember(before.ports, snapshot.ports)
+        self._note_who_is_where(before.ports, snapshot.ports)
         self._forget_gone()
         self.next_hops.retain(live.endpoint_addresses())
         self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
@@ -356,7 +362,7 @@ class Node:
         self.next_hops.add_local(local_addresses(plan.rows))
         change = self.services.update(plan.rows, plan.without)
         self.next_hops.leave(self.live.commit(plan))
-        self._incarnations.remember(plan.before, plan.after)
+        self._note_who_is_where(plan.before, plan.after)
         self._forget_gone()
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
@@ -388,6 +394,13 @@ class Node:
         except OSError as error:
             raise Error(f"{path}: {error.strerror}; it is so, but a restart will forget it") from None
         return asyncio.to_thread(views.administered, self, places)
+
+    def _note_who_is_where(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
+        changed = self._incarnations.remember(before, after)
+        try:
+            self._whereabouts.add(changed, lambda: self._incarnations.everybody(self.snapshot.ports))
+        except OSError as error:
+            self._note("Pods that may change while no daemon is there", error)
 
     def _forget_gone(self) -> None:
         """Forget what was said of endpoints that no manifest has any more."""
@@ -573,17 +586,10 @@ class Node:
         row[Reason.PUNT_LOST] += lost - self._lost_seen
         self._lost_seen = lost
 
-    def watch_ports(self) -> None:
-        """Say so when new connections have found no port to leave from since the last call."""
-        found_none = int(self._worker_counters["packets"][:, Reason.NO_SNAT_PORT].sum())
-        more, self._found_no_port = found_none - self._found_no_port, found_none
-        if more > 0:
-            ports = self.settings.snat_ports
-            text = (
-                f"{more} new connections found no free port among {ports}, or {PRIVILEGED_SNAT_PORTS} for privileged "
-                "ones; see --snat-ports and --snat-addresses"
-            )
-            self._note("masquerading", text)
+    def look_for_shortages(self) -> None:
+        """Say so when new connections have found no room since the last call."""
+        for what, words in self.shortages.news():
+            self._note(what, words)
 
     async def _follow_sockets(self, sockets: Sockets) -> None:
         """Keep new masqueraded connections from the ports that sockets of the node have."""
@@ -623,6 +629,7 @@ class Node:
             removing.maps(settings.pins)
             removing.files(settings.table_folder)
             settings.administered_path.unlink(missing_ok=True)
+            self._whereabouts.forget()
             log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
         elif goes_on:
             log.info("stopped; XDP goes on forwarding known flows; `turnout detach` ends that")

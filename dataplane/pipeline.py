@@ -95,6 +95,8 @@ def _begin_ipv6(node, frames, start, length, longest, now):
         return _answer_neighbour(node, frames, start, length, now)
     if found == Reason.TOO_SHORT or found == Reason.NOT_IPV4 or found == Reason.OTHER_ICMP:
         return found, np.uint32(NOWHERE)
+    if wire.is_for_many(frames, start):
+        return Reason.FOR_MANY, np.uint32(NOWHERE)
     wire6.name_ends(tables, frames, start, packet, found == Reason.ICMP_ERROR)
     if found == Reason.FORWARDED:
         return found, np.uint32(NOWHERE)
@@ -305,6 +307,8 @@ def _event_of(tables, packet):
 def _parse(node, frames, start, length, longest, now):
     """Parse a frame, and deal with all that has no flows. Return (reason, egress); FORWARDED and NOWHERE: to go on."""
     found = wire.parse(frames, start, length, node.packet[0])
+    if found != Reason.NOT_IPV4 and found != Reason.TOO_SHORT and wire.is_for_many(frames, start):
+        return np.int64(Reason.FOR_MANY), np.uint32(NOWHERE)
     if found == Reason.FORWARDED:
         return found, np.uint32(NOWHERE)
     if found == Reason.NOT_IPV4 and wire6.is_ipv6(frames, start, length):

@@ -215,6 +215,9 @@ class RawEngine(Crew):
 
     def tidy(self, flows: FlowTable) -> None:
         """Leave to the kernel what neither Services nor connections have any more; put back a filter that is gone."""
+        with self._places_lock:
+            if self._is_filtering:
+                self._filter.put_back()
         self._spare(flows)
         if not self._is_filtering or self._held != self._present:
             served, serving = places_of(flows, self._names)
@@ -226,10 +229,6 @@ class RawEngine(Crew):
                 answering = frozenset(address for address, _, protocol in serving if protocol in _ECHOES)
                 endpoints = present.endpoints | frozenset(each for each in serving if each[2] not in _ECHOES)
                 self._change(Places(frontends, retired, endpoints, present.own, present.answering | answering))
-        with self._places_lock:
-            if self._is_filtering and self._filter.interfaces and not self._filter.is_there():
-                log.warning("somebody has removed the ingress filter: it is put back")
-                self._filter.start(self._held, self._filter.interfaces)
 
     def _change(self, places: Places) -> None:
         """Hold these places and no others. TableFullError, with nothing changed: there is no room for their names."""

@@ -130,6 +130,11 @@ class Settings:
         return self.run_folder / f"{self.name}.administered"
 
     @property
+    def whereabouts_path(self) -> Path:
+        """The file that says which Pod was seen where last."""
+        return self.run_folder / f"{self.name}.pods"
+
+    @property
     def bpffs(self) -> Path:
         """The mount that holds the pins of all nodes."""
         return self.run_folder / "bpf"

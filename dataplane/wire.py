@@ -102,6 +102,12 @@ def _has_source_route(frames, start, stop):
 
 
 @inlined
+def is_for_many(frames, start):
+    """Tell whether a frame is addressed to a group of hosts, all of them maybe."""
+    return frames[start] & 1 != 0
+
+
+@inlined
 def is_echo(frames, offset):
     """Tell whether an ICMP message is an echo request, or its reply."""
     return frames[offset] == _ECHO or frames[offset] == ECHO_REPLY

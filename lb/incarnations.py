@@ -5,7 +5,7 @@ EndpointSlices tell Pods apart by the uid of their targetRef; without one nobody
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from lb.model import Place, ServicePort
 
@@ -20,19 +20,29 @@ class Incarnations:
     def __init__(self) -> None:
         self._last: dict[Seat, str] = {}  # ascending by the time of the change
 
+    def know(self, last: Mapping[Seat, str]) -> None:
+        """Take over who was seen where before this began."""
+        for seat, who in last.items():
+            self._note(seat, who)
+
+    def everybody(self, ports: Iterable[ServicePort]) -> dict[Seat, str]:
+        """Return who is where, `ports` being all Service ports, and who was where nobody is."""
+        return {**self._last, **_who_is_where(ports)}
+
     def succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> list[Seat]:
         """Return where somebody else is when Service ports have changed: what was there has no successor."""
         was, now = _who_is_where(before), _who_is_where(after)
         return [seat for seat, who in now.items() if self._last.get(seat, was.get(seat, who)) != who]
 
-    def remember(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
-        """Note that Service ports have changed."""
+    def remember(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> dict[Seat, str]:
+        """Note that Service ports have changed; return where somebody is now who was not there before."""
         was, now = _who_is_where(before), _who_is_where(after)
         for seat in {**was, **now}:
             last = self._last.get(seat, was.get(seat, ""))
             who = now.get(seat, last)
             if seat not in now or (last and who != last):
                 self._note(seat, who)
+        return {seat: who for seat, who in now.items() if was.get(seat) != who}
 
     def _note(self, seat: Seat, who: str) -> None:
         self._last.pop(seat, None)

@@ -13,17 +13,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from perf.traffic import PINS, SERVICE_PORT, Generator, Kit, Load, Sink, Stream, Task
 from perf.world import Host, World
+from xdp.addresses import IPAddress
 from xdp.schema import Protocol
 
-CLIENTS = "10.200.0.0/13"  # routed to the client's host: 2^19 clients
-FIRST_CLIENT = IPv4Address("10.200.0.0")
-FIRST_VIP = IPv4Address("10.96.0.10")
+# By family: networks that are routed to the client's host, of 2^19 clients and more; the first of them, and of VIPs.
+CLIENTS = {4: "10.200.0.0/13", 6: "fd77:200::/64"}
+FIRST_CLIENT = {4: ip_address("10.200.0.0"), 6: ip_address("fd77:200::1")}
+FIRST_VIP = {4: ip_address("10.96.0.10"), 6: ip_address("fd96::a")}
 ENDPOINTS = 4
 _FEWEST_WARM = 4096  # packets that warm a bed up, however few its flows
 
@@ -32,8 +34,8 @@ _FEWEST_WARM = 4096  # packets that warm a bed up, however few its flows
 class Service:
     """A Service: its VIP, the addresses of its endpoints, its protocol (udp, tcp) and port; endpoints have one port."""
 
-    vip: IPv4Address
-    endpoints: tuple[IPv4Address, ...]
+    vip: IPAddress
+    endpoints: tuple[IPAddress, ...]
     protocol: str = "udp"
     port: int = SERVICE_PORT
 
@@ -65,11 +67,16 @@ class Cpus:
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """What a testbed's node serves: so many Services of so many endpoints, and their protocol (udp, tcp)."""
+    """What a testbed's node serves: so many Services of so many endpoints, and their protocol (udp, tcp) and family.
+
+    With `vlan`, all frames have its tag.
+    """
 
     services: int = 1
     endpoints: int = ENDPOINTS
     protocol: str = "udp"
+    family: int = 4
+    vlan: int = 0
 
 
 ONE_SERVICE = Shape()
@@ -91,9 +98,10 @@ class Testbed:
     def __init__(self, prefix: str, cpus: Cpus, kit: Kit, shape: Shape | None = None) -> None:
         self.prefix = prefix
         self.cpus = cpus
-        self.world = World(prefix, ["client", "server"], static_neighbours=True)
-        self.pins = PINS / prefix
         self.shape = shape or Shape()
+        is_ipv6 = self.shape.family == 6
+        self.world = World(prefix, ["client", "server"], static_neighbours=True, ipv6=is_ipv6)
+        self.pins = PINS / prefix
         self.load = Load()
         self.subject: object = None  # what runs in the node
         self.daemon: subprocess.Popen[Any] | None = None  # of a subject that has one
@@ -110,21 +118,23 @@ class Testbed:
             self.inside = world.node.interface_to("client")
             self.outside = world.node.interface_to("server")
             client, server = world["client"], world["server"]
-            first = IPv4Address(server.ip)
+            family, vlan = self.shape.family, self.shape.vlan
+            first = self._address(server)
             here = [self._endpoint(server, first + n) for n in range(self.shape.endpoints)]
             self.original_last = here[-1]
             self.spare = self._endpoint(server, first + self.shape.endpoints)  # no Service has it at first
-            world.node.run(["ip", "route", "add", CLIENTS, "via", client.ip])
+            world.node.run(["ip", "route", "add", CLIENTS[family], "via", str(self._address(client))])
             protocol = self.shape.protocol
             self.services = [
-                Service(FIRST_VIP + n, tuple(here), protocol, SERVICE_PORT) for n in range(self.shape.services)
+                Service(FIRST_VIP[family] + n, tuple(here), protocol, SERVICE_PORT) for n in range(self.shape.services)
             ]
             number = Protocol[protocol.upper()]
             vip = self.services[-1].vip
-            stream = Stream("eth0", client.mac, self.inside.mac, FIRST_CLIENT, vip, SERVICE_PORT, number)
+            ends = client.mac, self.inside.mac, FIRST_CLIENT[family], vip
+            stream = Stream("eth0", *ends, SERVICE_PORT, number, vlan=vlan)
             self.out = Lane(
                 stack.enter_context(Generator(self._kit, client, stream)),
-                stack.enter_context(Sink(self._kit, server, "eth0", number)),
+                stack.enter_context(Sink(self._kit, server, "eth0", number, family=family, vlan=vlan)),
                 self.inside.name,
             )
             stream = replace(
@@ -132,7 +142,7 @@ class Testbed:
             )
             self.back = Lane(
                 stack.enter_context(Generator(self._kit, server, stream)),
-                stack.enter_context(Sink(self._kit, client, "eth0", number, "back")),
+                stack.enter_context(Sink(self._kit, client, "eth0", number, "back", family, vlan)),
                 self.outside.name,
             )
             self._stack = stack.pop_all()
@@ -141,9 +151,14 @@ class Testbed:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _endpoint(self, server: Host, address: IPv4Address) -> IPv4Address:
-        if address != IPv4Address(server.ip):
-            server.run(["ip", "address", "add", f"{address}/24", "dev", "eth0"])
+    def _address(self, host: Host) -> IPAddress:
+        end = host.interfaces[0]
+        return ip_address(end.ip6 if self.shape.family == 6 else end.ip)
+
+    def _endpoint(self, server: Host, address: IPAddress) -> IPAddress:
+        if address != self._address(server):
+            behind = ["/24"] if address.version == 4 else ["/64", "nodad"]
+            server.run(["ip", "address", "add", f"{address}{behind[0]}", "dev", "eth0", *behind[1:]])
             at = ["lladdr", server.mac, "dev", self.outside.name, "nud", "permanent"]
             self.world.node.run(["ip", "neighbour", "add", str(address), *at])
         return address

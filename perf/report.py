@@ -17,6 +17,7 @@ from perf import pictures
 from perf.cases import Case, Point
 from perf.measure import Outcome, paired_ratios, spread
 from perf.rows import Row
+from perf.traffic import least_frame
 
 _ROOT = Path(__file__).resolve().parent.parent
 _FRAME_CHECK_SEQUENCE = 4
@@ -85,7 +86,7 @@ def _row(
         subject=subject,
         flows=0 if point.load.new_every == 1 else point.load.flows,
         services=point.shape.services,
-        packet_bytes=_FRAME_CHECK_SEQUENCE + point.load.frame_bytes if not point.load.is_mixed else round(_MIXED_BYTES),
+        packet_bytes=_packet_bytes(point),
         value=_rounded(value.median),
         unit=case.unit(name),
         low=_rounded(value.low),
@@ -105,6 +106,12 @@ def _row(
         frames=sum(trial.sent for trial in done),
         **given,
     )
+
+
+def _packet_bytes(point: Point) -> int:
+    if point.load.is_mixed:
+        return round(_MIXED_BYTES)
+    return _FRAME_CHECK_SEQUENCE + max(point.load.frame_bytes, least_frame(point.shape.family, point.shape.vlan))
 
 
 def _rounded(value: float) -> float:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -29,6 +28,7 @@ import numpy.typing as npt
 
 from perf.world import Host
 from xdp import kernel, loader
+from xdp.addresses import IPAddress
 from xdp.errors import AttachError
 from xdp.schema import Protocol
 
@@ -95,11 +95,12 @@ class Stream:
     interface: str
     src_mac: str
     dst_mac: str
-    client: IPv4Address  # the first; a client has SOURCE_PORTS flows
-    server: IPv4Address
+    client: IPAddress  # the first; a client has SOURCE_PORTS flows
+    server: IPAddress
     server_port: int
     protocol: Protocol = Protocol.UDP
     is_reply: bool = False
+    vlan: int = 0  # of the tag that every frame has; 0: none
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Load:
     """Which frames of a stream are sent: known flows in turn, and every `new_every`th frame begins a flow (0: none).
 
     Of `services` Services with consecutive addresses, the stream's is the last. `frame_bytes` are without the frame
-    check sequence; `is_mixed`: 64, 594 and 1518 bytes as 7 : 4 : 1 instead.
+    check sequence, and more if the stream's frames take more; `is_mixed`: 64, 594 and 1518 bytes as 7 : 4 : 1 instead.
     """
 
     flows: int = 1000
@@ -115,6 +116,27 @@ class Load:
     services: int = 1
     frame_bytes: int = int(Traffic.FRAME_BYTES)
     is_mixed: bool = False
+
+
+def least_frame(family: int, vlan: int) -> int:
+    """Return the bytes of the shortest frames of a family, with a tag if there is a VLAN."""
+    return int(Traffic.FRAME6_BYTES if family == 6 else Traffic.FRAME_BYTES) + (int(Traffic.VLAN_TAG) if vlan else 0)
+
+
+def _number(address: IPAddress) -> int:
+    """Return what tells an address from others of its network."""
+    return int(address) & 0xFFFFFFFF
+
+
+def _net(address: IPAddress) -> int:
+    """Return the first eight bytes of an IPv6 address as they lie in memory; of IPv4 there is no need."""
+    assert address.version == 4 or not any(address.packed[8:12])
+    return int.from_bytes(address.packed[:8], "little") if address.version == 6 else 0
+
+
+def _sum_of_nets(*addresses: IPAddress) -> int:
+    packed = b"".join(address.packed[:8] for address in addresses if address.version == 6)
+    return sum(int.from_bytes(packed[at : at + 2]) for at in range(0, len(packed), 2))
 
 
 class Sent(NamedTuple):
@@ -193,9 +215,8 @@ class Generator:
         with ExitStack() as stack:
             stream, row = self._stream, self.orders
             self._shared = self._kit.words("generator/orders", 1, int(Order.ORDERS)).rows[0]
-            self._program = self._kit.program(
-                "generate.c", "generator", PROTOCOL=int(stream.protocol), REPLY=int(stream.is_reply)
-            )
+            kind = {"PROTOCOL": int(stream.protocol), "FAMILY": stream.server.version, "VLAN": stream.vlan}
+            self._program = self._kit.program("generate.c", "generator", REPLY=int(stream.is_reply), **kind)
             with self._host.entered():
                 row[Order.IFINDEX] = socket.if_nametoindex(stream.interface)
                 # A test run puts its program into the kernel's XDP dispatcher and takes it out again, each time with
@@ -203,7 +224,9 @@ class Generator:
                 with contextlib.suppress(AttachError):  # another generator of this host is there
                     stack.callback(os.close, kernel.link_create_xdp(self._program, _LOOPBACK, "generic"))
             row[Order.DST_MAC], row[Order.SRC_MAC] = mac_word(stream.dst_mac), mac_word(stream.src_mac)
-            row[Order.CLIENT], row[Order.SERVER] = int(stream.client), int(stream.server)
+            row[Order.CLIENT], row[Order.SERVER] = _number(stream.client), _number(stream.server)
+            row[Order.CLIENT_NET], row[Order.SERVER_NET] = _net(stream.client), _net(stream.server)
+            row[Order.NET_SUM] = _sum_of_nets(stream.client, stream.server)
             row[Order.SERVER_PORT], row[Order.NEXT_NEW] = stream.server_port, _FIRST_NEW
             self._stack = stack.pop_all()
         return self
@@ -224,14 +247,15 @@ class Generator:
 
     def choose(self, load: Load) -> None:
         """Send this from now on. Flows that are begun were never begun before."""
-        self._frame = bytes(int(Traffic.LONGEST_FRAME) if load.is_mixed else load.frame_bytes)
+        least = least_frame(self._stream.server.version, self._stream.vlan)
+        self._frame = bytes(int(Traffic.LONGEST_FRAME) if load.is_mixed else max(load.frame_bytes, least))
         self._order(
             NEXT=0,
             FLOWS=load.flows,
             NEW_EVERY=load.new_every,
             SINCE_NEW=0,
             SERVERS=load.services,
-            SERVER=int(self._stream.server) - (load.services - 1),
+            SERVER=_number(self._stream.server) - (load.services - 1),
             STAMPED=0,
             MIXED=int(load.is_mixed),
         )
@@ -351,12 +375,19 @@ class Sink:
     """
 
     def __init__(
-        self, kit: Kit, host: Host, interface: str, protocol: Protocol = Protocol.UDP, place: str = "out"
+        self,
+        kit: Kit,
+        host: Host,
+        interface: str,
+        protocol: Protocol = Protocol.UDP,
+        place: str = "out",
+        family: int = 4,
+        vlan: int = 0,
     ) -> None:
         self._kit = kit
         self._host = host
         self._interface = interface
-        self._protocol = protocol
+        self._kind = {"PROTOCOL": int(protocol), "FAMILY": family, "VLAN": vlan}
         self._place = place
         self._stack = ExitStack()
 
@@ -367,7 +398,7 @@ class Sink:
             self._told = self._kit.words(f"{self._place}/told", 1, int(Told.TOLDS))
             self._delays = self._kit.words(f"{self._place}/delays", cpus, int(Delay.COLUMNS))
             ports = {"ENDPOINT_PORT": ENDPOINT_PORT, "SERVICE_PORT": SERVICE_PORT}
-            program = self._kit.program("sink.c", self._place, PROTOCOL=int(self._protocol), **ports)
+            program = self._kit.program("sink.c", self._place, **self._kind, **ports)
             with self._host.entered():
                 ifindex = socket.if_nametoindex(self._interface)
                 stack.callback(os.close, kernel.link_create_xdp(program, ifindex, "native"))
@@ -378,9 +409,9 @@ class Sink:
         self._stack.close()
 
     @contextmanager
-    def doing(self, task: int, address: IPv4Address | None = None) -> Iterator[None]:
+    def doing(self, task: int, address: IPAddress | None = None) -> Iterator[None]:
         """Give the sink one of the Tasks for the duration of the block; otherwise it drops what it has counted."""
-        self._told.rows[0, Told.ADDR] = int(address or 0)
+        self._told.rows[0, Told.ADDR] = _number(address) if address else 0
         self._words.rows[:, Seen.FIRST] = 0
         self._delays.rows[:] = 0
         self._told.rows[0, Told.TASK] = task

@@ -47,6 +47,7 @@ from dataplane.nexthops import NextHops
 from dataplane.node import Node
 from dataplane.pipeline import handle
 from dataplane.settings import OPTIONS, Settings
+from dataplane.shortages import Shortages
 from dataplane.vlans import words_of
 from lb import maglev
 from lb.table import ServiceTable
@@ -249,7 +250,9 @@ class ScenarioNode(ABC):
         return _mac(self.end_of(host)) + _mac(self.network_of(host).node_interface)
 
     def on_the_wire(self, frame: bytes, host: str) -> bytes:
-        """Return a frame as a host sends it to the node: with its and the node's MAC addresses."""
+        """Return a frame as a host sends it: with its MAC address and, unless it is to a group, with the node's."""
+        if frame[0] & 1:
+            return frame[:6] + _mac(self.end_of(host)) + frame[12:]
         return _mac(self.network_of(host).node_interface) + _mac(self.end_of(host)) + frame[12:]
 
     # What every engine does.
@@ -417,6 +420,7 @@ class MemoryNode(ScenarioNode):
         node.next_hops = NextHops(tables, node.netdev, names)
         node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
+        node.shortages = Shortages(settings, tables)
         self._tables = tables
         sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
         self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
@@ -490,9 +494,9 @@ class MemoryNode(ScenarioNode):
         """Let time pass."""
         self.clock.advance(seconds)
 
-    def look_at_ports(self) -> None:
-        """Have it find out whether ports have been wanting."""
-        self._node.watch_ports()
+    def look_for_shortages(self) -> None:
+        """Have it find out what there was no room for."""
+        self._node.look_for_shortages()
 
     def sweep(self) -> None:
         """End what has expired."""

@@ -674,6 +674,8 @@ class Reference:
         length = len(frame)
         if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
             return Outcome(packet.reason, frame)
+        if _is_for_many(frame, packet):
+            return Outcome(Reason.FOR_MANY, frame)
         if packet.reason in (Reason.ICMP_ERROR, Reason.ECHO_REPLY):
             if self._live_flow(packet.key, now) is not None:
                 otherwise = WhenStalled.PASS if packet.reason == Reason.ICMP_ERROR else WhenStalled.DROP
@@ -755,10 +757,10 @@ class Reference:
 
     def _judge(self, frame: bytes, now: int) -> Outcome:
         packet = parse(frame)
+        if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT) or _is_for_many(frame, packet):
+            return Outcome(Reason.FOR_MANY if _is_for_many(frame, packet) else packet.reason, frame)
         if packet.reason == Reason.ICMP_ERROR:
             return self._translate_error(frame, packet, now)
-        if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
-            return Outcome(packet.reason, frame)
         if packet.reason == Reason.VIP_FRAGMENT and packet.datagram:
             return self._follow(frame, packet, now)
         if packet.reason == Reason.FLOW_FRAGMENT:
@@ -1242,15 +1244,21 @@ def _refusal_of_a_first(packet: Packet) -> Reason | None:
     return Reason.SOURCE_ROUTED if packet.is_source_routed else None
 
 
+def _is_for_many(frame: bytes, packet: Packet) -> bool:
+    """Tell whether an IP packet came by the MAC address of a group. Of ICMPv6, neighbours ask so."""
+    is_asked = is_ipv6(frame) and packet.reason == Reason.OTHER_ICMP
+    return (
+        bool(frame[:1] and frame[0] & 1) and packet.reason not in (Reason.NOT_IPV4, Reason.TOO_SHORT) and not is_asked
+    )
+
+
 def _has_a_sender(frame: bytes) -> bool:
     """Tell whether a frame is one host's, to us alone."""
-    is_for_many = (frame[0] | frame[6]) & 1
-    return frame[26] not in (0, 127) and frame[26] < 224 and not is_for_many and frame[26:30] != frame[30:34]
+    return frame[26] not in (0, 127) and frame[26] < 224 and not frame[6] & 1 and frame[26:30] != frame[30:34]
 
 
 def _has_a_sender6(frame: bytes) -> bool:
-    is_for_many = (frame[0] | frame[6]) & 1
-    return not is_for_many and not _is_martian6(frame[22:38]) and frame[22:38] != frame[38:54]
+    return not frame[6] & 1 and not _is_martian6(frame[22:38]) and frame[22:38] != frame[38:54]
 
 
 def _answer6(frame: bytes, protocol: int, source: int, l4: bytes, check_at: int) -> bytes:

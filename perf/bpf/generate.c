@@ -1,13 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* generate.c - writes every header field of every frame and redirects it to an interface. It is run over live frames
- * (BPF_F_TEST_XDP_LIVE_FRAMES), whose pages come back with what the last receiver left in them. PROTOCOL and REPLY are
- * given when it is compiled. */
+ * (BPF_F_TEST_XDP_LIVE_FRAMES), whose pages come back with what the last receiver left in them. PROTOCOL, REPLY,
+ * FAMILY (4 or 6) and VLAN (0: no tag) are given when it is compiled. */
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include "words.h"
+
+enum {
+	TAG_BYTES = VLAN ? VLAN_TAG : 0,
+	IP_BYTES = FAMILY == 6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr),
+	LEAST_FRAME = TAG_BYTES + (FAMILY == 6 ? FRAME6_BYTES : FRAME_BYTES),
+};
 
 struct orders {
 	u64 word[ORDERS];
@@ -44,7 +51,7 @@ static inline int mix(struct xdp_md *ctx, u64 turn)
 {
 	u32 turns = turn % 12;
 
-	return turns < 11 ? bpf_xdp_adjust_tail(ctx, (turns < 7 ? FRAME_BYTES : 590) - LONGEST_FRAME) : 0;
+	return turns < 11 ? bpf_xdp_adjust_tail(ctx, (turns < 7 ? LEAST_FRAME : 590) - LONGEST_FRAME) : 0;
 }
 
 static inline void write_udp(struct udphdr *udp, u32 sum, u16 udp_len)
@@ -69,14 +76,45 @@ static inline void write_tcp(struct tcphdr *tcp, u32 sum, u64 step)
 	tcp->check = __builtin_bswap16(~folded(sum));
 }
 
+/* Addresses in host order throughout: a one's complement sum does not care, as long as it is stored in the same order. */
+static inline void write_ipv4(struct iphdr *ip, u32 source, u32 destination, u32 addresses, u16 total)
+{
+	*(u8 *)ip = 0x45;
+	ip->tos = 0;
+	ip->tot_len = __builtin_bswap16(total);
+	ip->id = 0;
+	ip->frag_off = __builtin_bswap16(0x4000); /* do not fragment */
+	ip->ttl = 64;
+	ip->protocol = PROTOCOL;
+	ip->check = __builtin_bswap16(~folded(addresses + 0x4500 + total + 0x4000 + (64 << 8 | PROTOCOL)));
+	ip->saddr = __builtin_bswap32(source);
+	ip->daddr = __builtin_bswap32(destination);
+}
+
+static inline void write_address(void *address, const u64 *net, u32 number)
+{
+	__builtin_memcpy(address, net, sizeof(*net));
+	*(u32 *)(address + 8) = 0;
+	*(u32 *)(address + 12) = __builtin_bswap32(number);
+}
+
+static inline void write_ipv6(struct ipv6hdr *ip, const struct orders *order, u32 source, u32 destination, u16 payload)
+{
+	*(u32 *)ip = __builtin_bswap32(6 << 28);
+	ip->payload_len = __builtin_bswap16(payload);
+	ip->nexthdr = PROTOCOL;
+	ip->hop_limit = 64;
+	write_address(&ip->saddr, &order->word[REPLY ? ORDER_SERVER_NET : ORDER_CLIENT_NET], source);
+	write_address(&ip->daddr, &order->word[REPLY ? ORDER_CLIENT_NET : ORDER_SERVER_NET], destination);
+}
+
 int generate(struct xdp_md *ctx)
 {
-	void *data, *end;
+	void *data, *end, *ip;
 	struct ethhdr *eth;
-	struct iphdr *ip;
-	u16 *ports;
+	u16 *ports, *type;
 	u32 row = 0, client, server, sum;
-	u16 client_port, server_port, total;
+	u16 client_port, server_port, length;
 	struct orders *order = orders.lookup(&row);
 	u64 flow, due;
 
@@ -88,9 +126,9 @@ int generate(struct xdp_md *ctx)
 	data = (void *)(long)ctx->data;
 	end = (void *)(long)ctx->data_end;
 	eth = data;
-	ip = data + sizeof(*eth);
-	ports = (u16 *)(ip + 1);
-	if (data + FRAME_BYTES > end)
+	ip = data + sizeof(*eth) + TAG_BYTES;
+	ports = ip + IP_BYTES;
+	if (data + LEAST_FRAME > end)
 		return XDP_ABORTED;
 	client = order->word[ORDER_CLIENT] + flow / SOURCE_PORTS;
 	client_port = FIRST_SOURCE_PORT + flow % SOURCE_PORTS;
@@ -98,24 +136,25 @@ int generate(struct xdp_md *ctx)
 	if (order->word[ORDER_SERVERS] > 1)
 		server += flow % order->word[ORDER_SERVERS];
 	server_port = order->word[ORDER_SERVER_PORT];
-	total = PROTOCOL == IPPROTO_TCP ? TCP_BYTES : (long)end - (long)data - sizeof(*eth);
+	length = PROTOCOL == IPPROTO_TCP ? sizeof(struct tcphdr) :
+					   (long)end - (long)data - sizeof(*eth) - TAG_BYTES - IP_BYTES;
 
 	__builtin_memcpy(eth->h_dest, &order->word[ORDER_DST_MAC], ETH_ALEN);
 	__builtin_memcpy(eth->h_source, &order->word[ORDER_SRC_MAC], ETH_ALEN);
-	eth->h_proto = __builtin_bswap16(ETH_P_IP);
+	type = &eth->h_proto;
+	if (VLAN) {
+		*type++ = __builtin_bswap16(ETH_P_8021Q);
+		*type++ = __builtin_bswap16(VLAN);
+	}
+	*type = __builtin_bswap16(FAMILY == 6 ? ETH_P_IPV6 : ETH_P_IP);
 
-	/* In host order throughout: a one's complement sum does not care, as long as it is stored in the same order. */
 	sum = halves(client) + halves(server);
-	*(u8 *)ip = 0x45;
-	ip->tos = 0;
-	ip->tot_len = __builtin_bswap16(total);
-	ip->id = 0;
-	ip->frag_off = __builtin_bswap16(0x4000); /* do not fragment */
-	ip->ttl = 64;
-	ip->protocol = PROTOCOL;
-	ip->check = __builtin_bswap16(~folded(sum + 0x4500 + total + 0x4000 + (64 << 8 | PROTOCOL)));
-	ip->saddr = __builtin_bswap32(REPLY ? server : client);
-	ip->daddr = __builtin_bswap32(REPLY ? client : server);
+	if (FAMILY == 6) {
+		write_ipv6(ip, order, REPLY ? server : client, REPLY ? client : server, length);
+		sum += order->word[ORDER_NET_SUM];
+	} else {
+		write_ipv4(ip, REPLY ? server : client, REPLY ? client : server, sum, IP_BYTES + length);
+	}
 
 	/* The payload is zero and nobody writes it, or it is a word and its complement: both sum up to nothing. */
 	ports[0] = __builtin_bswap16(REPLY ? server_port : client_port);
@@ -125,8 +164,8 @@ int generate(struct xdp_md *ctx)
 		write_tcp((void *)ports, sum, order->word[ORDER_STEP]);
 		return bpf_redirect(order->word[ORDER_IFINDEX], 0);
 	}
-	write_udp((void *)ports, sum, total - sizeof(*ip));
-	if (order->word[ORDER_STAMPED]) {
+	write_udp((void *)ports, sum, length);
+	if (FAMILY == 4 && order->word[ORDER_STAMPED]) {
 		due = bpf_ktime_get_ns() - order->word[ORDER_LATE];
 		__builtin_memcpy(ports + 4, &due, sizeof(due));
 		due = ~due;

@@ -1,12 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* sink.c - counts and drops the generator's packets; everything else goes to the kernel, which answers ARP. Told so, it
- * also looks closer at them, or answers. PROTOCOL is given when it is compiled. */
+ * also looks closer at them, or answers. PROTOCOL, FAMILY and VLAN are given when it is compiled, as to the generator. */
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include "words.h"
+
+enum {
+	TAG_BYTES = VLAN ? VLAN_TAG : 0,
+	IP_BYTES = FAMILY == 6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr),
+	LEAST_FRAME = FAMILY == 6 ? FRAME6_BYTES : FRAME_BYTES,  /* without a tag */
+	ADDRESS_BYTES = FAMILY == 6 ? 16 : 4,
+	TYPE = FAMILY == 6 ? ETH_P_IPV6 : ETH_P_IP,
+};
+
+/* An IP header: two addresses end it. */
+#if FAMILY == 6
+typedef struct ipv6hdr ip_header;
+#else
+typedef struct iphdr ip_header;
+#endif
 
 struct seen_row {
 	u64 word[SEENS];
@@ -42,34 +58,58 @@ static inline u16 folded(u32 sum)
 	return (sum & 0xffff) + (sum >> 16);
 }
 
-/* The sum of a packet's transport header and what is summed with it. What follows in a longer one is zero. */
-static inline u16 transport_sum(const struct iphdr *ip)
+static inline void *addresses_of(ip_header *ip)
 {
-	const u32 bytes = PROTOCOL == IPPROTO_TCP ? sizeof(struct tcphdr) : FRAME_BYTES - ETH_HLEN - sizeof(*ip);
-	u16 length = __builtin_bswap16(__builtin_bswap16(ip->tot_len) - sizeof(*ip));
-	u32 pseudo = sum_of((const u16 *)&ip->saddr, 4) + __builtin_bswap16(PROTOCOL) + length;
+	return (void *)(ip + 1) - 2 * ADDRESS_BYTES;
+}
+
+static inline u8 protocol_of(const ip_header *ip)
+{
+#if FAMILY == 6
+	return ip->nexthdr;
+#else
+	return ip->protocol;
+#endif
+}
+
+/* The length of what follows, as on the wire. */
+static inline u16 length_of(const ip_header *ip)
+{
+#if FAMILY == 6
+	return ip->payload_len;
+#else
+	return __builtin_bswap16(__builtin_bswap16(ip->tot_len) - IP_BYTES);
+#endif
+}
+
+/* The sum of a packet's transport header and what is summed with it. What follows in a longer one is zero. */
+static inline u16 transport_sum(ip_header *ip)
+{
+	const u32 bytes = PROTOCOL == IPPROTO_TCP ? sizeof(struct tcphdr) : LEAST_FRAME - ETH_HLEN - IP_BYTES;
+	u32 pseudo = sum_of(addresses_of(ip), ADDRESS_BYTES) + __builtin_bswap16(PROTOCOL) + length_of(ip);
 
 	return folded(sum_of((const u16 *)(ip + 1), bytes / 2) + pseudo);
 }
 
 /* Swap the two ends of the packet. No checksum changes by that. */
-static inline void reflect(struct ethhdr *eth, struct iphdr *ip, u16 *ports)
+static inline void reflect(struct ethhdr *eth, ip_header *ip, u16 *ports)
 {
-	u8 mac[ETH_ALEN];
-	u32 addr = ip->saddr;
+	u8 mac[ETH_ALEN], address[ADDRESS_BYTES];
+	void *source = addresses_of(ip), *destination = source + ADDRESS_BYTES;
 	u16 port = ports[0];
 
 	__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
-	ip->saddr = ip->daddr;
-	ip->daddr = addr;
+	__builtin_memcpy(address, source, ADDRESS_BYTES);
+	__builtin_memcpy(source, destination, ADDRESS_BYTES);
+	__builtin_memcpy(destination, address, ADDRESS_BYTES);
 	ports[0] = ports[1];
 	ports[1] = port;
 }
 
 /* Make of a client's SYN or FIN the server's. */
-static inline void answer(struct iphdr *ip, struct tcphdr *tcp)
+static inline void answer(ip_header *ip, struct tcphdr *tcp)
 {
 	u32 seq = tcp->syn ? __builtin_bswap32(SERVER_SEQ) : tcp->ack_seq;
 
@@ -108,17 +148,17 @@ int sink(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
-	struct iphdr *ip = data + sizeof(*eth);
-	u16 *ports = (u16 *)(ip + 1);
+	ip_header *ip = data + sizeof(*eth) + TAG_BYTES;
+	u16 *ports = (u16 *)(ip + 1), *type = data + ETH_HLEN - 2 + TAG_BYTES;
 	struct tcphdr *tcp = (void *)ports;
-	u32 row = bpf_get_smp_processor_id(), first = 0;
+	u32 row = bpf_get_smp_processor_id(), first = 0, number;
 	struct seen_row *counts;
 	struct told_row *now;
 	u64 due;
 
 	/* The kernel cuts a TCP packet's padding off. */
-	if (data + (PROTOCOL == IPPROTO_TCP ? ETH_HLEN + TCP_BYTES : FRAME_BYTES) > end ||
-	    eth->h_proto != __builtin_bswap16(ETH_P_IP) || ip->protocol != PROTOCOL)
+	if (data + TAG_BYTES + (PROTOCOL == IPPROTO_TCP ? ETH_HLEN + IP_BYTES + sizeof(*tcp) : LEAST_FRAME) > end ||
+	    *type != __builtin_bswap16(TYPE) || protocol_of(ip) != PROTOCOL)
 		return XDP_PASS;
 	counts = seen.lookup(&row);
 	now = told.lookup(&first);
@@ -129,7 +169,7 @@ int sink(struct xdp_md *ctx)
 		counts->word[SEEN_TRANSLATED]++;
 	switch (now->word[TOLD_TASK]) {
 	case TASK_VERIFY:
-		if (folded(sum_of((const u16 *)ip, sizeof(*ip) / 2)) != 0xffff || transport_sum(ip) != 0xffff)
+		if ((FAMILY == 4 && folded(sum_of((const u16 *)ip, sizeof(*ip) / 2)) != 0xffff) || transport_sum(ip) != 0xffff)
 			counts->word[SEEN_WRONG]++;
 		return XDP_DROP;
 	case TASK_CONVERSE:
@@ -142,13 +182,14 @@ int sink(struct xdp_md *ctx)
 		reflect(eth, ip, ports);
 		break;
 	case TASK_TIME:
-		if (PROTOCOL == IPPROTO_UDP) {
+		if (FAMILY == 4 && PROTOCOL == IPPROTO_UDP) {
 			__builtin_memcpy(&due, ports + 4, sizeof(due));
 			count_delay(row, due);
 		}
 		return XDP_DROP;
 	case TASK_WATCH:
-		if (ip->daddr == __builtin_bswap32(now->word[TOLD_ADDR]) && !counts->word[SEEN_FIRST])
+		number = *(u32 *)((void *)(ip + 1) - sizeof(number));
+		if (number == __builtin_bswap32(now->word[TOLD_ADDR]) && !counts->word[SEEN_FIRST])
 			counts->word[SEEN_FIRST] = bpf_ktime_get_ns();
 		return XDP_DROP;
 	default:

@@ -21,6 +21,9 @@ enum order {
 	ORDER_STAMPED,     /* not 0: the payload says when the frame was due */
 	ORDER_LATE,        /* nanoseconds by which this burst is behind its time */
 	ORDER_MIXED,       /* not 0: frames of the lengths of the internet mix */
+	ORDER_CLIENT_NET,  /* IPv6: the first eight bytes of addresses; four of zero follow, then the number */
+	ORDER_SERVER_NET,
+	ORDER_NET_SUM,     /* what both sum up to */
 	ORDERS,
 };
 
@@ -45,7 +48,7 @@ enum seen {
 /* What the sink is told. In a map of its own: it is read on every CPU, written hardly ever. */
 enum told {
 	TOLD_TASK,         /* one of enum sink_task */
-	TOLD_ADDR,         /* for TASK_WATCH */
+	TOLD_ADDR,         /* for TASK_WATCH; of IPv6 the last four bytes */
 	TOLDS,
 };
 
@@ -70,8 +73,8 @@ enum traffic {
 	SOURCE_PORTS = 32768,
 	FRAME_BYTES = 60,  /* the least: 64 with the frame check sequence */
 	FRAME6_BYTES = 74, /* the same for IPv6, with room for a TCP header */
+	VLAN_TAG = 4,
 	LONGEST_FRAME = 1514,
-	TCP_BYTES = 40,    /* of a TCP packet, headers and nothing else */
 	CLIENT_SEQ = 1000,
 	SERVER_SEQ = 2000,
 };

@@ -14,6 +14,7 @@ _ONE_ENDPOINT = Shape(endpoints=1)
 _TCP = Shape(protocol="tcp")
 _THOUSAND, _TEN_THOUSAND = Shape(services=1000), Shape(services=10_000)
 _SLOW = frozenset({"iptables-nft"})  # five minutes for ten thousand Services
+_IPV6, _TAGGED = Shape(family=6), Shape(vlan=5)
 _NEW = Load(new_every=1)
 
 
@@ -79,12 +80,36 @@ CASES = (
         [Point(Load(1000), _ONE_ENDPOINT), Point(Load(100_000), _ONE_ENDPOINT, quick=False)],
     ),
     Case(
+        "ipv6",
+        "known flows over IPv6",
+        Rate(),
+        ("bare-xdp", "turnout-xdp", "iptables-nft"),
+        "bare-xdp",
+        [Point(Load(1000), _IPV6), Point(Load(100_000), _IPV6, quick=False)],
+    ),
+    Case(
+        "vlan",
+        "known flows in frames with a VLAN tag",
+        Rate(),
+        ("bare-xdp", "turnout-xdp"),
+        "bare-xdp",
+        [Point(Load(1000), _TAGGED)],
+    ),
+    Case(
         "new-flows",
         "every packet begins a flow: how close is the decision in userspace to a loop that only forwards?",
         Rate(in_step=True),
         ("bare-afxdp", "turnout-xdp", *PEERS),
         "bare-afxdp",
         [Point(_NEW)],
+    ),
+    Case(
+        "ipv6-new-flows",
+        "the same over IPv6, where every new client has to be named",
+        Rate(in_step=True),
+        ("bare-afxdp", "turnout-xdp", "iptables-nft"),
+        "bare-afxdp",
+        [Point(_NEW, _IPV6)],
     ),
     Case(
         "first-packet",

@@ -60,7 +60,7 @@ class _Bed:
         node, client = side.world.node, side.client
         inside = node.interface_to("client")
         service = echo.service
-        stream = Stream("eth0", client.mac, inside.mac, FIRST_CLIENT, service.vip, service.port)
+        stream = Stream("eth0", client.mac, inside.mac, FIRST_CLIENT[4], service.vip, service.port)
         switch = side.world.switch("servers")
         self.sink = stack.enter_context(Sink(kit, switch, "node"))
         self.generator = stack.enter_context(Generator(kit, client, stream))

@@ -28,7 +28,8 @@ class BareRedirect:
         with ExitStack() as stack, node.entered():
             for entrance, way_out, beyond in ends:
                 macs = {"DST_MAC": mac_word(beyond.mac), "SRC_MAC": mac_word(way_out.mac)}
-                there = {**macs, "IFINDEX": socket.if_nametoindex(way_out.name)}
+                packets = {"FAMILY": bed.shape.family, "VLAN": bed.shape.vlan}
+                there = {**macs, **packets, "IFINDEX": socket.if_nametoindex(way_out.name)}
                 program = load_program(bed.pins, "redirect.c", "redirect", there)
                 stack.callback(os.close, program)
                 link = kernel.link_create_xdp(program, socket.if_nametoindex(entrance.name), "native")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
 
 from perf.bed import Service, Testbed
 from perf.traffic import ENDPOINT_PORT
 from perf.world import Host
+from xdp.addresses import IPAddress, number_of, with_port
 from xdp.errors import Error, MissingFeatureError
 
 _PROGRAMMING_S = 600.0  # ten thousand Services take iptables-nft five minutes
@@ -22,26 +22,27 @@ class Iptables:
 
     def __init__(self, variant: str = "nft") -> None:
         self.name = f"iptables-{variant}"
-        self._restore = f"iptables-{variant}-restore"
+        self._restore = {4: f"iptables-{variant}-restore", 6: f"ip6tables-{variant}-restore"}
 
     @contextlib.contextmanager
     def running(self, bed: Testbed) -> Iterator[None]:
         """Load the rules; frames become packets as a NIC's driver would make them (GRO on), checksums seen as right."""
-        node = bed.world.node
+        node, restore = bed.world.node, self._restore[bed.shape.family]
         try:
-            load_kube_proxy_rules(node, bed.services, self._restore)
+            load_kube_proxy_rules(node, bed.services, restore)
         except Error as error:
             raise MissingFeatureError(f"{self.name}: the rules cannot be loaded: {error}") from None
         try:
             yield
         finally:
-            node.run([self._restore], text_in="*nat\nCOMMIT\n*filter\nCOMMIT\n", timeout_s=_PROGRAMMING_S)
+            node.run([restore], text_in="*nat\nCOMMIT\n*filter\nCOMMIT\n", timeout_s=_PROGRAMMING_S)
 
     def change(self, bed: Testbed, number: int, service: Service) -> None:
         """Load what kube-proxy does after a change: the portals of all Services, the chains of the one that changed."""
         before, bed.services[number] = bed.services[number], service
         text = changed_rules(bed.services, number, before)
-        bed.world.node.run([self._restore, "-w", "--noflush"], text_in=text, timeout_s=_PROGRAMMING_S)
+        restore = self._restore[bed.shape.family]
+        bed.world.node.run([restore, "-w", "--noflush"], text_in=text, timeout_s=_PROGRAMMING_S)
 
 
 def load_kube_proxy_rules(node: Host, services: Sequence[Service], restore: str = "iptables-nft-restore") -> None:
@@ -83,7 +84,7 @@ def _name(number: int, service: Service) -> str:
     return f"shop/service-{number}:{service.protocol}"
 
 
-def _endpoint_chain(number: int, endpoint: IPv4Address) -> str:
+def _endpoint_chain(number: int, endpoint: IPAddress) -> str:
     return f"KUBE-SEP-{number:012X}{int(endpoint) & 0xFFFF:04X}"
 
 
@@ -93,7 +94,7 @@ def _chains(number: int, service: Service) -> list[str]:
 
 def _portal(number: int, service: Service) -> str:
     return (
-        f"-A KUBE-SERVICES -d {service.vip}/32 -p {service.protocol}"
+        f"-A KUBE-SERVICES -d {service.vip}/{service.vip.max_prefixlen} -p {service.protocol}"
         f' -m comment --comment "{_name(number, service)} cluster IP"'
         f" -m {service.protocol} --dport {service.port} -j KUBE-SVC-{number:016X}"
     )
@@ -105,10 +106,10 @@ def _rules(number: int, service: Service) -> list[str]:
     for index, endpoint in enumerate(service.endpoints):
         left = len(service.endpoints) - index
         one_of = f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
-        separate, target = _endpoint_chain(number, endpoint), f"{endpoint}:{ENDPOINT_PORT}"
+        separate, target = _endpoint_chain(number, endpoint), with_port(number_of(endpoint), ENDPOINT_PORT)
         rules += [
             f'-A KUBE-SVC-{number:016X} -m comment --comment "{of} -> {target}"{one_of} -j {separate}',
-            f'-A {separate} -s {endpoint}/32 -m comment --comment "{of}" -j KUBE-MARK-MASQ',
+            f'-A {separate} -s {endpoint}/{endpoint.max_prefixlen} -m comment --comment "{of}" -j KUBE-MARK-MASQ',
             f'-A {separate} -p {protocol} -m comment --comment "{of}" -m {protocol} -j DNAT --to-destination {target}',
         ]
     return rules

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from ipaddress import IPv4Address
 
 from perf.bed import Service, Testbed
 from perf.subjects.iptables import receive_like_a_nic
 from perf.traffic import ENDPOINT_PORT
+from xdp.addresses import IPAddress
 from xdp.errors import Error, MissingFeatureError
 
 _PROGRAMMING_S = 300.0
@@ -91,7 +91,7 @@ def _service_chain(number: int) -> str:
     return f"service-{number:08X}"
 
 
-def _endpoint_chain(number: int, endpoint: IPv4Address) -> str:
+def _endpoint_chain(number: int, endpoint: IPAddress) -> str:
     return f"endpoint-{number:08X}-{int(endpoint) & 0xFFFF:04X}"
 
 

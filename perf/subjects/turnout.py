@@ -43,6 +43,8 @@ class Turnout:
             _write(folder, number, service)
         options = ["--name", name, "-f", str(folder), "-i", bed.inside.name, "-i", bed.outside.name]
         options += ["--engine", self._engine, "--capacity", str(self._capacity), "--on-exit", "detach"]
+        if bed.shape.vlan:
+            options += ["--vlan", str(bed.shape.vlan)]
         if self._engine == "raw":  # without a program of ours, a veth takes redirected frames only with GRO
             receive_like_a_nic(bed.world.node)
         log = bed.state / "log"
@@ -105,7 +107,7 @@ def manifests(number: int, service: Service) -> dict[str, object]:
                     "name": f"{name}-1",
                     "labels": {"kubernetes.io/service-name": name},
                 },
-                "addressType": "IPv4",
+                "addressType": f"IPv{service.vip.version}",
                 "ports": [{**port, "port": ENDPOINT_PORT}],
                 "endpoints": [
                     {"addresses": [str(address)], "conditions": {"ready": True}} for address in service.endpoints

@@ -115,16 +115,52 @@ def test_other_tables_are_left_alone(record):
     assert tables() == ["table netdev mine"]
 
 
-def test_a_filter_that_was_taken_away_is_missed(record):
+@pytest.mark.parametrize(
+    ("what", "kinds"),
+    [
+        (lambda filter_: filter_.put_back(), {"vips", "frontends", "endpoints", "quoted_to"}),
+        (lambda filter_: filter_.spare(frozenset({61_000})), {"vips", "frontends", "endpoints", "quoted_to"}),
+        (
+            lambda filter_: filter_.update(AFTER),
+            {"vips", "frontends", "retired", "endpoints", "quoted_from", "quoted_to"},
+        ),
+    ],
+    ids=["looked-for", "ports-spared", "changed"],
+)
+def test_a_filter_that_was_taken_away_is_put_back_with_the_next_change(record, caplog, what, kinds):
     filter_ = Filter("node", record)
     filter_.start(BEFORE, ["a0"])
-    assert filter_.is_there()
+    filter_.put_back()
+    assert not caplog.messages
     subprocess.run(["nft", "flush", "ruleset"], check=True)
-    assert not filter_.is_there()
-    with pytest.raises(AttachError, match="nftables refuses the ingress filter"):
-        filter_.update(AFTER)
-    filter_.start(AFTER, ["a0"])
+    what(filter_)
+    assert caplog.messages == ["somebody has removed the ingress filter: it is put back"]
+    assert sets().keys() - {"spared", "spared_quoted", "spared_quoted6"} == kinds
+    filter_.update(AFTER)
     assert sets()["retired"] == 1
+
+
+def test_a_change_that_nft_refuses_changes_nothing(record):
+    filter_ = Filter("node", record)
+    filter_.start(BEFORE, ["a0"])
+    before = sets()
+    bad = Places(frozenset({(1 << 32, 80, int(Protocol.TCP))}))
+    with pytest.raises((AttachError, ValueError)):
+        filter_.update(bad)
+    filter_.update(BEFORE)
+    assert sets() == before
+
+
+def test_without_interfaces_there_is_no_filter_whatever_changes(record):
+    filter_ = Filter("node", record)
+    filter_.start(BEFORE, ["a0"])
+    filter_.start(BEFORE, [])
+    filter_.update(AFTER)
+    filter_.spare(frozenset({61_000}))
+    filter_.put_back()
+    assert tables() == []
+    filter_.start(AFTER, ["a0"])
+    assert sets()["spared"] == 1
 
 
 def test_ten_thousand_places_are_one_transaction(record):

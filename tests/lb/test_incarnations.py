@@ -84,3 +84,18 @@ def test_a_plan_tells_who_was_and_who_will_be():
     plan = live.plan(Changes({}, {("shop", "web-1"): slice_with("b")}))
     assert Incarnations().succeeded(plan.before, plan.after) == HERE
     assert plan.rows, "an endpoint that is another's is another one"
+
+
+def test_C9_what_was_known_before_a_restart_is_known():
+    known = Incarnations()
+    known.know({HERE[0]: "a", ((POD + 1, 8080), "TCP"): "b"})
+    assert known.succeeded((), ports("c", "b")) == HERE
+    assert known.remember((), ports("c", "b")) == {HERE[0]: "c", ((POD + 1, 8080), "TCP"): "b"}
+    assert known.succeeded((), ports("c", "b")) == []
+    assert known.everybody(ports("c")) == {HERE[0]: "c", ((POD + 1, 8080), "TCP"): "b"}
+
+
+def test_C9_only_what_has_changed_is_to_be_noted():
+    known = Incarnations()
+    assert known.remember(ports("a", "b"), ports("a", "c")) == {((POD + 1, 8080), "TCP"): "c"}
+    assert known.remember(ports("a", "c"), ports("a")) == {}

@@ -177,6 +177,37 @@ def test_connections_are_opened_and_closed(make_bed, subject):
 
 @pytest.mark.root
 @pytest.mark.bpf
+@pytest.mark.parametrize(
+    ("subject", "shape"),
+    [
+        *((subject, {"family": 6}) for subject in (BareRedirect(), Iptables("nft"), Turnout("xdp", 20_000))),
+        *((subject, {"vlan": 5}) for subject in (BareRedirect(), Turnout("xdp", 20_000))),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "-".join(map(str, *value.items())),
+)
+def test_ipv6_and_tagged_frames_are_led_through_too(make_bed, subject, shape):
+    with make_bed(endpoints=1, **shape) as bed, subject.running(bed):
+        measure.check(subject, bed)
+        for load in (Load(100), Load(100, new_every=7), Load(100, is_mixed=True)):
+            Rate(in_step=True).prepare(bed, Point(load))
+            outcome = Rate(in_step=True).trial(bed, 0.02, 1000)
+            assert outcome.sent > 0
+            assert outcome.loss <= 0.01, load
+
+
+@pytest.mark.root
+@pytest.mark.bpf
+@pytest.mark.parametrize("shape", [{}, {"family": 6}], ids=["ipv4", "ipv6"])
+def test_tcp_connections_are_answered_in_either_family(make_bed, shape):
+    with make_bed(protocol="tcp", **shape) as bed, BareRedirect().running(bed):
+        measure.check(BareRedirect(), bed)
+        Connections().prepare(bed, Point(NEW))
+        outcome = Connections().trial(bed, 5.0, 100)
+        assert (outcome.sent, outcome.loss) == (400, 0.0)
+
+
+@pytest.mark.root
+@pytest.mark.bpf
 def test_a_bare_loop_forwards(make_bed):
     with make_bed(services=2) as bed, BareAfXdp().running(bed):
         measure.check(BareAfXdp(), bed)

@@ -171,6 +171,21 @@ def test_T9_what_is_to_the_node_itself_is_the_kernel_s(node):
         assert (sent.passed, sent.reason) == ([node.on_the_wire(frame, "client")], reason)
 
 
+@pytest.mark.parametrize("group", [b"\xff" * 6, b"\x01\x00\x5e\x00\x00\x05"], ids=["broadcast", "multicast"])
+def test_F006_what_comes_by_a_group_s_mac_address_is_not_forwarded(node, group):
+    """Of several nodes that hear it, each would forward it."""
+    service = WEB.with_endpoints(node.endpoint("web-1"))
+    node.apply(service)
+    client = node.client()
+    reason = Reason.NOT_IPV4 if node.engine == "raw" else Reason.FOR_MANY  # there the kernel says whom it is to
+    for _ in range(2):  # no flow, then one
+        for frame in (syn(client, service.at), packets.data(client, service.at), echo_request((VIP, 0), client)):
+            sent = node.send(group + frame[6:])
+            assert (sent.left, sent.reason) == ([], reason)
+            assert sent.passed == [node.on_the_wire(group + frame[6:], "client")]
+        assert node.send(syn(client, service.at)).only[0] == "web-1"
+
+
 @pytest.mark.engines("memory", "xdp", "xdp-generic", "afxdp", why="the filter of raw lets go of a VIP a moment later")
 def test_T9_T10_a_vip_that_is_gone_is_not_answered_for(node):
     node.apply(WEB)

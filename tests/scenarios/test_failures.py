@@ -63,6 +63,44 @@ def test_a_restart_loses_and_moves_nothing(site, number):
         assert ask() is not None  # and new ones begin
 
 
+@both_families
+@pytest.mark.parametrize("is_another", [False, True], ids=["same-pod", "another-pod"])
+def test_C9_who_has_a_pods_address_after_a_restart_has_its_connections_only_if_it_is_that_pod(site, is_another):
+    (place,) = site.places(WEB_PORT, "web-1")
+
+    def pod(uid: str) -> Service:
+        about = {place: {"targetRef": {"kind": "Pod", "uid": uid}}}
+        return replace(site.web.with_endpoints(place), about=about)
+
+    site.daemon.apply(pod("first"))
+    with site.client.entered():
+        sock = socket.create_connection(split(site.web.frontend), timeout=10)
+    with sock:
+        assert who_answers(sock) == "web-1"
+        site.daemon.signal(signal.SIGKILL)
+        site.daemon.wait()
+        write_manifests(site.daemon.file, [pod("second" if is_another else "first")])
+        site.daemon.start()
+        if is_another:
+            with pytest.raises(ConnectionResetError):
+                who_answers(sock)
+        else:
+            assert who_answers(sock) == "web-1"
+    with site.client.entered(), socket.create_connection(split(site.web.frontend), timeout=10) as another:
+        assert who_answers(another) == "web-1"
+
+
+def who_answers(sock: socket.socket) -> str:
+    """Ask by HTTP; return the server's name."""
+    sock.sendall(b"GET /10 HTTP/1.1\r\n\r\n")
+    got = b""
+    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 10:
+        part = sock.recv(1 << 16)
+        assert part, "closed"
+        got += part
+    return got.partition(b"Server: ")[2].partition(b"\r")[0].decode()
+
+
 @pytest.mark.parametrize("site", ["afxdp"], indirect=True, scope="session")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_where_userspace_forwards_xdp_does_while_it_is_away(site, number):

@@ -226,7 +226,7 @@ def test_C12_no_free_port_is_counted_and_told_in_status(node):
     assert node.send(syn(node.client(), service.at)).reason is Reason.ADMITTED
     sent = node.send(syn(node.client(), service.at))
     assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.NO_SNAT_PORT)
-    node.look_at_ports()
+    node.look_for_shortages()
     (why,) = node.status()["why"]
     assert why == (
         "masquerading: 1 new connections found no free port among 30000-30000, or 600-1023 for privileged ones; "

@@ -95,6 +95,8 @@ def steps_of(number: int, twins: Twins) -> Iterator[Step]:
                 frame = random.choice((_flipped, _cut, _padded, spoilt))(random, frame)
             if random.random() < 0.2:
                 frame = _tagged(random, frame)
+            if random.random() < 0.02 and frame:
+                frame = bytes((frame[0] | 1,)) + frame[1:]  # to a group
             yield Step(frame[:_LONGEST])
 
 

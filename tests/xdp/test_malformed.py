@@ -125,8 +125,23 @@ def _links() -> Rows:
         "ipv4-swapped": 0x0008,
     }
     snap = bytes(patched(_SYN, 12, 0, 48)[:14]) + bytes((0xAA, 0xAA, 3, 0, 0, 0, 8, 0)) + _SYN[_IP:]
+    groups = {"broadcast": b"\xff" * 6, "multicast": b"\x01\0\x5e\0\0\x01", "group-bit-alone": b"\x01" + bytes(5)}
+    inside = {
+        "syn": _SYN,
+        "udp": _UDP,
+        "syn-6": _SYN6,
+        "udp-6": _UDP6,
+        "echo": NAMED["echo"],
+        "echo-6": NAMED["ipv6-echo"],
+    }
+    inside |= {"vlan": packets.tagged(_SYN, 5), "fragment": NAMED["first-fragment"], "sctp": NAMED["sctp"]}
     return {
         **{f"mac-{name}": (both + _SYN[12:], Reason.ADMITTED) for name, both in macs.items()},
+        **{
+            f"mac-{name}-{what}": (mac + frame[6:], Reason.FOR_MANY)
+            for name, mac in groups.items()
+            for what, frame in inside.items()
+        },
         **{f"type-{name}": (patched(_SYN, 12, *kind.to_bytes(2)), Reason.NOT_IPV4) for name, kind in types.items()},
         "type-llc-snap": (snap, Reason.NOT_IPV4),
         "type-of-ipv6-around-ipv4": (patched(_SYN, 12, 0x86, 0xDD), Reason.NOT_IPV4),

@@ -52,6 +52,8 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 		return handle_neighbour(ctx, packet, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
 		return pass(found);
+	if (is_for_many(ctx))
+		return pass(REASON_FOR_MANY);
 	if (!destination && found == REASON_FORWARDED)
 		return pass(REASON_NOT_OURS);
 	found = forgotten(found, question->now);

@@ -228,6 +228,14 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 	return (struct result){ bpf_redirect(hop->ifindex, 0), REASON_FORWARDED };
 }
 
+/* Whether a frame is addressed to a group of hosts, all of them maybe. */
+static inline bool is_for_many(struct xdp_md *ctx)
+{
+	u8 *front = (void *)(long)ctx->data;
+
+	return (void *)(front + 1) <= (void *)(long)ctx->data_end && (*front & 1);
+}
+
 /* ARP, while VIPs are announced: a question for one is punted, to be answered; who else claims one is heard by control,
  * through the kernel. */
 static inline struct result handle_arp(struct xdp_md *ctx, const struct packet *packet, const struct control *words)
@@ -378,6 +386,8 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 		return handle_arp(ctx, packet, words);
 	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT)
 		return pass(found);
+	if (is_for_many(ctx))
+		return pass(REASON_FOR_MANY);
 
 	question->now = now = bpf_jiffies64();
 	forget_layout(packet, now);

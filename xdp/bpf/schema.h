@@ -73,6 +73,7 @@ enum reason {
 	REASON_STALLED_PASSED = 39,    /* new flow, userspace stalled, the Service says pass */
 	REASON_MID_STREAM_PASSED = 40, /* TCP from the middle of an unknown connection, and the Service says pass */
 
+	REASON_FOR_MANY = 41,          /* IP whose MAC address is that of a group: a router sends none on (RFC 1812 section 5.3.4) */
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
 	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
 	REASON_OTHER_VLAN = 45,        /* tagged, and of a VLAN that is not served, or with more than two tags */

@@ -1,0 +1,74 @@
+"""Which Pod was seen where last, in a file beside the control socket: what happens while no daemon is there is noticed.
+
+A line for each place whose Pod has changed, the last one of a place counts. It is written anew when most lines say
+nothing any more. A daemon that was killed may leave half a line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+
+from lb.incarnations import Seat
+
+log = logging.getLogger(__name__)
+
+_FEW = 10_000  # lines that may say nothing
+
+
+class Whereabouts:
+    """The file; read before it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines = 0
+        self._wanted = 0  # lines that said something when it was last written anew
+
+    def read(self) -> dict[Seat, str]:
+        """Return who was seen where last. Of lines that say nothing a message tells."""
+        try:
+            lines = self._path.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("%s: not read, Pods that have changed meanwhile are not noticed: %s", self._path, error)
+            return {}
+        self._lines, found, bad = len(lines), {}, 0
+        for line in lines:
+            try:
+                address, port, protocol, who = json.loads(line)
+                seat = (ip_address(str(address)), int(port)), str(protocol)
+                found[seat] = str(who)
+            except (ValueError, TypeError):
+                bad += 1
+        if bad > 1:  # one may be half written
+            log.warning("%s: %d lines not read, Pods that have changed meanwhile may not be noticed", self._path, bad)
+        return found
+
+    def add(self, changed: Mapping[Seat, str], everybody: Callable[[], Mapping[Seat, str]]) -> None:
+        """Note who is where now, of `everybody` only what has changed. OSError: it cannot be written."""
+        if not changed:
+            return
+        self._lines += len(changed)
+        if self._lines > _FEW + 2 * self._wanted:
+            changed = everybody()
+            self._lines = self._wanted = len(changed)
+            draft = self._path.with_suffix(".draft")
+            draft.write_text(_text_of(changed))
+            draft.replace(self._path)
+            return
+        with self._path.open("a") as file:
+            file.write(_text_of(changed))
+
+    def forget(self) -> None:
+        """Remove the file: there are no connections that anybody could be mistaken in."""
+        self._path.unlink(missing_ok=True)
+
+
+def _text_of(seats: Mapping[Seat, str]) -> str:
+    return "".join(
+        json.dumps([str(address), port, protocol, who]) + "\n" for ((address, port), protocol), who in seats.items()
+    )
