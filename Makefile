@@ -12,8 +12,8 @@ RESULTS ?= results/$(shell date +%Y%m%d-%H%M%S)
 # bcc comes from Debian and is seen through the system's site packages; the rest is tools that tests and perf call.
 PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps curl gcc libc6-dev \
     bind9-dnsutils dnsmasq-base nginx iperf3 iputils-ping iputils-tracepath
-# Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for three at once, a group each (tests/conftest.py).
-WORKERS ?= 3
+# Most of a test's time is waiting, for clients, daemons and the kernel: two CPUs have room for four at once, a group each (tests/conftest.py).
+WORKERS ?= 4
 SPREAD := --dist loadgroup --no-loadscope-reorder
 # Tests start hundreds of processes: what one of them has compiled the others are to find, whoever forbids it elsewhere.
 export PYTHONDONTWRITEBYTECODE :=

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,16 +148,22 @@ class Native:
         return int(self.library.native_rewrite(data, len(frame), vlan_bytes, l4, flow_data, hop_data))
 
 
-@contextmanager
-def at_the_edge(length: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-    """Give `length` bytes of memory, directly before a page that nobody may touch: reading on ends the process."""
+_EDGE_PAGES, _PAGE = 4, 4096
+
+
+@functools.cache
+def _before_the_edge() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return pages directly before one that nobody may touch."""
     ffi = cffi.FFI()
-    ffi.cdef("void *mmap(void *, size_t, int, int, int, long); int munmap(void *, size_t);"
-             "int mprotect(void *, size_t, int);")  # fmt: skip
-    libc, page = ffi.dlopen(None), 4096
-    size = -(-max(length, 1) // page) * page + page
+    ffi.cdef("void *mmap(void *, size_t, int, int, int, long); int mprotect(void *, size_t, int);")
+    libc, size = ffi.dlopen(None), _EDGE_PAGES * _PAGE
     read_write, private_anonymous = 3, 0x22
-    memory = libc.mmap(ffi.NULL, size, read_write, private_anonymous, -1, 0)
-    libc.mprotect(memory + (size - page), page, 0)
-    yield np.frombuffer(ffi.buffer(memory, size - page), np.uint8)[size - page - length :]
-    libc.munmap(memory, size)
+    memory = libc.mmap(ffi.NULL, size + _PAGE, read_write, private_anonymous, -1, 0)
+    assert libc.mprotect(memory + size, _PAGE, 0) == 0
+    return np.frombuffer(ffi.buffer(memory, size), np.uint8)
+
+
+def at_the_edge(length: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return `length` bytes of memory at the edge of what there is: reading on ends the process. One at a time."""
+    pages = _before_the_edge()
+    return pages[len(pages) - length :]

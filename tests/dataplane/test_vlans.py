@@ -61,10 +61,10 @@ def heads() -> list[bytes]:
 def test_N6_c_compiled_code_and_the_model_see_the_same_tags(native: Native):
     served, seen = vlans.words_of(SERVED), set()
     for head in heads():
-        with at_the_edge(len(head)) as frame:
-            frame[:] = np.frombuffer(head, np.uint8)
-            reason, count = vlans.parse(frame, 0, len(head), served)
-            assert native.parse_vlan_tags(frame, len(head), served) == (reason, count)
+        frame = at_the_edge(len(head))
+        frame[:] = np.frombuffer(head, np.uint8)
+        reason, count = vlans.parse(frame, 0, len(head), served)
+        assert native.parse_vlan_tags(frame, len(head), served) == (reason, count)
         if reason == Reason.NOT_IPV4:  # has none
             reason = Reason.FORWARDED
         assert vlan_tags(head, NUMBERS) == (reason, count), head.hex()
@@ -77,14 +77,14 @@ def test_N6_what_is_taken_off_is_an_untagged_frame_and_comes_back(name: str, nod
     frame = NAMED[name]
     for numbers in ((), (0,), (5,), (0, 5), (5, 7)):
         given = tagged(frame, *numbers)
-        with at_the_edge(len(given)) as memory:
-            memory[:] = np.frombuffer(given, np.uint8)
-            assert taken_off(node, memory, 0, len(given)) == Reason.FORWARDED
-            assert memory[4 * len(numbers) :].tobytes() == frame
-            node.packet[0]["length"] = len(frame)
-            put_back(node, memory, 0)
-            assert memory.tobytes() == given
-            assert node.packet[0]["length"] == len(given)
+        memory = at_the_edge(len(given))
+        memory[:] = np.frombuffer(given, np.uint8)
+        assert taken_off(node, memory, 0, len(given)) == Reason.FORWARDED
+        assert memory[4 * len(numbers) :].tobytes() == frame
+        node.packet[0]["length"] = len(frame)
+        put_back(node, memory, 0)
+        assert memory.tobytes() == given
+        assert node.packet[0]["length"] == len(given)
 
 
 @pytest.mark.parametrize("numbers", [(6,), (4095,), (5, 4095), (0, 6), (5, 5, 5)], ids=str)

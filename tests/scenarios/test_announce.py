@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,6 @@ from scapy.utils6 import in6_getnsma, in6_getnsmac
 from perf import clients
 from perf.world import Host, World
 from tests.node import Daemon, Service, Wire, write_manifests
-from tests.packets import tagged
 from tests.scenarios.site import WEB_PORT
 
 pytestmark = [pytest.mark.root]
@@ -91,9 +91,9 @@ def wire(world: World) -> Iterator[Wire]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    """Two nodes between the same two networks: `node`, and `second`."""
+@contextlib.contextmanager
+def two_nodes() -> Iterator[World]:
+    """Make two nodes between the same two networks: `node`, and `second`."""
     with World(f"ta{os.getpid() % 100_000}", HOSTS, ipv6=True) as world:
         second, switch = world["second"], world.switch("servers")
         lines = f"link add eth1 type veth peer name second netns {switch.namespace}\n"
@@ -113,6 +113,12 @@ def world() -> Iterator[World]:
         for family in ("-4", "-6"):
             world["client"].run(["ip", family, "route", "delete", "default"])
         yield world
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with two_nodes() as made:
+        yield made
 
 
 def links(host: Host) -> list[str]:
@@ -184,52 +190,6 @@ def test_A_vips_are_announced_at_start_and_when_they_are_new(world, link, daemon
     assert daemon.ask("status")["packets"]["userspace"]["originated"] >= 4
 
 
-def test_A_an_answer_is_the_whole_frame_turned_round(world, link, daemon, wire):
-    daemon.start()
-    wire.received()
-    wire.send(link.ask(link.vip))
-    daemon.wait_for(lambda: link.answer(link.vip) in wire.received())
-
-
-@pytest.mark.parametrize("vlans", [(0,), (100,), (100, 7)], ids=["priority", "802.1Q", "QinQ"])
-def test_A_N6_a_question_in_a_vlan_is_answered_in_it(world, link, daemon, wire, vlans):
-    daemon.start_with = [*daemon.start_with, "--vlan", "100"]
-    daemon.start()
-    wire.received()
-    wire.send(tagged(link.ask(link.vip), *vlans))
-    daemon.wait_for(lambda: tagged(link.answer(link.vip), *vlans) in wire.received())
-    before = daemon.ask("status")["reasons"]
-    ignored = "NOT_IPV4" if link.family == 4 else "OTHER_ICMP"
-    others = [link.ask(link.free)]
-    if link.family == 4:
-        mac = link.client_mac
-        reply = ARP(op=2, hwsrc=mac, psrc=link.client, pdst=link.vip)
-        others.append(bytes(Ether(dst="ff:ff:ff:ff:ff:ff", src=mac) / reply))
-    else:
-        spoilt = bytearray(link.ask(link.vip))
-        spoilt[21] = 254  # a router has sent it on
-        others += [bytes(spoilt), link.ask(link.vip, source="ff02::1")]
-    for frame in others:
-        ends = daemon.ask("status")["reasons"].get(ignored, 0)
-        wire.send(frame)
-        daemon.wait_for(lambda ends=ends: daemon.ask("status")["reasons"].get(ignored, 0) > ends)
-    assert daemon.ask("status")["reasons"]["ARP_ANSWERED"] == before["ARP_ANSWERED"]
-
-
-@only_ipv6
-def test_A_who_wants_to_take_an_ipv6_vip_for_itself_hears_that_it_is_taken(world, link, daemon, wire):
-    """As duplicate address detection asks: without an address, and without saying where it is."""
-    daemon.start()
-    wire.received()
-    question = Ether(link.ask(link.vip, source="::"))
-    question[ICMPv6ND_NS].remove_payload()
-    del question[ICMPv6ND_NS].cksum, question[IPv6].plen
-    wire.send(bytes(question))
-    said = ICMPv6ND_NA(R=0, S=0, O=1, tgt=link.vip)
-    answer = bytes(Ether(dst=ALL_NODES, src=link.mac) / IPv6(src=link.vip, dst="ff02::1", hlim=255) / said)
-    daemon.wait_for(lambda: answer in wire.received())
-
-
 @only_ipv6
 def test_A_the_node_is_a_member_of_the_groups_that_ipv6_vips_are_asked_for_in(world, link, daemon):
     """Without it a network card, or a switch that listens to memberships, would let no question through."""
@@ -281,18 +241,6 @@ def test_F008_somebody_else_with_a_vip_is_told(world, link, daemon, wire, claim)
     if daemon.engine == "xdp":  # it is XDP that counts them
         assert status["reasons"]["VIP_CLAIMED"] == 1
     assert f"{link.vip} is announced by {STRANGER}" in daemon.said()
-
-
-def test_F008_a_storm_is_answered_up_to_a_limit(world, link, daemon, wire):
-    daemon.start()
-    question = link.ask(link.vip)
-
-    def is_limited() -> bool:
-        for _ in range(1500):
-            wire.send(question)
-        return daemon.ask("status")["reasons"].get("ARP_LIMITED", 0) > 0
-
-    daemon.wait_for(is_limited)
 
 
 def test_A_a_second_node_takes_over(world, link, daemon):

@@ -237,7 +237,7 @@ def test_cpus_that_admit_the_same_connections_at_once_make_each_once(xdp: Kernel
 
     def admit(seed: int) -> dict[Reason, int]:
         random, seen = np.random.default_rng(seed), dict[Reason, int]()
-        for port in random.integers(ports.start, ports.stop, 15_000).tolist():
+        for port in random.integers(ports.start, ports.stop, 6_000).tolist():
             action, after, _ = kernel.prog_test_run(xdp.program, syn_of(port))
             seen[action] = seen.get(action, 0) + 1
             assert action in (1, 4)
@@ -247,7 +247,7 @@ def test_cpus_that_admit_the_same_connections_at_once_make_each_once(xdp: Kernel
 
     def sweep() -> int:
         freed = 0
-        for _ in range(120):
+        for _ in range(60):
             slots = np.zeros(64, np.int64)
             count = passes.used_slots(xdp.tables.tags, xdp.tables.flows, 0, slots)
             for slot in slots[: count // 2]:
@@ -258,8 +258,8 @@ def test_cpus_that_admit_the_same_connections_at_once_make_each_once(xdp: Kernel
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(admit, 1), pool.submit(admit, 2), pool.submit(sweep)]
         seen = [job.result() for job in jobs]
-    assert seen[0][4] + seen[1][4] > 29_000
-    assert seen[2] > 400
+    assert seen[0][4] + seen[1][4] > 11_500
+    assert seen[2] > 200, seen
     assert_pairs(xdp.tables, len(ports))
 
 
@@ -389,21 +389,21 @@ def test_N9_writers_that_name_the_same_clients_at_once_give_each_one_name(xdp: K
 
     def admit(seed: int) -> int:
         random, refused = np.random.default_rng(seed), 0
-        for turn in range(6000):
+        for turn in range(2500):
             frame = syn6(1024 + turn, hosts[int(random.integers(len(hosts)))])
             refused += kernel.prog_test_run(xdp.program, frame)[0] != XDP_REDIRECT
         return refused
 
     def intern() -> int:
         random, none = np.random.default_rng(3), 0
-        for _ in range(20_000):
+        for _ in range(8_000):
             words = words_of(IPv6Address(hosts[int(random.integers(len(hosts)))] ^ IPV6))
             none += naming.intern(xdp.tables, *map(np.uint64, words)) == naming.NOBODY
         return none
 
     def let_go() -> int:
         unused, dying = np.zeros(len(xdp.tables.names), np.uint8), 0
-        for _ in range(60):
+        for _ in range(40):
             dying += naming.end_pass(xdp.tables, unused)[0]
             naming.end_pass(xdp.tables, unused + 1)
         return dying
@@ -411,8 +411,8 @@ def test_N9_writers_that_name_the_same_clients_at_once_give_each_one_name(xdp: K
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(admit, 1), pool.submit(admit, 2), pool.submit(intern), pool.submit(let_go)]
         refused, refused_too, none, gone = (job.result() for job in jobs)
-    assert refused + refused_too < 60, "given up after a few tries, and counted"
-    assert (none, gone > 100) == (0, True)
+    assert refused + refused_too < 40, "given up after a few tries, and counted"
+    assert (none, gone > 50) == (0, True), gone
     for host in hosts:
         state_of(xdp.tables, host)  # one at most
     used = np.count_nonzero(xdp.tables.names["state"])
