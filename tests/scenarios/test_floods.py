@@ -6,6 +6,7 @@ Connections that are open go on meanwhile, and lose nothing; what a flood gets i
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -125,5 +126,9 @@ def test_F080_F081_F084_floods_take_nothing_from_open_connections(site: Site, de
         assert site.daemon.ask("status")["flows"]["used"] > 0.9 * CONNECTIONS
         known = site.daemon.ask("flows", client=site.ip("client"))
         assert ports_of_idle <= {split(flow["client"])[1] for flow in known}
+    site.daemon.wait_for(lambda: "new connections found no room" in "\n".join(site.daemon.ask("status")["why"]))
     site.daemon.apply(site.web, site.dns)
     site.daemon.wait_for(lambda: site.daemon.ask("status")["flows"]["used"] <= before + 100)
+    site.daemon.signal(signal.SIGTERM)  # which it would tell of for a minute
+    site.daemon.wait()
+    site.daemon.start()
