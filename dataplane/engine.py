@@ -129,7 +129,6 @@ class Engine(Crew):
     def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers and attach. On an error nothing stays attached that was not before."""
         self._hops, self._masquerading = hops, masquerading
-        self._shared.tables.workers[:] = 0  # what a killed predecessor left
         for key in list(kernel.map_keys(self._shared.queues_fd, 8)):  # of an earlier daemon
             kernel.map_delete(self._shared.queues_fd, key)
         for line in self._lines.values():

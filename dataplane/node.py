@@ -441,19 +441,20 @@ class Node:
 
         Not in the event loop: it takes passes over all connections, and a grace period between.
         """
-        ended = self._end_at(self._incarnations.succeeded(before, after))
+        succeeded = self._incarnations.succeeded(before, after)
+        ended = self._end_at([*succeeded, *(((address, 0), "ICMP") for (address, _), _ in succeeded)])
         if ended:
             log.info("%d connections ended: another Pod has the place of their endpoint", ended)
 
     def _end_at(self, seats: Iterable[Seat]) -> int:
-        """End the connections to endpoints, and their echoes; return how many."""
+        """End the connections to endpoints; return how many. Of protocol ICMP, echoes of either family."""
         names = Names(self.shared.tables)
         ends: dict[int, list[tuple[int, int]]] = {}
         for (address, port), protocol in seats:
             number, _, of_family = known_as((address, port, Protocol[protocol]), names)
+            if protocol == "ICMP":
+                of_family = echo_protocol(address.version)
             ends.setdefault(of_family, []).append((number, port))
-            if self.settings.ping == "forward":
-                ends.setdefault(echo_protocol(address.version), []).append((number, 0))
         return sum(self.flows.end_at(protocol, places) for protocol, places in ends.items())
 
     def _node_port_addresses(self) -> tuple[IPAddress, ...]:
@@ -555,7 +556,7 @@ class Node:
         self.services.release(parted)
 
     def end_strays(self) -> None:
-        """End UDP flows whose Service has their endpoint no more: by themselves they never would (C8).
+        """End UDP flows whose Service has their endpoint no more, and echoes: by themselves they never would (C8).
 
         TCP goes on, but for Services that would rather have it reset.
 

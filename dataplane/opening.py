@@ -109,6 +109,7 @@ def _open_flows(
     if shared.is_new:
         flows.create()
         return flows
+    shared.tables.workers[:] = 0  # of a predecessor that was killed: nobody is to wait for its turns
     abandoned = flows.take_over()
     log.info("took over %d connections%s", flows.used(), f", {abandoned} slots given up" if abandoned else "")
     return flows

@@ -115,7 +115,6 @@ class RawEngine(Crew):
     def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers, give them packets, and take these from the kernel. On an error nothing stays."""
         self._hops, self._masquerading = hops, masquerading
-        self._tables.workers[:] = 0  # what a killed predecessor left
         for line in self._lines.values():
             self._start_workers(line)
         with self._places_lock:
@@ -215,9 +214,6 @@ class RawEngine(Crew):
 
     def tidy(self, flows: FlowTable) -> None:
         """Leave to the kernel what neither Services nor connections have any more; put back a filter that is gone."""
-        with self._places_lock:
-            if self._is_filtering:
-                self._filter.put_back()
         self._spare(flows)
         if not self._is_filtering or self._held != self._present:
             served, serving = places_of(flows, self._names)
@@ -229,6 +225,9 @@ class RawEngine(Crew):
                 answering = frozenset(address for address, _, protocol in serving if protocol in _ECHOES)
                 endpoints = present.endpoints | frozenset(each for each in serving if each[2] not in _ECHOES)
                 self._change(Places(frontends, retired, endpoints, present.own, present.answering | answering))
+        with self._places_lock:
+            if self._is_filtering:
+                self._filter.put_back()
 
     def _change(self, places: Places) -> None:
         """Hold these places and no others. TableFullError, with nothing changed: there is no room for their names."""
@@ -385,7 +384,8 @@ def places_of(flows: FlowTable, names: Names) -> tuple[frozenset[Place], frozens
 def _masqueraded_ports(flows: FlowTable) -> set[int]:
     """Return the ports that masqueraded connections leave from."""
     originals, _ = flows.records()
-    ports = originals["new_src_port"][originals["new_src_addr"] != originals["src_addr"]]
+    has_ports = ~np.isin(originals["protocol"], [Protocol.ICMP, Protocol.ICMPV6 | Protocol.IPV6])
+    ports = originals["new_src_port"][has_ports & (originals["new_src_addr"] != originals["src_addr"])]
     return set(map(swap16, np.unique(ports).tolist()))
 
 

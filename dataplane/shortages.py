@@ -18,8 +18,7 @@ def _ports(settings: Settings) -> str:
 
 def _connections(settings: Settings) -> str:
     return (
-        f"found no room, although the oldest that nobody had answered made some; a --capacity larger than "
-        f"{settings.capacity:,}, or is it a flood?"
+        f"found no room in the table; is it a flood? Otherwise they want a --capacity larger than {settings.capacity:,}"
     )
 
 

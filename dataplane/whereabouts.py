@@ -26,16 +26,20 @@ class Whereabouts:
         self._path = path
         self._lines = 0
         self._wanted = 0  # lines that said something when it was last written anew
+        self._is_broken = False  # half a line ends it, or what ought to be in it is not
 
     def read(self) -> dict[Seat, str]:
         """Return who was seen where last. Of lines that say nothing a message tells."""
         try:
-            lines = self._path.read_text().splitlines()
+            text = self._path.read_text()
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             log.warning("%s: not read, Pods that have changed meanwhile are not noticed: %s", self._path, error)
+            self._is_broken = True
             return {}
+        self._is_broken = not text.endswith("\n")
+        lines = text.splitlines()
         self._lines, found, bad = len(lines), {}, 0
         for line in lines:
             try:
@@ -49,19 +53,28 @@ class Whereabouts:
         return found
 
     def add(self, changed: Mapping[Seat, str], everybody: Callable[[], Mapping[Seat, str]]) -> None:
-        """Note who is where now, of `everybody` only what has changed. OSError: it cannot be written."""
+        """Note who is where now, of `everybody` only what has changed. OSError: it cannot be written.
+
+        What could not be is made good with the next change.
+        """
         if not changed:
             return
-        self._lines += len(changed)
-        if self._lines > _FEW + 2 * self._wanted:
-            changed = everybody()
-            self._lines = self._wanted = len(changed)
-            draft = self._path.with_suffix(".draft")
-            draft.write_text(_text_of(changed))
-            draft.replace(self._path)
+        if self._is_broken or self._lines + len(changed) > _FEW + 2 * self._wanted:
+            self._write_anew(everybody())
             return
+        self._is_broken = True
         with self._path.open("a") as file:
             file.write(_text_of(changed))
+        self._lines += len(changed)
+        self._is_broken = False
+
+    def _write_anew(self, everybody: Mapping[Seat, str]) -> None:
+        self._is_broken = True
+        draft = self._path.with_suffix(".draft")
+        draft.write_text(_text_of(everybody))
+        draft.replace(self._path)
+        self._lines = self._wanted = len(everybody)
+        self._is_broken = False
 
     def forget(self) -> None:
         """Remove the file: there are no connections that anybody could be mistaken in."""

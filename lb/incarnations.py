@@ -19,11 +19,11 @@ class Incarnations:
 
     def __init__(self) -> None:
         self._last: dict[Seat, str] = {}  # ascending by the time of the change
+        self._before: Mapping[Seat, str] = {}  # who was seen where before this began, until the first change
 
     def know(self, last: Mapping[Seat, str]) -> None:
-        """Take over who was seen where before this began."""
-        for seat, who in last.items():
-            self._note(seat, who)
+        """Take over who was seen where before this began: as if they were there until the first change."""
+        self._before = last
 
     def everybody(self, ports: Iterable[ServicePort]) -> dict[Seat, str]:
         """Return who is where, `ports` being all Service ports, and who was where nobody is."""
@@ -31,12 +31,13 @@ class Incarnations:
 
     def succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> list[Seat]:
         """Return where somebody else is when Service ports have changed: what was there has no successor."""
-        was, now = _who_is_where(before), _who_is_where(after)
+        was, now = {**self._before, **_who_is_where(before)}, _who_is_where(after)
         return [seat for seat, who in now.items() if self._last.get(seat, was.get(seat, who)) != who]
 
     def remember(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> dict[Seat, str]:
         """Note that Service ports have changed; return where somebody is now who was not there before."""
-        was, now = _who_is_where(before), _who_is_where(after)
+        was, now = {**self._before, **_who_is_where(before)}, _who_is_where(after)
+        self._before = {}
         for seat in {**was, **now}:
             last = self._last.get(seat, was.get(seat, ""))
             who = now.get(seat, last)

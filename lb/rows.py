@@ -147,12 +147,19 @@ def echo_protocol(family: int) -> int:
 def answering(
     snapshot: Snapshot, here: Here, family: int, names: Names
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Yield as `living` does (VIP, endpoint), both with port 0, of all echoes that have somebody to go on with."""
+    """Yield as `living` does (VIP, endpoint), both with port 0, of all echoes that have somebody to go on with.
+
+    Those are endpoints of the VIP's lowest port (lb/table.py).
+    """
+    leading: dict[IPAddress, tuple[int, int, ServicePort]] = {}
     for port in snapshot.ports:
-        if port.family == family:
-            vips = {known_as(frontend, names)[0] for _, frontend in frontends_of(port, here)}
-            for endpoint in {known_as((each.address, 0, 0), names)[0] for each in _alive(port, here)}:
-                yield from (((vip, 0), (endpoint, 0)) for vip in vips)
+        for _, (vip, number, protocol) in frontends_of(port, here) if port.family == family else ():
+            leads = leading.get(vip)
+            if leads is None or (number, protocol) < leads[:2]:
+                leading[vip] = number, protocol, port
+    for vip, (_, _, port) in leading.items():
+        for endpoint in {known_as((each.address, 0, 0), names)[0] for each in _alive(port, here)}:
+            yield (known_as((vip, 0, 0), names)[0], 0), (endpoint, 0)
 
 
 def impatient(snapshot: Snapshot, here: Here, protocol: int, names: Names) -> list[tuple[int, int]]:

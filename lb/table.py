@@ -234,6 +234,8 @@ class ServiceTable:
         rows_of_ipv6 = {row for frontend, row in self._row_of.items() if is_ipv6(frontend >> 24)}
         for row in sorted(self._row_users):
             self._adopt_row(row, of_ipv6=row in rows_of_ipv6)
+        for vip in [vip for vip in self._place if not vip & _PORT_AND_PROTOCOL and vip not in self._frontends_at]:
+            self._withdraw(vip)  # of a daemon that was killed when it had no frontends any more
         self._let_lead(self._frontends_at)
         affinity.abandon(self._tables)
 

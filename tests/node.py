@@ -409,8 +409,9 @@ class MemoryNode(ScenarioNode):
         tables = Tables.in_memory(Capacity(connections=CONNECTIONS, **rows))
         names = tuple(network.node_interface.name for network in self.networks)
         settings = Settings(
-            "memory", (str(self._file),), names, capacity=CONNECTIONS, node_name=NODE_NAME, zone=ZONE, **more
-        )
+            "memory", (str(self._file),), names, capacity=CONNECTIONS, node_name=NODE_NAME, zone=ZONE,
+            run_folder=folder, **more,
+        )  # fmt: skip
         self._node = node = Node(settings)
         node.netdev = _PaperNetwork(self.networks)  # type: ignore[assignment]
         node.shared = SimpleNamespace(tables=tables)  # type: ignore[assignment]

@@ -677,21 +677,20 @@ class Reference:
         if _is_for_many(frame, packet):
             return Outcome(Reason.FOR_MANY, frame)
         if packet.reason in (Reason.ICMP_ERROR, Reason.ECHO_REPLY):
-            if self._live_flow(packet.key, now) is not None:
-                otherwise = WhenStalled.PASS if packet.reason == Reason.ICMP_ERROR else WhenStalled.DROP
-                return self._punt(packet.reason, frame, otherwise, is_stalled)
+            flow = self._live_flow(packet.key, now)
+            if flow is not None:
+                return self._icmp_in_xdp(frame, packet, flow, is_stalled=is_stalled)
             packet = _unknown_icmp(packet)
         if packet.reason != Reason.FORWARDED:
             return self._rest_in_xdp(frame, packet, now, is_stalled=is_stalled)
         flow = self._live_flow(packet.key, now)
         is_reopened = flow is not None and self._reopens(flow, packet)
         if flow and not is_reopened:
-            is_for_kernel = self._hop_to(flow[0].after(flow[1]).destination[0]).state == HopState.KERNEL
-            is_walked = packet.has_options or not (offloads or is_for_kernel)
+            if packet.ttl > 1 and self._is_left_alone(packet.key, flow):
+                return Outcome(Reason.LEFT_TO_EGRESS, frame)
+            is_walked = packet.has_options or not (offloads or self._is_for_kernel(flow))
             if packet.ttl > 1 and is_walked and not is_stalled:
                 return Outcome(Reason.OPTIONS if offloads else Reason.NOT_OFFLOADED, frame)
-            if packet.ttl > 1 and is_for_kernel and _is_left_to_egress(packet.key, *flow):
-                return Outcome(Reason.LEFT_TO_EGRESS, frame)
             sent = self._send(frame, packet, flow, length, now)
             is_punted = sent.reason == Reason.TOO_BIG and not is_stalled
             return Outcome(Reason.OVERSIZED, frame) if is_punted else sent
@@ -723,10 +722,29 @@ class Reference:
             return self._admit_in_xdp(frame, packet, service, now)
         return self._punt(punted.reason, frame, service.when_stalled, is_stalled)
 
+    def _is_for_kernel(self, flow: tuple[Connection, Direction]) -> bool:
+        return self._hop_to(flow[0].after(flow[1]).destination[0]).state == HopState.KERNEL
+
+    def _is_left_alone(self, key: Key, flow: tuple[Connection, Direction]) -> bool:
+        """Tell whether a packet of a flow is translated by the program where it leaves."""
+        return self._is_for_kernel(flow) and _is_left_to_egress(key, *flow)
+
+    def _icmp_in_xdp(
+        self, frame: bytes, packet: Packet, flow: tuple[Connection, Direction], *, is_stalled: bool
+    ) -> Outcome:
+        """Return what XDP does with an error about a flow, or with the reply to an echo request."""
+        if self._is_left_alone(packet.key, flow):
+            return Outcome(Reason.LEFT_TO_EGRESS, frame)
+        if packet.reason == Reason.ECHO_REPLY and packet.ttl <= 1:
+            return Outcome(Reason.TTL_EXPIRED, frame)
+        otherwise = WhenStalled.PASS if packet.reason == Reason.ICMP_ERROR else WhenStalled.DROP
+        return self._punt(packet.reason, frame, otherwise, is_stalled)
+
     def _rest_in_xdp(self, frame: bytes, packet: Packet, now: int, *, is_stalled: bool) -> Outcome:
         """Return what XDP does with what is neither TCP nor UDP in one piece."""
         if packet.datagram and packet.reason == Reason.FLOW_FRAGMENT:
-            if self._live_flow(packet.key, now) is not None:
+            flow = self._live_flow(packet.key, now)
+            if flow is not None and not self._is_left_alone(packet.key, flow):
                 self.followed[packet.datagram] = now
             packet = replace(packet, reason=Reason.VIP_FRAGMENT)
         if packet.datagram and packet.reason == Reason.UNSUMMED:

@@ -105,7 +105,7 @@ CASES = (
     ),
     Case(
         "ipv6-new-flows",
-        "the same over IPv6, where every new client has to be named",
+        "the same over IPv6",
         Rate(in_step=True),
         ("bare-afxdp", "turnout-xdp", "iptables-nft"),
         "bare-afxdp",

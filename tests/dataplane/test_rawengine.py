@@ -8,12 +8,15 @@ from ipaddress import IPv4Address, IPv6Address
 import numpy as np
 import pytest
 
+from conntrack import compiled
 from conntrack.table import FlowTable
+from dataplane.ingress import Filter
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
 from lb.rows import ServiceRow
 from tests.small_node import SEED, SMALL
 from xdp import naming
+from xdp.byteorder import swap16
 from xdp.clock import ManualClock
 from xdp.errors import TableFullError
 from xdp.names import Names
@@ -72,3 +75,20 @@ def test_N9_without_room_for_a_name_nothing_is_held_and_another_try_holds_all():
     sweep()
     assert names.find(OWN)
     assert names.find(ENDPOINT)
+
+
+def test_C12_a_port_is_spared_while_connections_leave_from_it_but_not_for_an_identifier(monkeypatch):
+    tables, clock = Tables.in_memory(SMALL), ManualClock()
+    flows = FlowTable(tables, clock)
+    flows.create()
+    spared: list[frozenset[int]] = []
+    monkeypatch.setattr(Filter, "spare", lambda _, ports: spared.append(ports))
+    engine = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, "")
+    client, vip, endpoint, own = 1, 2, 3, 4
+    for protocol, port in ((Protocol.TCP, 61_000), (Protocol.UDP, 61_001), (Protocol.ICMP, 61_002)):
+        ports = np.uint32(swap16(80) << 16 | swap16(port)), np.uint32(swap16(8080) << 16 | swap16(port))
+        before, after = np.uint64(vip << 32 | client), np.uint64(endpoint << 32 | own)
+        words = np.uint8(protocol), np.uint8(1), np.uint32(1), np.uint32(1), np.uint32(clock.now())
+        assert compiled.insert(tables, before, ports[0], after, ports[1], *words) >= 0
+    engine.spare(frozenset({61_000, 61_001, 61_002, 61_003}), flows)
+    assert spared == [{61_002, 61_003}]

@@ -39,6 +39,10 @@ def test_half_a_line_is_left_out_and_more_are_told(tmp_path, caplog):
         path.write_text(whole + half)
         assert Whereabouts(path).read() == {V4: "first"}
         assert not caplog.messages
+    broken = Whereabouts(path)
+    broken.read()
+    broken.add({V6: "other"}, lambda: {V4: "first", V6: "other"})  # not behind half a line
+    assert Whereabouts(path).read() == {V4: "first", V6: "other"}
     path.write_text(whole + "[]\n[1, 2, 3, 4]\nnull\n")
     assert Whereabouts(path).read() == {V4: "first"}
     assert "3 lines not read" in caplog.text
@@ -67,3 +71,13 @@ def test_it_is_written_anew_when_most_of_it_says_nothing(tmp_path, monkeypatch):
 def test_where_nothing_can_be_written_it_says_so(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         Whereabouts(tmp_path / "absent" / "node.pods").add({V4: "first"}, unasked)
+
+
+def test_what_could_not_be_written_is_made_good_with_the_next_change(tmp_path):
+    folder = tmp_path / "folder"
+    known = Whereabouts(folder / "node.pods")
+    with pytest.raises(OSError, match="No such file"):
+        known.add({V4: "first"}, unasked)
+    folder.mkdir()
+    known.add({V6: "other"}, lambda: {V4: "first", V6: "other"})
+    assert Whereabouts(folder / "node.pods").read() == {V4: "first", V6: "other"}

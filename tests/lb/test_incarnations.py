@@ -90,9 +90,17 @@ def test_C9_what_was_known_before_a_restart_is_known():
     known = Incarnations()
     known.know({HERE[0]: "a", ((POD + 1, 8080), "TCP"): "b"})
     assert known.succeeded((), ports("c", "b")) == HERE
-    assert known.remember((), ports("c", "b")) == {HERE[0]: "c", ((POD + 1, 8080), "TCP"): "b"}
-    assert known.succeeded((), ports("c", "b")) == []
+    assert known.remember((), ports("c", "b")) == {HERE[0]: "c"}
+    assert known.succeeded(ports("c", "b"), ports("c", "b")) == []
+    assert known.remember(ports("c", "b"), ports("c")) == {}
     assert known.everybody(ports("c")) == {HERE[0]: "c", ((POD + 1, 8080), "TCP"): "b"}
+
+
+def test_C9_who_has_gone_before_a_restart_is_known_after_it():
+    known = Incarnations()
+    known.know({HERE[0]: "a"})
+    assert change(known, (), ports()) == []
+    assert change(known, ports(), ports("b")) == HERE
 
 
 def test_C9_only_what_has_changed_is_to_be_noted():

@@ -16,6 +16,7 @@ from perf import clients
 from perf.world import Host, wait_until
 from tests.node import Service, split, write_manifests
 from tests.scenarios.site import WEB_PORT, Site, count_active, undisturbed
+from xdp import maps
 from xdp.addresses import with_port
 from xdp.schema import Reason, WhenStalled
 
@@ -79,6 +80,8 @@ def test_C9_who_has_a_pods_address_after_a_restart_has_its_connections_only_if_i
         assert who_answers(sock) == "web-1"
         site.daemon.signal(signal.SIGKILL)
         site.daemon.wait()
+        with maps.open_tables(site.daemon.settings.pins) as shared:  # as if it had been in the middle of a turn
+            shared.tables.workers[0]["heartbeat"], shared.tables.workers[0]["turn"] = 1 << 32, 1
         write_manifests(site.daemon.file, [pod("second" if is_another else "first")])
         site.daemon.start()
         if is_another:

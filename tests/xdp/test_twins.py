@@ -809,6 +809,38 @@ def test_N3_the_reply_of_an_endpoint_on_this_node_is_translated_as_it_leaves(cli
     assert twins.leave(stray)[:2] == (Reason.OTHER_ICMP, stray)
 
 
+DEAF = [
+    pytest.param(DEAF_CLIENT, VIP, Protocol.ICMP, id="ipv4"),
+    pytest.param(DEAF_CLIENT6, VIP6, Protocol.ICMPV6 | Protocol.IPV6, id="ipv6"),
+]
+
+
+@pytest.mark.parametrize(("client", "vip", "protocol"), DEAF)
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_N3_replies_to_whom_the_kernel_leads_do_not_come_to_userspace(client, vip, protocol, is_stalled, twins: Twins):
+    """It could only hand them back and, in generic mode, would get them again."""
+    twins.let_ping(Ping.FORWARD)
+    vip = vip[0], 0
+    assert twins.send(packets.echo_request(vip, client)).reason == Reason.ADMITTED
+    _, endpoint = translated_of(twins, client, vip, protocol)
+    twins.is_stalled = is_stalled
+    reply = packets.echo_reply(endpoint, client)
+    assert twins.send(reply)[:2] == (Reason.LEFT_TO_EGRESS, reply)
+    assert twins.leave(reply)[:2] == (Reason.FORWARDED, packets.echo_reply(vip, client))
+    error = packets.icmp_error(packets.echo_request(endpoint, client))
+    assert twins.send(error)[:2] == (Reason.LEFT_TO_EGRESS, error)
+
+
+@pytest.mark.parametrize("is_ipv6", [False, True])
+def test_T12_the_reply_whose_life_ends_here_is_the_kernel_s(is_ipv6: bool, twins: Twins):
+    twins.let_ping(Ping.FORWARD)
+    client, vip = (CLIENT6, VIP6) if is_ipv6 else (CLIENT, VIP)
+    twins.send(packets.echo_request((vip[0], 0), client))
+    protocol = Protocol.ICMPV6 | Protocol.IPV6 if is_ipv6 else Protocol.ICMP
+    reply = packets.echo_reply(translated_of(twins, client, (vip[0], 0), protocol)[1], client, ttl=1)
+    assert twins.send(reply)[:2] == (Reason.TTL_EXPIRED, reply)
+
+
 @pytest.mark.parametrize(("client", "vip", "pod", "protocol"), ECHOES)
 def test_N3_T5_an_endpoint_on_this_node_asks_itself(client, vip, pod, protocol, twins: Twins):
     twins.let_ping(Ping.FORWARD)

@@ -184,7 +184,7 @@ static inline enum reason handle(struct __sk_buff *skb)
 	flow = find_flow(&packet.tuple, words);
 	if (!flow || flow->direction != REPLY || is_expired(flow, rules->timeout[flow->state], now, words))
 		return found == REASON_FORWARDED ? REASON_NOT_OURS : REASON_OTHER_ICMP;
-	/* About what comes back, it comes back, too, and is userspace's then; and no host complains of an echo request. */
+	/* About what comes back, it comes back, too, and is userspace's then; about echoes it leaves as it is (ADR 38). */
 	if (found == REASON_ICMP_ERROR && (reaches_itself(flow) || is_of_echo(flow->protocol)))
 		return REASON_OTHER_ICMP;
 	if (found == REASON_ICMP_ERROR)

@@ -70,7 +70,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 		flow = find_flow(&packet->tuple, words);
 	if (is_icmp_of_flow(found))
 		return flow && !is_expired(flow, rules->timeout[flow->state], question->now, words) ?
-			punt_icmp(ctx, found, words) : pass(REASON_OTHER_ICMP);
+			handle_icmp(ctx, packet, found, flow, words) : pass(REASON_OTHER_ICMP);
 	if (found == REASON_FLOW_FRAGMENT)
 		found = note_datagram(packet, flow, rules, question->now, words);
 	if (found != REASON_FORWARDED)

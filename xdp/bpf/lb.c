@@ -167,6 +167,22 @@ static inline enum reason refusal_of(const struct next_hop *hop, u32 length)
 	return REASON_FORWARDED;
 }
 
+/* Whether the kernel routes a flow's packets: userspace could only hand them back, one by one. */
+static inline bool is_for_kernel(const struct flow *flow)
+{
+	u32 number = flow->next_hop;
+	struct next_hop *hop = next_hops.lookup(&number);
+
+	return hop && hop->state == HOP_KERNEL;
+}
+
+/* Whether they are left as they are here, and translated as they leave (egress.c). Userspace could only hand them back, and
+ * in generic mode they would come by here again. */
+static inline bool is_left_to_egress(const struct flow *flow)
+{
+	return flow->direction == REPLY && !reaches_itself(flow) && is_for_kernel(flow);
+}
+
 /* Rewrite a packet of either family; return 0, or -1 if it cannot be. Without a next hop it is for the kernel to route. */
 static inline int rewrite_any(struct xdp_md *ctx, const struct packet *packet, const struct flow *flow,
 			      const struct next_hop *hop, const bool is_ipv6)
@@ -198,15 +214,6 @@ static inline struct result hand_over(struct xdp_md *ctx, const struct packet *p
 	advance(flow, event, rules);
 	touch(flow, now, 1, length);
 	return pass(REASON_TO_KERNEL);
-}
-
-/* Whether the kernel routes a flow's packets: userspace could only hand them back, one by one. */
-static inline bool is_for_kernel(const struct flow *flow)
-{
-	u32 number = flow->next_hop;
-	struct next_hop *hop = next_hops.lookup(&number);
-
-	return hop && hop->state == HOP_KERNEL;
 }
 
 /* Rewrite: send a packet along its flow. */
@@ -275,7 +282,7 @@ static inline enum reason note_datagram(const struct packet *packet, const struc
 {
 	struct datagram *datagram = datagram_of(packet, words);
 
-	if (flow && datagram && !is_expired(flow, rules->timeout[flow->state], now, words)) {
+	if (flow && datagram && !is_left_to_egress(flow) && !is_expired(flow, rules->timeout[flow->state], now, words)) {
 		datagram->addrs = packet->tuple.addrs;
 		datagram->which = packet->datagram;
 		datagram->seen = now;
@@ -313,8 +320,13 @@ static inline bool is_icmp_of_flow(enum reason found)
 	return found == REASON_ICMP_ERROR || found == REASON_ECHO_REPLY;
 }
 
-static inline struct result punt_icmp(struct xdp_md *ctx, enum reason found, const struct control *words)
+static inline struct result handle_icmp(struct xdp_md *ctx, const struct packet *packet, enum reason found,
+					const struct flow *flow, const struct control *words)
 {
+	if (is_left_to_egress(flow))
+		return pass(REASON_LEFT_TO_EGRESS);
+	if (found == REASON_ECHO_REPLY && packet->ttl <= 1)
+		return pass(REASON_TTL_EXPIRED);
 	return punt(reader_of(ctx, words),
 		    found == REASON_ICMP_ERROR ? pass(REASON_STALLED_PASSED) : drop(REASON_STALLED_DROPPED), found);
 }
@@ -349,7 +361,7 @@ static inline struct result follow(struct xdp_md *ctx, const struct packet *pack
 			return pass(REASON_TTL_EXPIRED);
 		/* If nobody reads, what is known goes on here until somebody does. Options are walked there: it would take the
 		 * verifier more than all the rest. */
-		if ((!OFFLOAD && !is_for_kernel(flow)) || has_more_headers(packet, is_ipv6)) {
+		if ((!OFFLOAD && !is_for_kernel(flow)) || (has_more_headers(packet, is_ipv6) && !is_left_to_egress(flow))) {
 			result = punt(reader_of(ctx, words), drop(0), OFFLOAD ? REASON_OPTIONS : REASON_NOT_OFFLOADED);
 			if (result.action == XDP_REDIRECT)
 				return result;
@@ -397,7 +409,7 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 	       find_flow(&packet->tuple, words) : 0;
 	if (is_icmp_of_flow(found)) {
 		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
-			return punt_icmp(ctx, found, words);
+			return handle_icmp(ctx, packet, found, flow, words);
 		found = REASON_OTHER_ICMP;
 	}
 	if (found == REASON_FLOW_FRAGMENT)

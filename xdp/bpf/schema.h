@@ -73,13 +73,13 @@ enum reason {
 	REASON_STALLED_PASSED = 39,    /* new flow, userspace stalled, the Service says pass */
 	REASON_MID_STREAM_PASSED = 40, /* TCP from the middle of an unknown connection, and the Service says pass */
 
-	REASON_FOR_MANY = 41,          /* IP whose MAC address is that of a group: a router sends none on (RFC 1812 section 5.3.4) */
+	REASON_FOR_MANY = 41,          /* IP to the MAC address of a group: a router sends none on (RFC 1812 section 5.3.4) */
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
 	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
 	REASON_OTHER_VLAN = 45,        /* tagged, and of a VLAN that is not served, or with more than two tags */
 
 	/* DROP */
-	REASON_STALLED_DROPPED = 64,   /* new flow, userspace stalled (the default) */
+	REASON_STALLED_DROPPED = 64,   /* new flow, or a reply to an echo request, and userspace is stalled */
 	REASON_TOO_BIG = 65,           /* longer than the MTU of its next hop; who forbids to cut it is told */
 	REASON_BAD_FLAGS = 66,         /* TCP flags that no stack sends create no state */
 	REASON_STRAY_RST = 67,         /* a RST to a VIP without a flow */
@@ -182,7 +182,7 @@ struct flow {
 	__be32 new_dst_addr;
 	__be16 new_src_port;
 	__be16 new_dst_port;
-	__u16  l4_delta;       /* the same for the TCP or UDP checksum: pseudo header and ports */
+	__u16  l4_delta;       /* the same for the transport's checksum: pseudo header, where there is one, and ports */
 	__u8   state;          /* enum state in STATE_BITS, and its set of timeouts */
 	__u8   direction;
 	__u32  next_hop;       /* row of next_hops */
