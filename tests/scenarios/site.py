@@ -27,6 +27,8 @@ from xdp.schema import Reason
 
 HOSTS = {"client": "clients", "web-1": "servers", "web-2": "servers", "web-3": "servers"}
 ENGINES_4, ENGINES_6 = ("xdp", "xdp-generic", "afxdp", "raw"), ("xdp-6", "afxdp-6", "raw-6")
+# For what depends on userspace, not on how it gets its frames: the same with XDP in generic mode, and IPv6 over AF_XDP.
+EACH_PATH = ("xdp", "afxdp", "raw", "xdp-6", "raw-6")
 SERVERS = ("web-1", "web-2", "web-3")
 WEB_PORT, DNS_PORT, ECHO_PORT, NODE_PORT = 8080, 5353, 9090, 30_080
 

@@ -11,10 +11,10 @@ import pytest
 
 from perf import clients
 from tests.node import TURNOUT, split, write_manifests
-from tests.scenarios.site import DNS_PORT, ENGINES_4, ENGINES_6, WEB_PORT, Site
+from tests.scenarios.site import DNS_PORT, EACH_PATH, WEB_PORT, Site
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
-everywhere = pytest.mark.parametrize("site", [*ENGINES_4, *ENGINES_6], indirect=True, scope="session")
+everywhere = pytest.mark.parametrize("site", EACH_PATH, indirect=True, scope="session")
 # What only the control plane does is the same with every engine.
 twice = pytest.mark.parametrize("site", ["xdp", "raw-6"], indirect=True, scope="session")
 

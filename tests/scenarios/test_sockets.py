@@ -12,7 +12,7 @@ import pytest
 
 from perf.world import Host, World
 from tests.node import Daemon, Service, split
-from tests.scenarios.site import DNS_PORT, ENGINES_4, ENGINES_6, HOSTS, WEB_PORT, Site
+from tests.scenarios.site import DNS_PORT, EACH_PATH, HOSTS, WEB_PORT, Site
 from xdp.byteorder import swap16
 
 FIRST, LAST = 30_000, 30_003
@@ -21,9 +21,7 @@ PRIVILEGED = 777
 pytestmark = [
     pytest.mark.root,
     pytest.mark.bpf,
-    pytest.mark.parametrize(
-        "site", [name for name in (*ENGINES_4, *ENGINES_6) if name != "xdp-generic"], indirect=True, scope="module"
-    ),
+    pytest.mark.parametrize("site", EACH_PATH, indirect=True, scope="module"),
 ]
 
 
