@@ -431,6 +431,43 @@ def test_a_successor_changes_only_what_differs_and_takes_no_row_in_use(rows: Row
     assert successor.row(VIP) == compiled.MISS
 
 
+def test_a_vip_that_a_killed_daemon_has_left_without_frontends_is_none(rows: Rows):
+    rows.writer.apply([WEB, DNS])
+    frontends = rows.tables.frontends
+    (place,) = np.flatnonzero((frontends["addr"] == swap32(VIP[0])) & (frontends["port"] == swap16(VIP[1])))
+    rows.tables.frontend_keys[place] = 0
+    assert rows.is_vip(VIP)
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert not successor.is_vip(VIP)
+    assert successor.is_vip(DNS_VIP)
+    successor.writer.apply([WEB, DNS])
+    assert successor.is_vip(VIP)
+
+
+def vip_row(rows: Rows, frontend: Address) -> int:
+    found = compiled.find_frontend(rows.tables, np.uint32(swap32(frontend[0])), np.uint16(0), np.uint8(0))
+    return int(found)
+
+
+def test_N3_a_vip_has_the_row_of_its_lowest_port(rows: Rows):
+    low, high = (VIP[0], 22), (VIP[0], 443)
+    of_low, of_high = port_of(C, frontends=(low,)), port_of(D, frontends=(high,))
+    rows.writer.apply([WEB, of_high])
+    assert vip_row(rows, VIP) == rows.row(VIP) != rows.row(high)
+    rows.writer.update([of_low])
+    assert vip_row(rows, VIP) == rows.row(low)
+    rows.writer.update([port_of(A, frontends=(low,))])  # a new row, in place of the one before
+    assert vip_row(rows, VIP) == rows.row(low)
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert vip_row(successor, VIP) == successor.row(low)
+    successor.writer.update([], without=[(IPv4Address(low[0]), low[1], int(TCP))])
+    assert vip_row(successor, VIP) == successor.row(VIP)
+    successor.writer.apply([of_high], [IPv4Address(VIP[0])])  # the node's own address now: the kernel answers
+    assert vip_row(successor, VIP) == compiled.MISS
+
+
 def test_nodes_with_one_seed_choose_alike():
     """Whatever came before, and in whatever order endpoints are given."""
     first, second = Rows(), Rows()
