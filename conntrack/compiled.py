@@ -418,6 +418,14 @@ def _prefetch_tags(tables, hashed):
     prefetch(tables.tags, second_bucket(hashed, extent) * _WORDS)
 
 
+@inlined
+def look_ahead(tables, addrs, ports, protocol):
+    """Ask for the lines that looking for a flow, and inserting it, will read first."""
+    hashed = _hash_of(tables, addrs, ports, protocol)
+    prefetch(tables.flows, first_bucket(hashed, named_extent(tables.control[0].busiest)) * _TAGS + home_of(hashed))
+    _prefetch_tags(tables, hashed)
+
+
 @compiled
 def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out, hop_back, now):
     """Insert the connection of an original five-tuple and its translation; return the slot of the original's record.

@@ -20,7 +20,7 @@ from dataplane import holding, rings
 from dataplane.context import AWAITED, KERNEL, NOWHERE
 from dataplane.holding import Held
 from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, sendto
-from dataplane.pipeline import handle
+from dataplane.pipeline import handle, look_ahead
 from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle, bundle_at
@@ -227,6 +227,7 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
         if load_acquire(tables.waiting_since, number):
             store_release(tables.waiting_since, number, np.uint64(0))
         received = rings.receive(queue, scratch.burst, BURST)
+        look_ahead(tables, frames, scratch.burst, received)
         for place in range(received):
             descriptor = scratch.burst[place]
             reason, ifindex = _handle(node, frames, descriptor, now)

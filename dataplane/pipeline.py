@@ -16,9 +16,11 @@ from dataplane.forwarding import forward, is_left_to_egress, translate_error, wa
 from dataplane.rings import lock, unlock
 from lb import compiled as services
 from xdp import naming
+from xdp.atomic import prefetch
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Event, Limit, Ping, Protocol, Reason, State
+from xdp.unaligned import load32, load64
 
 _TCP, _ICMP, _ICMPV6 = int(Protocol.TCP), int(Protocol.ICMP), int(Protocol.ICMPV6)
 _IPV6 = int(Protocol.IPV6)
@@ -28,6 +30,8 @@ _ANSWER, _FORWARD = int(Ping.ANSWER), int(Ping.FORWARD)
 _RESET, _STATE_BITS = int(State.RESET), int(Limit.STATE_BITS)
 _ARP_ANSWERS = int(Limit.ARP_ANSWERS)
 _FIRST_DROP = 64  # reasons from here on are drops
+_PLAIN_IPV4 = 0x450008  # 0x0800 on the wire, then a header without options
+_WITH_PORTS = wire.ETHERNET_BYTES + wire.IPV4_BYTES + 4
 
 
 @inlined
@@ -292,6 +296,22 @@ def handle(node, frames, start, length, now):
         reason, egress = _refuse(node, frames, inner, rest, reason, now)
     vlans.put_back(node, frames, start)
     return np.int64(reason), egress
+
+
+@compiled
+def look_ahead(tables, frames, burst, count):
+    """Ask for the memory that the first `count` frames of a burst (of FRAME rows) will want: their misses overlap.
+
+    Of the tables, for plain IPv4 only: ports, if that is what they are, follow the header.
+    """
+    for place in range(count):
+        prefetch(frames, np.int64(burst[place].addr))
+    for place in range(count):
+        start = np.int64(burst[place].addr)
+        is_whole = burst[place].len >= _WITH_PORTS
+        if is_whole and load32(frames, start + 12) & np.uint32(0xFFFFFF) == _PLAIN_IPV4:
+            protocol = frames[start + 23]
+            flows.look_ahead(tables, load64(frames, start + 26), load32(frames, start + 34), protocol)
 
 
 @inlined

@@ -127,6 +127,7 @@ def run(node, originals, number, queue, scratch, clock, stop):
         now = jiffies(clock)
         beat(tables, number, now)
         received = packetrings.receive(queue, scratch.burst, BURST)
+        pipeline.look_ahead(tables, queue.frames, scratch.burst, received)
         for place in range(received):
             start, length = scratch.burst[place].addr, np.int64(scratch.burst[place].len)
             reason, egress = np.int64(_NOT_OURS), np.uint32(0)
