@@ -100,9 +100,10 @@ class Filter:
     def update(self, places: Places) -> None:
         """Make these the places, at once."""
         lines = self._changes(self._places, places)
-        if lines and not self._apply(lines):
-            self.start(places, self.interfaces)
+        has_gone = bool(lines) and not self._apply(lines)
         self._places = places
+        if has_gone:
+            self.put_back()
 
     def spare(self, ports: frozenset[int]) -> None:
         """Make these the ports at which what endpoints send is the kernel's, at once."""
@@ -110,11 +111,12 @@ class Filter:
         has_gone = bool(lines) and not self._apply(lines)
         self._spared = ports
         if has_gone:
-            self.start(self._places, self.interfaces)
+            self.put_back()
 
     def put_back(self) -> None:
-        """Put the table back if it has gone."""
+        """Put the table back if it has gone: whoever reloads a firewall may take it away."""
         if self.interfaces and not self._is_there():
+            log.warning("somebody has removed the ingress filter: it is put back")
             self.start(self._places, self.interfaces)
 
     def _apply(self, lines: Iterable[str]) -> bool:
@@ -128,11 +130,7 @@ class Filter:
         return True
 
     def _is_there(self) -> bool:
-        """Whether the table is there, which is said if it is not: whoever reloads a firewall may take it away."""
-        is_there = _run(["list", "chain", "netdev", self._table, "ingress"]).returncode == 0
-        if not is_there and self.interfaces:
-            log.warning("somebody has removed the ingress filter: it is put back")
-        return is_there
+        return _run(["list", "chain", "netdev", self._table, "ingress"]).returncode == 0
 
     def remove(self) -> None:
         """Take the table away."""
