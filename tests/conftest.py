@@ -14,14 +14,22 @@ _IS_ROOT = os.geteuid() == 0
 _SKIP_IS_FAILURE = os.environ.get("REQUIRE_ROOT") == "1"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+# Each compiles something else, which others wait for: they begin, a worker each.
+_COMPILING = ("xdp", "raw", "('memory', 4, ())", "tests/dataplane/test_originals.py")
+
+
+def _group_of(item: pytest.Item) -> str:
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    shared = params.get("whole", params.get("site", item.location[0]))
-    item.add_marker(pytest.mark.xdist_group(str(shared)))
+    return str(params.get("whole", params.get("site", item.location[0])))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.xdist_group(_group_of(item)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "scenarios" not in item.path.parts)  # the longest first: short ones fill the end
+    # Then the longest: short ones fill the end.
+    items.sort(key=lambda item: (_group_of(item) not in _COMPILING, "scenarios" not in item.path.parts))
     if not _IS_ROOT:
         for item in items:
             if item.get_closest_marker("root"):
