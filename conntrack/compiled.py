@@ -222,14 +222,10 @@ def find(tables, addrs, ports, protocol):
 
 @compiled
 def _find_elsewhere(tables, hashed, addrs, ports, protocol):
-    """Return the slot of a flow that is not at home in the busiest extent, or MISS."""
-    extents = load_acquire(tables.extents, 0)
-    for extent in range(_EXTENTS - 1, -1, -1):
-        if extents >> np.uint64(extent) & _ONE:
-            where = extent_of(extent, len(tables.tags) // _WORDS)
-            slot = _find_at_home(tables, hashed, where, addrs, ports, protocol)
-            if slot != MISS:
-                return slot
+    """Return the slot of a flow that is not at home in the busiest extent, or MISS.
+
+    By tags, which lie close together: most of what comes here is new, and its homes would be cold lines on cold pages.
+    """
     return _locate(tables, hashed, addrs, ports, protocol, MISS)
 
 

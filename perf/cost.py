@@ -47,6 +47,9 @@ _STRIDE = 7919  # a prime that divides no number of flows here
 PACKETS = 1_000_000
 _CAPACITY = Capacity().connections  # of a table that nobody has asked to be larger
 _ADMISSIONS = 500_000
+_DOUBTFUL = (
+    100_000  # one new flow in so many, at most, meets two tags like its own: XDP leaves it to userspace (admit.c)
+)
 
 
 class Kind(NamedTuple):
@@ -207,10 +210,10 @@ def run_ns(bench: Bench, packets: int = PACKETS) -> float:
     return kernel.prog_test_run(bench.front, bench.frame, repeat=packets)[2]
 
 
-def need_counted(tables: Tables, reason: Reason, expected: int) -> None:
-    """Raise AssertionError unless turnout's program has counted so many packets for this reason."""
+def need_counted(tables: Tables, reason: Reason, expected: int, *, spared: int = 0) -> None:
+    """Raise AssertionError unless turnout's program has counted so many packets for this reason, or `spared` fewer."""
     counted = int(tables.xdp_counters["packets"][:, reason].sum())
-    if counted != expected:
+    if not expected - spared <= counted <= expected:
         raise AssertionError(f"{counted} of {expected} packets were {reason.name}: this measures something else")
 
 
@@ -260,7 +263,8 @@ def measure_admission(trials: int = 10) -> Cost:
             made.orders[:, Order.NEXT] = 0
             call(made, made.ours)
             pairs.append((base, run_ns(made, _ADMISSIONS)))
-        need_counted(tables, Reason.ADMITTED, trials * _ADMISSIONS)
+        admissions = trials * _ADMISSIONS
+        need_counted(tables, Reason.ADMITTED, admissions, spared=admissions // _DOUBTFUL)
     return _cost(0, Kind(), "admitted", pairs)
 
 

@@ -144,13 +144,13 @@ def current(flows: Flows) -> int:
 
 
 def test_a_new_table_uses_its_first_buckets_and_grows_when_they_are_crowded():
-    flows = Flows(200_000)
-    assert flows.fill(0, 3000) == 3000
+    flows, first_extent = Flows(200_000), Limit.FIRST_EXTENT * Limit.BUCKET_TAGS
+    assert flows.fill(0, 12_000) == 12_000
     assert extents_in_use(flows) == {0}
-    assert np.flatnonzero(tags(flows)).max() < Limit.FIRST_EXTENT * Limit.BUCKET_TAGS
-    assert flows.fill(3000, 37_000) == 37_000
-    assert extents_in_use(flows) == {0, 1, 2}
-    load = np.count_nonzero(tags(flows)[: 4096 * 16]) / (4096 * 16)
+    assert np.flatnonzero(tags(flows)).max() < first_extent
+    assert flows.fill(12_000, 28_000) == 28_000
+    assert extents_in_use(flows) == {0, 1}
+    load = np.count_nonzero(tags(flows)[:first_extent]) / first_extent
     assert 0.5 < load < 0.75, "grown too early, or too late"
     assert all(flows_found(flows, 0, 40_000))
 
@@ -163,11 +163,11 @@ def test_the_stated_capacity_is_had_whatever_the_order_of_growth():
 
 
 def test_room_that_is_not_needed_any_more_is_given_up_and_flows_stay_where_they_are():
-    flows = Flows(400_000)
-    flows.fill(0, 100_000)
-    assert max(extents_in_use(flows)) == current(flows) == 3
+    flows = Flows(1_000_000)
+    flows.fill(0, 420_000)
+    assert max(extents_in_use(flows)) == current(flows) == 2
     flows.clock.advance(50)  # past SYN_SENT's timeout together with the next step
-    survivors = range(0, 100_000, 1000)
+    survivors = range(0, 420_000, 4000)
     for number in survivors:
         compiled.touch(flows.tables, _slot_of(flows, number), 0, 60, np.uint32(flows.clock.now()))
     flows.clock.advance(11)
@@ -185,16 +185,16 @@ def test_room_that_is_not_needed_any_more_is_given_up_and_flows_stay_where_they_
 
 def test_an_extent_with_a_flow_stays_in_use():
     flows = Flows(200_000)
-    flows.fill(0, 20_000)
+    flows.fill(0, 40_000)
     assert extents_in_use(flows) == {0, 1}
     flows.clock.advance(50)
-    last = _slot_of(flows, 19_999)
+    last = _slot_of(flows, 39_999)
     compiled.touch(flows.tables, last, 0, 60, np.uint32(flows.clock.now()))
     flows.clock.advance(11)
     for _ in range(4):
         flows.table.sweep()
     assert extents_in_use(flows) == {0, 1}
-    assert _slot_of(flows, 19_999) == last
+    assert _slot_of(flows, 39_999) == last
 
 
 def flows_found(flows: Flows, first: int, count: int, step: int = 1) -> list[bool]:

@@ -70,7 +70,8 @@ static inline struct flow *find_at_home(const struct tuple *tuple, u64 hash, str
 	return 0;
 }
 
-/* Wherever flows may lie, the latest extent first: at home, then by tags. Few flows are left for this. */
+/* Wherever flows may lie, the latest extent first. By tags, which lie close together: most of what comes here is new, and
+ * its homes would be cold lines on cold pages. */
 static inline struct flow *find_elsewhere(const struct tuple *tuple, u64 hash, u64 extents)
 {
 	struct extent extent;
@@ -78,17 +79,12 @@ static inline struct flow *find_elsewhere(const struct tuple *tuple, u64 hash, u
 	u32 n, k;
 
 #pragma nounroll
-	for (n = 0; n < 3 * EXTENTS; n++) {
-		k = EXTENTS - 1 - n % EXTENTS;
+	for (n = 0; n < 2 * EXTENTS; n++) {
+		k = EXTENTS - 1 - n / 2;
 		if (!(extents >> k & 1))
 			continue;
 		extent = extent_of(k, TAGS_ROWS);
-		if (n < EXTENTS)
-			flow = find_at_home(tuple, hash, extent);
-		else if (n < 2 * EXTENTS)
-			flow = find_in_bucket(first_bucket(hash, extent), tag_of(hash), tuple);
-		else
-			flow = find_in_bucket(second_bucket(hash, extent), tag_of(hash), tuple);
+		flow = find_in_bucket(n & 1 ? second_bucket(hash, extent) : first_bucket(hash, extent), tag_of(hash), tuple);
 		if (flow)
 			return flow;
 	}

@@ -9,9 +9,9 @@ enum limits {
 	BUCKET_WORDS = 4,    /* u64 words of a bucket ... */
 	WORD_TAGS = 4,       /* ... with four 16-bit tags each */
 	BUCKET_TAGS = 16,    /* the record of tag i of bucket b is record 16 b + i */
-	FIRST_EXTENT = 1024, /* buckets that a new table spreads its flows over (extent 0) */
-	EXTENT_SHIFT = 2,    /* extents 0 to k are four times as many together as 0 to k - 1 */
-	EXTENTS = 8,         /* the last one is the whole table */
+	FIRST_EXTENT = 4096, /* buckets that a new table spreads its flows over (extent 0) */
+	EXTENT_SHIFT = 4,    /* extents 0 to k are sixteen times as many together as 0 to k - 1 */
+	EXTENTS = 5,         /* the last one is the whole table */
 	ROOM_ENOUGH = 8,     /* with so many empty tags the first bucket is taken, so that most look-ups end there */
 	CROWDED = 4,         /* with fewer in the emptier bucket, new flows go to the next extent */
 	AFFINITY_WAYS = 8,   /* entries of one bucket: two cache lines */
