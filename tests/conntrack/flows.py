@@ -62,7 +62,7 @@ class Flows:
     def fill(self, first: int, count: int, state: State = State.SYN_SENT) -> int:
         """Insert connections until one finds no room; return how many were inserted."""
         now = np.uint32(self.clock.now())
-        return int(fill(self.tables, first, count, np.uint8(state), now))
+        return int(insert_many(self.tables, first, count, np.uint8(state), now))
 
 
 def turned_addrs(addrs: np.uint64) -> np.uint64:
@@ -74,7 +74,7 @@ def turned_ports(ports: np.uint32) -> np.uint32:
 
 
 @compile_it
-def fill(tables, first, count, state, now):
+def insert_many(tables, first, count, state, now):
     """Insert connections of their own five-tuples until one finds no room; return how many were inserted."""
     for number in range(first, first + count):
         client = np.uint64(number)

@@ -18,7 +18,7 @@ from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests import packets
-from tests.conntrack.flows import fill
+from tests.conntrack.flows import insert_many
 from tests.packets import CLIENT, CLIENT6, ENDPOINT, ENDPOINT6, VIP6, address
 from tests.small_node import LOST_CLIENT, ROUTES, SEED, write_hops
 from tests.xdp.test_race import assert_pairs
@@ -220,7 +220,7 @@ def test_ways_that_xdp_may_learn_run_out_and_nothing_breaks(xdp: Kernel):
 @pytest.mark.parametrize("xdp", [60_000], indirect=True)
 def test_xdp_makes_the_table_grow_and_userspace_finds_its_flows(xdp: Kernel):
     before, ports = 19_000, range(1024, 7024)
-    assert fill(xdp.tables, 0, before, np.uint8(State.SYN_SENT), np.uint32(JiffyClock().now())) == before
+    assert insert_many(xdp.tables, 0, before, np.uint8(State.SYN_SENT), np.uint32(JiffyClock().now())) == before
     assert int(xdp.tables.extents[0]) & 0xFF == 0b1
     admitted = sum(xdp.send(syn_of(port))[0] == Reason.ADMITTED for port in ports)
     assert admitted == len(ports)
