@@ -1,25 +1,21 @@
 """What the XDP program costs per packet, driver left out: `python -m perf.cost [--flows N..] [--trials N]`.
 
-A front program makes the frame the next flow's again and tail-calls the program (perf/bpf/restore.c): running one
-repeatedly (BPF_PROG_TEST_RUN) would feed it the packet that it has just rewritten. Net cost = that of the front with
-turnout's program, less that of the front with a bare program that exchanges MAC addresses; the trials of the two are
-interleaved. Flows are visited in an order that is no neighbourhood in the table.
+Net cost = that of the front program (perf/front.py) with turnout's, less that of the front with a bare program; the
+trials of the two are interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from conntrack import compiled
 from conntrack.table import FlowTable
@@ -27,9 +23,11 @@ from dataplane.vlans import words_of
 from lb import maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
+from perf import front
 from perf.bed import Cpus
-from perf.traffic import PINS, PROGRAMS, Order, Traffic, Words
-from xdp import kernel, loader, maps, removing, stages
+from perf.front import CLIENTS, ENDPOINT, ENDPOINT_PORT, PACKETS, PREFIX6, VIP, VIP_PORT, VLAN, Front, Kind
+from perf.traffic import PINS, Order, Traffic
+from xdp import maps, removing, stages
 from xdp.byteorder import swap16, swapped16
 from xdp.clock import JiffyClock
 from xdp.jit import compiled as jit
@@ -38,33 +36,10 @@ from xdp.routes import RouteMap
 from xdp.schema import HopState, Protocol, Reason, State
 from xdp.tables import Capacity, Tables
 
-_CLIENTS, _VIP, _ENDPOINT = (int(IPv4Address(text)) for text in ("10.1.0.0", "10.96.0.1", "10.2.0.2"))
-_PREFIX6 = 0x20010DB8  # of IPv6 addresses, which end as those of IPv4
-_VIP_PORT, _ENDPOINT_PORT = 80, 8080
-_WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = swap16(_VIP_PORT), swap16(_ENDPOINT_PORT)
-_VLAN = 100
-_STRIDE = 7919  # a prime that divides no number of flows here
-PACKETS = 1_000_000
+_WIRE_VIP_PORT, _WIRE_ENDPOINT_PORT = swap16(VIP_PORT), swap16(ENDPOINT_PORT)
 _CAPACITY = Capacity().connections  # of a table that nobody has asked to be larger
 _ADMISSIONS = 500_000
-_DOUBTFUL = (
-    100_000  # one new flow in so many, at most, meets two tags like its own: XDP leaves it to userspace (admit.c)
-)
-
-
-class Kind(NamedTuple):
-    """Packets that are measured: of a protocol, perhaps replies, perhaps with VLAN tags."""
-
-    protocol: int = Protocol.UDP
-    is_reply: bool = False
-    vlan_tags: int = 0
-
-    @property
-    def name(self) -> str:
-        """The packets, but for their direction."""
-        family = " over IPv6" if self.protocol & Protocol.IPV6 else ""
-        return Protocol(self.protocol & ~Protocol.IPV6).name + family + ("", " in a VLAN", " in QinQ")[self.vlan_tags]
-
+_DOUBTFUL = 100_000  # one new flow in so many, at most, meets two tags like its own: XDP leaves it (admit.c)
 
 # What is measured, beside admission.
 KINDS = (
@@ -121,14 +96,14 @@ def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) ->
             clock = JiffyClock()
             table = FlowTable(tables, clock)
             table.create()
-            tables.control[0]["vlans"] = words_of([(_VLAN, _VLAN)])
+            tables.control[0]["vlans"] = words_of([(VLAN, VLAN)])
             hop = tables.next_hops[1]
             hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
             state = State.UDP_REPLIED if protocol & ~Protocol.IPV6 == Protocol.UDP else State.ESTABLISHED
             arguments = (np.uint8(protocol), np.uint8(state), np.uint32(clock.now()))
-            hosts = [_VIP, _ENDPOINT, *range(_CLIENTS, _CLIENTS + flows // int(Traffic.SOURCE_PORTS) + 1)]
+            hosts = [VIP, ENDPOINT, *range(CLIENTS, CLIENTS + flows // int(Traffic.SOURCE_PORTS) + 1)]
             if protocol & Protocol.IPV6:
-                hosts = [Names(tables).pin(IPv6Address(_PREFIX6 << 96 | host)) for host in hosts]
+                hosts = [Names(tables).pin(IPv6Address(PREFIX6 << 96 | host)) for host in hosts]
             wire = np.array(hosts, np.uint32).byteswap().astype(np.uint64)
             assert _fill(tables, wire, flows, *arguments) == flows
             table.sweep()  # it says where most flows lie, and so where they are looked for first
@@ -138,76 +113,24 @@ def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) ->
 
 
 class Bench(NamedTuple):
-    """The front program, the map of which it calls what is measured, its orders, and the two programs to call."""
+    """The front program, turnout's, and its tables."""
 
-    front: int
-    measured: int
-    orders: npt.NDArray[np.uint64]  # a row for each CPU
-    bare: int
+    front: Front
     ours: int
     shared: maps.SharedMaps
-    frame: bytes  # room for what the front program writes
 
 
 @contextmanager
-def bench(
-    flows: int,
-    protocol: int,
-    *,
-    reply: bool = False,
-    vlan_tags: int = 0,
-    cpus: int = 1,
-    capacity: int = _CAPACITY,
-    filled: bool = True,
-) -> Iterator[Bench]:
-    """Load the programs over a table with so many flows, `filled` or still empty. Each of `cpus` CPUs has its own part.
-
-    Of several CPUs, the part of each must be a multiple of SOURCE_PORTS flows.
-    """
-    folder, own = PINS / f"perf-cost-{os.getpid()}", PINS / f"perf-cost-front-{os.getpid()}"
-    own.mkdir(parents=True, exist_ok=True)
-    part = flows // cpus
-    with _filled_tables(folder, flows if filled else 0, protocol, capacity=capacity) as shared, ExitStack() as stack:
-        stack.callback(removing.maps, own)
-        words = Words(own, "orders", os.cpu_count() or 1, len(Order))
-        stack.callback(words.close)
-        measured = kernel.map_create("measured", 4, 4, 2, 0, kernel.PROG_ARRAY)
-        stack.callback(os.close, measured)
-        kernel.pin(measured, own / "measured")
-        for cpu, order in enumerate(words.rows):
-            order[Order.FLOWS] = part
-            order[Order.CLIENT] = _CLIENTS + cpu % cpus * part // int(Traffic.SOURCE_PORTS)
-            order[Order.SERVER], order[Order.SERVER_PORT] = (_ENDPOINT, _ENDPOINT_PORT) if reply else (_VIP, _VIP_PORT)
-        defines = {
-            "FLOWS": part,
-            "STRIDE": _STRIDE,
-            "PROTOCOL": protocol & ~Protocol.IPV6,
-            "IPV6": int(bool(protocol & Protocol.IPV6)),
-            "PREFIX6": _PREFIX6,
-            "REPLY": int(reply),
-            "VLAN_TAGS": vlan_tags,
-            "VLAN": _VLAN,
-        }
-        programs = [
-            loader.load(own, PROGRAMS / "restore.c", "restore", defines),
-            loader.load(own, PROGRAMS / "bare.c", "bare"),
-            stages.load(shared, offloads=True),
-        ]
-        for program in programs:
-            stack.callback(os.close, program)
-        front, bare, ours = programs
-        frame = bytes(int(Traffic.FRAME6_BYTES if protocol & Protocol.IPV6 else Traffic.FRAME_BYTES) + 4 * vlan_tags)
-        yield Bench(front, measured, words.rows, bare, ours, shared, frame)
-
-
-def call(bench: Bench, program: int) -> None:
-    """Have the front program call this one."""
-    kernel.map_update(bench.measured, struct.pack("=I", 0), struct.pack("=I", program))
-
-
-def run_ns(bench: Bench, packets: int = PACKETS) -> float:
-    """Return the nanoseconds that a packet takes, front program included."""
-    return kernel.prog_test_run(bench.front, bench.frame, repeat=packets)[2]
+def bench(flows: int, kind: Kind, *, cpus: int = 1, capacity: int = _CAPACITY, filled: bool = True) -> Iterator[Bench]:
+    """Load the programs over a table with so many flows, `filled` or still empty; see front.loaded."""
+    folder = PINS / f"perf-cost-{os.getpid()}"
+    tables = _filled_tables(folder, flows if filled else 0, kind.protocol, capacity=capacity)
+    with tables as shared, front.loaded(flows, kind, cpus=cpus) as made:
+        ours = stages.load(shared, offloads=True)
+        try:
+            yield Bench(made, ours, shared)
+        finally:
+            os.close(ours)
 
 
 def need_counted(tables: Tables, reason: Reason, expected: int, *, spared: int = 0) -> None:
@@ -225,16 +148,10 @@ def _cost(flows: int, kind: Kind, direction: str, pairs: Sequence[tuple[float, f
 
 def measure(flows: int, kind: Kind, *, trials: int = 10, capacity: int = _CAPACITY) -> Cost:
     """Return the net cost of turnout's program with so many flows in a table for `capacity`, at least for them."""
-    pairs = []
-    protocol, is_reply, vlan_tags = kind
-    with bench(flows, protocol, reply=is_reply, vlan_tags=vlan_tags, capacity=capacity) as made:
-        for _ in range(trials):
-            call(made, made.bare)
-            base = run_ns(made)
-            call(made, made.ours)
-            pairs.append((base, run_ns(made)))
+    with bench(flows, kind, capacity=capacity) as made:
+        pairs = [made.front.pair_ns(made.ours) for _ in range(trials)]
         need_counted(made.shared.tables, Reason.FORWARDED, trials * PACKETS)
-    return _cost(flows, kind, "reply" if is_reply else "original", pairs)
+    return _cost(flows, kind, "reply" if kind.is_reply else "original", pairs)
 
 
 def measure_admission(trials: int = 10) -> Cost:
@@ -245,24 +162,22 @@ def measure_admission(trials: int = 10) -> Cost:
     pairs = []
     # Each CPU counts flows for itself: on another one they would begin again.
     one_cpu = Cpus.pinned(Cpus().generator)
-    with bench(_ADMISSIONS, Protocol.UDP, capacity=2 * _ADMISSIONS, filled=False) as made, one_cpu:
-        tables = made.shared.tables
+    with bench(_ADMISSIONS, Kind(), capacity=2 * _ADMISSIONS, filled=False) as made, one_cpu:
+        tables, first = made.shared.tables, made.front
         RouteMap(made.shared.routes_fd).replace({(0, 0): 1})
-        row = ServiceRow(
-            ((IPv4Address(_VIP), _VIP_PORT, int(Protocol.UDP)),), ((IPv4Address(_ENDPOINT), _ENDPOINT_PORT),)
-        )
+        row = ServiceRow(((IPv4Address(VIP), VIP_PORT, int(Protocol.UDP)),), ((IPv4Address(ENDPOINT), ENDPOINT_PORT),))
         ServiceTable(tables, maglev.DEFAULT_SEED, lambda _: 1).apply([row])
         for _ in range(trials):
-            made.orders[:, Order.NEXT] = 0
-            call(made, made.bare)
-            base = run_ns(made, _ADMISSIONS)
+            first.orders[:, Order.NEXT] = 0
+            first.call(first.bare)
+            base = first.run_ns(_ADMISSIONS)
             tables.tags[:] = 0
             tables.published[:] = 0
             compiled.set_extents(tables, tables.extents[0], np.uint64(0), 0)
             compiled.set_busiest(tables, 0)
-            made.orders[:, Order.NEXT] = 0
-            call(made, made.ours)
-            pairs.append((base, run_ns(made, _ADMISSIONS)))
+            first.orders[:, Order.NEXT] = 0
+            first.call(made.ours)
+            pairs.append((base, first.run_ns(_ADMISSIONS)))
         admissions = trials * _ADMISSIONS
         need_counted(tables, Reason.ADMITTED, admissions, spared=admissions // _DOUBTFUL)
     return _cost(0, Kind(), "admitted", pairs)

@@ -15,9 +15,10 @@ from statistics import median
 
 from perf import cost
 from perf.bed import Cpus
+from perf.front import PACKETS, Front, Kind
 from perf.traffic import Traffic
 from xdp.errors import MissingFeatureError
-from xdp.schema import Protocol, Reason
+from xdp.schema import Reason
 
 FLOWS = 4 * int(Traffic.SOURCE_PORTS)
 
@@ -28,13 +29,13 @@ def measure(flows: int = FLOWS, trials: int = 5) -> tuple[list[float], list[floa
     if len(cpus) < 2:
         raise MissingFeatureError("two CPUs are needed to compare them with one")
     ups: tuple[list[float], list[float]] = ([], [])
-    with cost.bench(flows, Protocol.UDP, cpus=2) as bench:
+    with cost.bench(flows, Kind(), cpus=2) as bench:
         for _ in range(trials):
-            for program, mine in zip((bench.ours, bench.bare), ups, strict=True):
-                cost.call(bench, program)
-                alone = [_rate(_run_on(bench, [cpu])) for cpu in cpus]
-                mine.append(_rate(_run_on(bench, cpus)) / (sum(alone) / 2))
-        cost.need_counted(bench.shared.tables, Reason.FORWARDED, trials * 4 * cost.PACKETS)
+            for program, mine in zip((bench.ours, bench.front.bare), ups, strict=True):
+                bench.front.call(program)
+                alone = [_rate(_run_on(bench.front, [cpu])) for cpu in cpus]
+                mine.append(_rate(_run_on(bench.front, cpus)) / (sum(alone) / 2))
+        cost.need_counted(bench.shared.tables, Reason.FORWARDED, trials * 4 * PACKETS)
     return ups
 
 
@@ -42,7 +43,7 @@ def _rate(nanoseconds: Sequence[float]) -> float:
     return sum(1e9 / each for each in nanoseconds)
 
 
-def _run_on(bench: cost.Bench, cpus: Sequence[int]) -> list[float]:
+def _run_on(front: Front, cpus: Sequence[int]) -> list[float]:
     """Run the front program on these CPUs at once; return the nanoseconds per packet of each."""
     taken: list[float] = []
     together = threading.Barrier(len(cpus))
@@ -50,7 +51,7 @@ def _run_on(bench: cost.Bench, cpus: Sequence[int]) -> list[float]:
     def body(cpu: int) -> None:
         with Cpus.pinned({cpu}):
             together.wait()
-            taken.append(cost.run_ns(bench))
+            taken.append(front.run_ns())
 
     threads = [threading.Thread(target=body, args=(cpu,)) for cpu in cpus]
     for thread in threads:

@@ -73,19 +73,29 @@ class Program:
         return made
 
 
+def _trials(effort: Effort) -> int:
+    return 3 if effort.is_quick else 10
+
+
 def _cost(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
     from perf import cost  # compiles
 
-    trials = 3 if effort.is_quick else 10
     for kind in cost.KINDS:
-        found = cost.measure(flows, kind, trials=trials)
+        found = cost.measure(flows, kind, trials=_trials(effort))
         yield f"{found.protocol} {found.direction}", found.nets_ns
+
+
+def _floor(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
+    from perf import floor
+
+    for lines in (floor.KNOWN_LINES, floor.NEW_LINES):
+        yield f"{lines} lines" if lines > 1 else "1 line", floor.measure(flows, lines, trials=_trials(effort)).nets_ns
 
 
 def _admission(_: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
     from perf import cost
 
-    yield "UDP", cost.measure_admission(3 if effort.is_quick else 10).nets_ns
+    yield "UDP", cost.measure_admission(_trials(effort)).nets_ns
 
 
 def _pipeline(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
@@ -99,7 +109,7 @@ def _pipeline(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]
 def _parallel(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
     from perf import parallel
 
-    ours, bare = parallel.measure(flows, trials=3 if effort.is_quick else 10)
+    ours, bare = parallel.measure(flows, trials=_trials(effort))
     yield "turnout", ours
     yield "bare", bare
 
@@ -135,6 +145,15 @@ PROGRAMS = (
         (1, 1000, 16_384, 100_000, 500_000, 1_000_000),
         (1, 16_384),
         _cost,
+    ),
+    Program(
+        "memory-cost",
+        "what do the cache lines of a flow cost by themselves, however little is done with them?",
+        "ns",
+        "net of the bare program",
+        (1, 1000, 16_384, 100_000, 500_000, 1_000_000),
+        (1, 16_384),
+        _floor,
     ),
     Program(
         "admission-cost",

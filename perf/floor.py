@@ -1,0 +1,62 @@
+"""What memory alone costs: `python -m perf.floor [--flows N..] [--trials N]`.
+
+A program that does nothing but read and write cache lines of a packet's flow, in memory as large as the table of so
+many connections (both directions, 80 % full). A known flow needs one line, its record; a new one four: a record and a
+bucket of tags for each direction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from statistics import median
+from typing import NamedTuple
+
+from perf import front
+from perf.traffic import PROGRAMS
+from xdp import kernel, loader
+
+KNOWN_LINES, NEW_LINES = 1, 4
+_LINE_BYTES = 64
+
+
+class Floor(NamedTuple):
+    """Net nanoseconds per packet, trial by trial, of so many lines."""
+
+    flows: int
+    lines: int
+    nets_ns: tuple[float, ...]
+
+
+def measure(flows: int, lines: int, *, trials: int = 10) -> Floor:
+    """Return what reading and writing so many lines costs each packet, with so many flows."""
+    with front.loaded(flows, front.Kind()) as made:
+        memory = kernel.map_create("lines", 4, _LINE_BYTES, max(flows * 5 // 2, 1), kernel.MMAPABLE)
+        try:
+            kernel.pin(memory, made.folder / "lines")
+            program = loader.load(made.folder, PROGRAMS / "touch.c", "touch", {"TOUCHED": lines})
+        finally:
+            os.close(memory)
+        try:
+            pairs = [made.pair_ns(program) for _ in range(trials)]
+        finally:
+            os.close(program)
+    return Floor(flows, lines, tuple(mine - base for base, mine in pairs))
+
+
+def main() -> None:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(prog="python -m perf.floor", description="what cold memory costs a packet")
+    parser.add_argument("--flows", type=int, nargs="+", default=[1, 1000, 16_384, 100_000, 500_000, 1_000_000])
+    parser.add_argument("--trials", type=int, default=10)
+    arguments = parser.parse_args()
+    print(f"{'flows':>9}  {'lines':>5}  {'net ns':>6}  {'range':>12}")
+    for flows in arguments.flows:
+        for lines in (KNOWN_LINES, NEW_LINES):
+            nets = measure(flows, lines, trials=arguments.trials).nets_ns
+            spread = f"{min(nets):.0f} to {max(nets):.0f}"
+            print(f"{flows:>9,}  {lines:>5}  {median(nets):>6.0f}  {spread:>12}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
