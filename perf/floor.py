@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import ExitStack
 from statistics import median
 from typing import NamedTuple
 
 from perf import front
-from perf.traffic import PROGRAMS
-from xdp import kernel, loader
+from perf.traffic import PROGRAMS, Words
+from xdp import loader
 
 KNOWN_LINES, NEW_LINES = 1, 4
-_LINE_BYTES = 64
+_LINE_WORDS = 8
 
 
 class Floor(NamedTuple):
@@ -30,17 +31,15 @@ class Floor(NamedTuple):
 
 def measure(flows: int, lines: int, *, trials: int = 10) -> Floor:
     """Return what reading and writing so many lines costs each packet, with so many flows."""
-    with front.loaded(flows, front.Kind()) as made:
-        memory = kernel.map_create("lines", 4, _LINE_BYTES, max(flows * 5 // 2, 1), kernel.MMAPABLE)
-        try:
-            kernel.pin(memory, made.folder / "lines")
-            program = loader.load(made.folder, PROGRAMS / "touch.c", "touch", {"TOUCHED": lines})
-        finally:
-            os.close(memory)
-        try:
-            pairs = [made.pair_ns(program) for _ in range(trials)]
-        finally:
-            os.close(program)
+    with front.loaded(flows, front.Kind()) as made, ExitStack() as stack:
+        memory = Words(made.folder, "lines", max(flows * 5 // 2, 1), _LINE_WORDS)
+        stack.callback(memory.close)
+        program = loader.load(made.folder, PROGRAMS / "touch.c", "touch", {"TOUCHED": lines})
+        stack.callback(os.close, program)
+        pairs = [made.pair_ns(program) for _ in range(trials)]
+        touched, expected = int(memory.rows[:, 0].sum()), trials * front.PACKETS * lines
+        if touched != expected:
+            raise AssertionError(f"{touched} of {expected} lines were written: this measures something else")
     return Floor(flows, lines, tuple(mine - base for base, mine in pairs))
 
 
