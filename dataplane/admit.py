@@ -102,8 +102,7 @@ def _source_towards(tables, packet, endpoint):
     if hop.state != _KERNEL or endpoint.addr != np.uint32(packet.addrs):
         return hop.source
     vip = np.uint32(packet.addrs >> np.uint64(32))
-    is_vip = services.find_frontend(tables, vip, np.uint16(0), packet.protocol & np.uint8(_IPV6)) != services.MISS
-    return vip if is_vip else np.uint32(0)
+    return vip if services.is_vip(tables, vip, packet.protocol) else np.uint32(0)
 
 
 @inlined

@@ -7,6 +7,7 @@ import numpy as np
 from conntrack import compiled as flows
 from dataplane import fragments, wire, wire6
 from dataplane.context import AWAITED, KERNEL, NOWHERE
+from lb import compiled as services
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, HopState, Protocol, Reason
 
@@ -40,8 +41,22 @@ def reaches_itself(flow):
 
 @inlined
 def is_left_to_egress(flow):
-    """Tell whether packets that the kernel routes are translated as they leave (egress.c), and not before."""
-    return flow.direction == _REPLY and not reaches_itself(flow)
+    """Tell whether packets that the kernel routes are translated as they leave (egress.c), and not before.
+
+    Not those to an address of the node: the kernel would keep them.
+    """
+    return flow.direction == _REPLY and flow.new_dst_addr == flow.dst_addr
+
+
+@inlined
+def _comes_from_here(tables, flow):
+    """Tell whether a packet would come from an address of the node, which its kernel takes from nobody.
+
+    That of a masqueraded request, or of a reply whose VIP is the node's own.
+    """
+    if flow.direction == _REPLY:
+        return not services.is_vip(tables, flow.new_src_addr, flow.protocol)
+    return flow.new_src_addr != flow.src_addr and not reaches_itself(flow)
 
 
 @inlined
@@ -55,8 +70,7 @@ def forward(node, frames, start, length, longest, slot, event, now):
     if egress == KERNEL:
         if is_left_to_egress(flow):
             return Reason.TO_KERNEL, egress
-        # The kernel takes no packet that comes from its own address.
-        if flow.new_src_addr != flow.src_addr and not reaches_itself(flow):
+        if _comes_from_here(tables, flow):
             return Reason.NOT_FORWARDABLE, np.uint32(NOWHERE)
         reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
     if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:

@@ -35,8 +35,6 @@ Place = tuple[int, int, int]  # (address, port, protocol) in host numbers, as pa
 
 _HASH = 0x9E3779B97F4A7C15
 _TCP, _ICMP, _ICMPV6, _IPV6 = int(Protocol.TCP), int(Protocol.ICMP), int(Protocol.ICMPV6), int(Protocol.IPV6)
-_ICMP_ERRORS = 1 << 3 | 1 << 4 | 1 << 11 | 1 << 12  # by type; those that dataplane.ingress.py names
-_ICMPV6_ERRORS = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4
 _FIRST_PASS, _FIRST_DROP = 32, 64  # reasons from here on are passes, drops
 _SYN, _SYN_ACK = 0x02, 0x12
 _DST = wire.ETHERNET_BYTES + 16
@@ -213,17 +211,13 @@ def _error_to_us(node, originals, destination, family, is_to_vip):
 
 
 @inlined
-def _to_us(node, originals, frames, start, destination, family, reason):
+def _to_us(node, originals, destination, family, reason):
     """Return why a frame is dropped that was to us and whose original the filter has dropped; else why it is passed."""
     packet = node.packet[0]
     protocol, port = packet.protocol, np.uint16(packet.ports >> np.uint32(16))
-    is_to_vip = services.find_frontend(node.tables, destination, np.uint16(0), family) != services.MISS
     if reason == Reason.ICMP_UNUSABLE:
+        is_to_vip = services.is_vip(node.tables, destination, family)
         return _error_to_us(node, originals, destination, family, is_to_vip)
-    if reason == Reason.OTHER_ICMP:
-        kind = np.int64(frames[start + np.int64(packet.l4)])
-        is_error = kind < 16 and (_ICMPV6_ERRORS if family else _ICMP_ERRORS) >> kind & 1
-        return np.int64(Reason.ICMP_UNUSABLE if is_to_vip and is_error else Reason.OTHER_ICMP)
     is_fragment = reason == Reason.OTHER_FRAGMENT
     if reason != Reason.NOT_OURS and not (is_fragment and fragments.is_first(packet)):
         return reason
@@ -273,7 +267,7 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
         destination = load32(frames, start + _DST)
     is_answer = reason == Reason.OTHER_ICMP and _is_echo_reply(packet, frames, start)
     may_be_sent_on = reason == Reason.NOT_OURS or reason == Reason.ICMP_UNUSABLE or is_answer
-    reason = _to_us(node, originals, frames, start, destination, family, reason)
+    reason = _to_us(node, originals, destination, family, reason)
     if reason >= _FIRST_DROP or not may_be_sent_on:
         return reason, nowhere
     source, source_port, protocol = np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol

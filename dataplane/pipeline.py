@@ -54,7 +54,7 @@ def _answer_neighbour(node, frames, start, length, now):
     if not wire6.is_solicitation(frames, start, length):
         return Reason.OTHER_ICMP, nowhere
     first, second = wire6.target_of(frames, start)
-    if not _is_vip_of(tables, swapped32(naming.find(tables, first, second)), _IPV6):
+    if not services.is_vip(tables, swapped32(naming.find(tables, first, second)), _IPV6):
         return Reason.OTHER_ICMP, nowhere
     if not _may_answer_arp(tables, link, now):
         return Reason.ARP_LIMITED, nowhere
@@ -70,7 +70,7 @@ def _answer_arp(node, frames, start, length, now):
     asked = wire.parse_arp(frames, start, length)
     if asked == 0:
         return Reason.NOT_IPV4, np.uint32(NOWHERE)
-    if not _is_vip(tables, asked):
+    if not services.is_vip(tables, asked, 0):
         return Reason.NOT_IPV4, np.uint32(NOWHERE)
     if not _may_answer_arp(tables, link, now):
         return Reason.ARP_LIMITED, np.uint32(NOWHERE)
@@ -79,25 +79,15 @@ def _answer_arp(node, frames, start, length, now):
 
 
 @inlined
-def _is_vip_of(tables, address, family):
-    """Tell whether an address or a name has a frontend, and is none of the node's own. Family: 0, or IPV6."""
-    return services.find_frontend(tables, address, np.uint16(0), np.uint8(family)) != services.MISS
-
-
-@inlined
-def _is_vip(tables, address):
-    """The same of an IPv4 address (as on the wire)."""
-    return _is_vip_of(tables, address, 0)
-
-
-@inlined
 def _begin_ipv6(node, frames, start, length, longest, now):
     """Parse an IPv6 packet. Return (reason, egress); FORWARDED and NOWHERE: to go on with names for addresses."""
     tables, packet = node.tables, node.packet[0]
     found = wire6.parse(frames, start, length, packet)
-    if found == Reason.OTHER_ICMP and tables.control[0].answers_arp:
+    if found == Reason.OTHER_ICMP and wire6.is_discovery(frames, start, packet):
+        if not tables.control[0].answers_arp:
+            return found, np.uint32(NOWHERE)
         return _answer_neighbour(node, frames, start, length, now)
-    if found == Reason.TOO_SHORT or found == Reason.NOT_IPV4 or found == Reason.OTHER_ICMP:
+    if found == Reason.NOT_IPV4 or packet.protocol == 0:
         return found, np.uint32(NOWHERE)
     if wire.is_for_many(frames, start):
         return Reason.FOR_MANY, np.uint32(NOWHERE)
@@ -106,8 +96,11 @@ def _begin_ipv6(node, frames, start, length, longest, now):
         return found, np.uint32(NOWHERE)
     if found == Reason.ICMP_ERROR:
         return translate_error(node, frames, start, longest, now)
+    is_unsummed = found == Reason.UNSUMMED and not packet.fragment
+    if (found == Reason.ECHO_REPLY or is_unsummed) and _is_of_flow(node, now):
+        return found if is_unsummed else Reason.FORWARDED, np.uint32(NOWHERE)
     if found == Reason.ECHO_REPLY:
-        return Reason.FORWARDED if _is_of_flow(node, now) else Reason.OTHER_ICMP, np.uint32(NOWHERE)
+        found = np.int64(Reason.OTHER_ICMP)
     if packet.fragment:
         packet.ends = wire6.pair_of(frames, start, tables.control[0].hash_key[0])  # a client may have no name yet
     if found == Reason.VIP_FRAGMENT:
@@ -130,7 +123,7 @@ def _answer_other6(node, frames, start, found, now):
     """What is neither TCP nor summed UDP in one piece: ours if it is to a VIP. As `_handle_rest`."""
     tables, packet = node.tables, node.packet[0]
     nowhere = np.uint32(NOWHERE)
-    if not _is_vip_of(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
+    if not services.is_vip(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
         if found == Reason.VIP_ECHO:
             return Reason.OTHER_ICMP, nowhere
         if found == Reason.UNSUMMED:
@@ -142,6 +135,8 @@ def _answer_other6(node, frames, start, found, now):
         return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.UNSUMMED:
         return found, nowhere
+    if found == Reason.TOO_SHORT:
+        return Reason.MALFORMED, nowhere
     if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
         return answers6.answer_echo(node, frames, start, now)
     if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
@@ -167,7 +162,7 @@ def _handle_rest(node, frames, start, length, longest, found, now):
         return translate_error(node, frames, start, longest, now)
     if found == Reason.NOT_IPV4 and node.tables.control[0].answers_arp:
         return _answer_arp(node, frames, start, length, now)
-    if found == Reason.NOT_IPV4 or found == Reason.TOO_SHORT:
+    if found == Reason.NOT_IPV4 or (found == Reason.TOO_SHORT and node.packet[0].addrs == 0):
         return found, nowhere
     if found == Reason.VIP_FRAGMENT:
         return _follow(node, frames, start, length, longest, now)
@@ -185,12 +180,14 @@ def _answer_other(node, frames, start, found, now):
     """Another protocol, or ICMP that is no error: ours if it is to a VIP. As `_handle_rest`."""
     tables, packet = node.tables, node.packet[0]
     nowhere = np.uint32(NOWHERE)
-    if not _is_vip(tables, np.uint32(packet.addrs >> np.uint64(32))):
+    if not services.is_vip(tables, np.uint32(packet.addrs >> np.uint64(32)), 0):
         return Reason.OTHER_ICMP if found == Reason.VIP_ECHO else found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, nowhere
+    if found == Reason.TOO_SHORT:
+        return Reason.MALFORMED, nowhere
     if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
         return answers.answer_echo(node, frames, start, now)
     if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
@@ -237,7 +234,7 @@ def _await_first(node):
     packet = node.packet[0]
     nowhere = np.uint32(NOWHERE)
     family = _IPV6 if fragments.is_ipv6(packet) else 0
-    if not _is_vip_of(node.tables, np.uint32(packet.addrs >> np.uint64(32)), family):
+    if not services.is_vip(node.tables, np.uint32(packet.addrs >> np.uint64(32)), family):
         return Reason.OTHER_FRAGMENT, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
@@ -326,8 +323,10 @@ def _event_of(tables, packet):
 @inlined
 def _parse(node, frames, start, length, longest, now):
     """Parse a frame, and deal with all that has no flows. Return (reason, egress); FORWARDED and NOWHERE: to go on."""
-    found = wire.parse(frames, start, length, node.packet[0])
-    if found != Reason.NOT_IPV4 and found != Reason.TOO_SHORT and wire.is_for_many(frames, start):
+    packet = node.packet[0]
+    found = wire.parse(frames, start, length, packet)
+    is_ip = found != Reason.NOT_IPV4 and (found != Reason.TOO_SHORT or packet.addrs != 0)
+    if is_ip and wire.is_for_many(frames, start):
         return np.int64(Reason.FOR_MANY), np.uint32(NOWHERE)
     if found == Reason.FORWARDED:
         return found, np.uint32(NOWHERE)
@@ -366,7 +365,7 @@ def judge(node, frames, start, length, now, segment=0):
     destination = np.uint32(packet.addrs >> np.uint64(32))
     protocol = packet.protocol & np.uint8(_IPV6) if event == _ECHO else packet.protocol  # an echo request: of its VIP
     service = services.find_frontend(tables, destination, np.uint16(packet.ports >> np.uint32(16)), protocol)
-    if (service == services.MISS or packet.fragment) and not _is_vip_of(tables, destination, packet.protocol & _IPV6):
+    if (service == services.MISS or packet.fragment) and not services.is_vip(tables, destination, packet.protocol):
         return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, np.uint32(NOWHERE)
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, np.uint32(NOWHERE)

@@ -31,6 +31,7 @@ TARGET, SOLICITATION_BYTES = 8, 24  # where a question names a neighbour, and ho
 _NEXT, _HOPS = 6, 7
 _ICMPV6 = int(Protocol.ICMPV6)
 _ECHO, ECHO_REPLY, _SOLICITATION = 128, 129, 135
+_FIRST_OF_NEIGHBOURS, _LAST_OF_NEIGHBOURS = 133, 137
 _FIRST_ERROR, _LAST_ERROR = 1, 4  # of those that RFC 4443 knows
 _TCP, _UDP, _IPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.IPV6)
 _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.ROUTING), int(Extension.DESTINATION)
@@ -189,6 +190,13 @@ def parse(frames, start, length, packet):
         return Reason.NOT_TCP_UDP
     packet.protocol = _IPV6 | protocol
     return _parse_ports(frames, start, stop, protocol, Reason.FORWARDED, Reason.TOO_SHORT, packet)
+
+
+@inlined
+def is_discovery(frames, start, packet):
+    """Tell whether an ICMPv6 message is between neighbours: the kernel's, whoever it is to (RFC 4861)."""
+    kind = frames[start + np.int64(packet.l4)]
+    return kind >= _FIRST_OF_NEIGHBOURS and kind <= _LAST_OF_NEIGHBOURS
 
 
 @inlined

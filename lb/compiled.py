@@ -7,11 +7,12 @@ import numpy as np
 from xdp.atomic import fetch_add, load_acquire, store_release
 from xdp.hash import first_place, hash_tuple, second_place
 from xdp.jit import compiled, inlined
-from xdp.schema import Limit, Scheduler
+from xdp.schema import Limit, Protocol, Scheduler
 
 MISS = -1
 
 _WAYS = int(Limit.FRONTEND_WAYS)
+_IPV6 = int(Protocol.IPV6)
 _RANDOM, _ROUND_ROBIN = int(Scheduler.RANDOM), int(Scheduler.ROUND_ROBIN)
 _LEAST_CONNECTIONS = int(Scheduler.LEAST_CONNECTIONS)
 USED = np.uint64(1 << 56)  # of a frontend's key: there is one
@@ -81,6 +82,12 @@ def find_frontend(tables, addr, port, protocol):
         if load_acquire(keys, place) == wanted:
             return np.int64(tables.frontends[place].service)
     return np.int64(MISS)
+
+
+@inlined
+def is_vip(tables, addr, protocol):
+    """Tell whether an address, or a name if the protocol says so, has a frontend and is none of the node's own."""
+    return find_frontend(tables, addr, np.uint16(0), np.uint8(protocol & _IPV6)) != MISS
 
 
 @compiled

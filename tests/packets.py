@@ -385,11 +385,12 @@ def icmp_error(
 
     It is from ROUTER or ROUTER6, unless somebody else is said to be its source.
     """
-    quote = about[ETHERNET_BYTES:][:quoted]
+    ip = about[ETHERNET_BYTES:]
+    quote = ip[:quoted]
     if about[12:14] == b"\x86\xdd":
-        source, to = source or ROUTER6, (IPV6 | int.from_bytes(quote[8:24]), 0)
+        source, to = source or ROUTER6, (IPV6 | int.from_bytes(ip[8:24]), 0)
         return bytes(_ether() / _ip(source, to, {"ttl": 60, **fields}) / ICMPV6_ERRORS[kind] / Raw(quote))
-    source, to = source or ROUTER, (int.from_bytes(quote[12:16]), 0)
+    source, to = source or ROUTER, (int.from_bytes(ip[12:16]), 0)
     return bytes(_ether() / _ip(source, to, {"ttl": 60, "id": 9, **fields}) / ICMP(**ICMP_ERRORS[kind]) / Raw(quote))
 
 

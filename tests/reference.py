@@ -52,6 +52,7 @@ _OF_FRAGMENTS = (
 _FRAGMENT_S, _LEAD_S = 30, 1
 _ICMP_ERRORS = (3, 4, 11, 12)
 _ICMPV6_ERRORS = (1, 2, 3, 4)
+_DISCOVERY = range(133, 138)
 _ICMPV6 = Protocol.ICMPV6 | Protocol.IPV6
 _EXTENSION_HEADERS = (0, 43, 44, 60)  # the first is of options for every hop
 _EXTENSIONS, _EXTENSION_BYTES = 4, 128
@@ -159,6 +160,8 @@ class Packet:
     size: int = 0  # of what follows the IPv4 header, or that of an IPv6 fragment
     quoted: int = 0  # where the transport header lies that an ICMPv6 error quotes
     unknown_at: int = 0  # where an IPv6 packet names a protocol that nobody knows
+    asked: int = 0  # its destination, whatever it quotes
+    is_discovery: bool = False  # between IPv6 neighbours
 
     @property
     def has_options(self) -> bool:
@@ -208,6 +211,7 @@ def parse(frame: bytes) -> Packet:
         _ETHERNET + header,
         ip[8],
         is_source_routed=_has_source_route(ip[_IPV4:header]),
+        asked=int.from_bytes(ip[16:20]),
     )
     if fragment:
         return _parse_fragment(replace(packet, size=total - header), ip, l4, fragment)
@@ -216,7 +220,7 @@ def parse(frame: bytes) -> Packet:
     if protocol not in (Protocol.TCP, Protocol.UDP):
         return packet
     if total - header < (20 if protocol == Protocol.TCP else 8):
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     flags = l4[13] & 0x3F if protocol == Protocol.TCP else 0
     return replace(packet, reason=Reason.FORWARDED, key=_key(ip, l4), flags=flags)
 
@@ -258,15 +262,15 @@ def _parse_ipv6(ip: bytes) -> Packet:
     if len(behind) < payload:
         return Packet(Reason.TOO_SHORT)
     ends = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
+    packet = Packet(Reason.TOO_SHORT, Key(*ends, Protocol.IPV6), ttl=ip[7], asked=ends[1][0])
     walked = _walked(ip[6], behind)
     if walked is None:
-        return Packet(Reason.TOO_SHORT)
+        return packet
     l4, protocol = behind[walked.at :], walked.protocol
-    packet = Packet(
-        Reason.NOT_TCP_UDP,
-        Key(*ends, Protocol.IPV6),
-        _ETHERNET + _IPV6 + walked.at,
-        ip[7],
+    packet = replace(
+        packet,
+        reason=Reason.NOT_TCP_UDP,
+        l4=_ETHERNET + _IPV6 + walked.at,
         is_source_routed=walked.is_source_routed,
     )
     if walked.fragment:
@@ -275,7 +279,7 @@ def _parse_ipv6(ip: bytes) -> Packet:
         return _parse_icmpv6(packet, l4)
     if protocol not in _LEAST:
         return replace(packet, unknown_at=0 if protocol == _NO_PROTOCOL else walked.named_at)
-    return _with_ports6(packet, protocol, l4, Reason.FORWARDED) or Packet(Reason.TOO_SHORT)
+    return _with_ports6(packet, protocol, l4, Reason.FORWARDED) or replace(packet, reason=Reason.TOO_SHORT)
 
 
 def _with_ports6(packet: Packet, protocol: int, l4: bytes, reason: Reason) -> Packet | None:
@@ -352,31 +356,31 @@ def _parse_fragment6(packet: Packet, walked: Walked, l4: bytes) -> Packet:
 def _parse_icmpv6(packet: Packet, icmp: bytes) -> Packet:
     quote = icmp[8:]
     if len(icmp) < 8:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     if icmp[0] in (_ECHO6_REQUEST, _ECHO6_REPLY):
         is_reply = icmp[0] == _ECHO6_REPLY
         key = _echo_key(packet.key._replace(protocol=_ICMPV6), icmp[4:6], is_reply=is_reply)
         return replace(packet, reason=Reason.ECHO_REPLY if is_reply else Reason.VIP_ECHO, key=key)
     if icmp[0] not in _ICMPV6_ERRORS:
-        return Packet(Reason.OTHER_ICMP)
+        return replace(packet, reason=Reason.OTHER_ICMP, is_discovery=icmp[0] in _DISCOVERY)
     if len(quote) < _IPV6:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     if quote[0] >> 4 != 6:
-        return Packet(Reason.OTHER_ICMP)
+        return replace(packet, reason=Reason.OTHER_ICMP)
     walked = _walked(quote[6], quote[_IPV6:])
     if walked is None:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     ports = quote[_IPV6 + walked.at :]
     if walked.protocol not in (*_LEAST, Protocol.ICMPV6) or walked.fragment >> 3:
-        return Packet(Reason.OTHER_ICMP)
+        return replace(packet, reason=Reason.OTHER_ICMP)
     if len(ports) < 8:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     source_port, destination_port = struct.unpack("!HH", ports[:4])
     source, destination = (_address6(quote[8:24]), source_port), (_address6(quote[24:40]), destination_port)
     key = Key(destination, source, walked.protocol | Protocol.IPV6)
     if walked.protocol == Protocol.ICMPV6:
         if ports[0] not in (_ECHO6_REQUEST, _ECHO6_REPLY):
-            return Packet(Reason.OTHER_ICMP)
+            return replace(packet, reason=Reason.OTHER_ICMP)
         key = Key((destination[0], 0), (source[0], 0), _ICMPV6)
         key = _echo_key(key, ports[4:6], is_reply=ports[0] == _ECHO6_REQUEST)
     return replace(packet, reason=Reason.ICMP_ERROR, key=key, quoted=packet.l4 + 8 + _IPV6 + walked.at)
@@ -419,7 +423,7 @@ def _has_source_route(options: bytes) -> bool:
 def _parse_icmp(packet: Packet, icmp: bytes) -> Packet:
     quote = icmp[8:]
     if len(icmp) < 8:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     if icmp[0] in (_ECHO_REQUEST, _ECHO_REPLY):
         is_reply = icmp[0] == _ECHO_REPLY
         key = _echo_key(packet.key, icmp[4:6], is_reply=is_reply)
@@ -427,13 +431,13 @@ def _parse_icmp(packet: Packet, icmp: bytes) -> Packet:
     if icmp[0] not in _ICMP_ERRORS:
         return replace(packet, reason=Reason.OTHER_ICMP)
     if len(quote) < _IPV4:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     header = (quote[0] & 15) * 4
     is_usable = quote[0] >> 4 == 4 and header >= _IPV4 and quote[9] in (Protocol.TCP, Protocol.UDP, Protocol.ICMP)
     if not is_usable or int.from_bytes(quote[6:8], "big") & 0x1FFF:
         return replace(packet, reason=Reason.OTHER_ICMP)
     if len(quote) < header + 8:
-        return Packet(Reason.TOO_SHORT)
+        return replace(packet, reason=Reason.TOO_SHORT)
     key, message = _key(quote, quote[header:]).turned(), quote[header:]
     if quote[9] == Protocol.ICMP:
         if message[0] not in (_ECHO_REQUEST, _ECHO_REPLY):
@@ -631,7 +635,7 @@ class Reference:
         self._services = services
         self._vlans = vlans
         self._more = 0  # bytes of the VLAN tags of the frame at hand that count against the MTU
-        self._vips = {address for address, _, _ in services}
+        self.vips = {address for address, _, _ in services}
         self._hops = hops
         self._seed = seed
         self._hertz = hertz
@@ -672,10 +676,8 @@ class Reference:
     def _xdp(self, frame: bytes, now: int, *, is_stalled: bool, offloads: bool) -> Outcome:
         packet = parse(frame)
         length = len(frame)
-        if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT):
-            return Outcome(packet.reason, frame)
-        if _is_for_many(frame, packet):
-            return Outcome(Reason.FOR_MANY, frame)
+        if reason := _of_nobodys(frame, packet) or self._unsummed_of_flow(packet, now):
+            return Outcome(reason, frame)
         if packet.reason in (Reason.ICMP_ERROR, Reason.ECHO_REPLY):
             flow = self._live_flow(packet.key, now)
             if flow is not None:
@@ -775,8 +777,8 @@ class Reference:
 
     def _judge(self, frame: bytes, now: int) -> Outcome:
         packet = parse(frame)
-        if packet.reason in (Reason.NOT_IPV4, Reason.TOO_SHORT) or _is_for_many(frame, packet):
-            return Outcome(Reason.FOR_MANY if _is_for_many(frame, packet) else packet.reason, frame)
+        if reason := _of_nobodys(frame, packet) or self._unsummed_of_flow(packet, now):
+            return Outcome(reason, frame)
         if packet.reason == Reason.ICMP_ERROR:
             return self._translate_error(frame, packet, now)
         if packet.reason == Reason.VIP_FRAGMENT and packet.datagram:
@@ -798,7 +800,7 @@ class Reference:
         if self._is_reset(packet):
             return Outcome(Reason.ENDPOINT_REMOVED, frame)
         service = self._service(packet.key)
-        if packet.datagram and packet.key.destination[0] not in self._vips:
+        if packet.datagram and packet.key.destination[0] not in self.vips:
             return Outcome(Reason.OTHER_FRAGMENT, frame)
         if service is None:
             return Outcome(self._what_is(packet), frame)
@@ -808,6 +810,10 @@ class Reference:
         if flow:
             self.withdraw(flow[0])
         return self._admit(frame, packet, service, now)
+
+    def _unsummed_of_flow(self, packet: Packet, now: int) -> Reason | None:
+        is_unsummed = packet.reason == Reason.UNSUMMED and packet.datagram is None
+        return packet.reason if is_unsummed and self._live_flow(packet.key, now) else None
 
     def _with_flow_of_echo(self, packet: Packet, now: int) -> Packet:
         """Return a packet; an echo request that is forwarded, and a reply of a flow, like one of any other flow."""
@@ -893,7 +899,7 @@ class Reference:
 
     def _what_is(self, packet: Packet) -> Reason:
         """Return what becomes of a packet with neither flow nor frontend; a punt: that is userspace's to say."""
-        if packet.key.destination[0] not in self._vips:
+        if packet.asked not in self.vips:
             others = {
                 Reason.FORWARDED: Reason.NOT_OURS,
                 Reason.UNSUMMED: Reason.OTHER_FRAGMENT if packet.datagram else Reason.NOT_OURS,
@@ -906,6 +912,8 @@ class Reference:
             return refusal
         if packet.reason == Reason.UNSUMMED:
             return packet.reason
+        if packet.reason == Reason.TOO_SHORT:
+            return Reason.MALFORMED
         if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.ping != Ping.DROP):
             return packet.reason
         return Reason.NOT_SERVED
@@ -1167,7 +1175,7 @@ class Reference:
         to_kernel = hop.state == HopState.KERNEL
         if to_kernel and _is_left_to_egress(packet.key, connection, way):
             return Outcome(Reason.TO_KERNEL, frame, KERNEL)
-        if to_kernel and after.source != packet.key.source and not _reaches_itself(packet.key, after):
+        if to_kernel and self._comes_from_here(packet.key, after, way):
             return Outcome(Reason.NOT_FORWARDABLE, frame)
         if packet.datagram:
             self._begin_datagram(packet, now)
@@ -1176,6 +1184,12 @@ class Reference:
             return Outcome(Reason.TO_KERNEL, _translated(frame, packet, after), KERNEL)
         connection.touch(way, packet.event, length, now)
         return Outcome(Reason.FORWARDED, _rewritten(frame, packet, after, hop), hop.ifindex)
+
+    def _comes_from_here(self, before: Key, after: Key, way: Direction) -> bool:
+        """Tell whether a packet would come from an address of the node, which its kernel takes from nobody."""
+        if way == Direction.REPLY:
+            return after.source[0] not in self.vips
+        return after.source != before.source and not _reaches_itself(before, after)
 
     def egress(self, frame: bytes, now: int) -> Outcome:
         """Return what the program does with a frame that the kernel sends by an interface of ours."""
@@ -1227,7 +1241,7 @@ class Reference:
 
 def _unknown_icmp(packet: Packet) -> Packet:
     """Return an ICMP message that is of no flow."""
-    return replace(packet, reason=Reason.OTHER_ICMP, key=NO_KEY if packet.key.is_ipv6 else packet.key)
+    return replace(packet, reason=Reason.OTHER_ICMP)
 
 
 def _reaches_itself(before: Key, after: Key) -> bool:
@@ -1237,7 +1251,7 @@ def _reaches_itself(before: Key, after: Key) -> bool:
 
 def _is_left_to_egress(before: Key, connection: Connection, way: Direction) -> bool:
     """Tell whether a packet that the kernel routes is translated as it leaves, and not before."""
-    return way == Direction.REPLY and not _reaches_itself(before, connection.after(way))
+    return way == Direction.REPLY and before.destination[0] == connection.after(way).destination[0]
 
 
 def _is_martian(key: Key) -> bool:
@@ -1262,12 +1276,12 @@ def _refusal_of_a_first(packet: Packet) -> Reason | None:
     return Reason.SOURCE_ROUTED if packet.is_source_routed else None
 
 
-def _is_for_many(frame: bytes, packet: Packet) -> bool:
-    """Tell whether an IP packet came by the MAC address of a group. Of ICMPv6, neighbours ask so."""
-    is_asked = is_ipv6(frame) and packet.reason == Reason.OTHER_ICMP
-    return (
-        bool(frame[:1] and frame[0] & 1) and packet.reason not in (Reason.NOT_IPV4, Reason.TOO_SHORT) and not is_asked
-    )
+def _of_nobodys(frame: bytes, packet: Packet) -> Reason | None:
+    """Return why a frame is the kernel's, whatever is known: none that says it is to a VIP, or to one host."""
+    is_cut = packet.reason == Reason.TOO_SHORT and packet.key == NO_KEY
+    if packet.reason == Reason.NOT_IPV4 or is_cut or packet.is_discovery:
+        return packet.reason
+    return Reason.FOR_MANY if frame[0] & 1 else None
 
 
 def _has_a_sender(frame: bytes) -> bool:

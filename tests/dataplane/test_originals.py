@@ -383,7 +383,7 @@ def test_N9_what_is_to_the_node_itself_by_ipv6(copies):
         frame = packets.icmp_error(about)
         assert copies.send(frame) == (Reason.OTHER_ICMP, frame, 0)
     frame = packets.icmp_error(packets.of_protocol(47, VIP6, CLIENT6))
-    assert copies.send(frame) == (Reason.ICMP_UNUSABLE, frame, 0)
+    assert copies.send(frame) == (Reason.NOT_SERVED, frame, 0)
 
 
 def test_N9_answers_of_masqueraded_ipv6_connections_are_translated(copies):

@@ -25,6 +25,7 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketT
 from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
+from lb.compiled import USED
 from tests import packets
 from tests.packets import (
     CLIENT,
@@ -178,6 +179,24 @@ class Twins:
             tables.control[0]["ping"] = what
         for model in (self.reference, self._reference_alone):
             model.ping = what
+
+    @contextlib.contextmanager
+    def owning(self, vip: packets.Address) -> Iterator[None]:
+        """Let a VIP be an address of the node itself meanwhile."""
+        models, kept = (self.reference, self._reference_alone), []
+        for tables in (self.tables, self._memory):
+            family = Protocol.IPV6 if vip[0] & IPV6 else 0
+            key = int(USED) | family << 48 | swap32(named(tables, vip[0]))  # of no port and no protocol
+            place = np.flatnonzero(tables.frontend_keys == key)
+            tables.frontend_keys[place] = 0
+            kept.append((tables.frontend_keys, place, key))
+        for model in models:
+            model.vips.remove(vip[0])
+        yield
+        for keys, place, key in kept:
+            keys[place] = key
+        for model in models:
+            model.vips.add(vip[0])
 
     def remembered(self) -> list[tuple[int, ...]]:
         """Return how much either node remembers: records, names, clients' endpoints, datagrams."""
@@ -700,7 +719,8 @@ def test_every_reason_of_xdp_is_brought_about(twins: Twins):
     """What no test reaches is not compared."""
     before = twins.counts()
     narrow = endpoint_of(twins, CLIENT, NARROW_VIP, Protocol.TCP)
-    everything = [*NAMED.values(), packets.syn(destination=NARROW_VIP), packets.ack(ttl=1), packets.syn(narrow)]
+    others = (packets.syn(destination=NARROW_VIP), packets.ack(ttl=1), packets.syn(narrow), packets.syn()[:33])
+    everything = [*NAMED.values(), *others]
     for twins.is_stalled in (False, True):
         for frame in everything:
             twins.send(frame)
@@ -829,6 +849,46 @@ def test_N3_replies_to_whom_the_kernel_leads_do_not_come_to_userspace(client, vi
     assert twins.leave(reply)[:2] == (Reason.FORWARDED, packets.echo_reply(vip, client))
     error = packets.icmp_error(packets.echo_request(endpoint, client))
     assert twins.send(error)[:2] == (Reason.LEFT_TO_EGRESS, error)
+
+
+@pytest.mark.parametrize(
+    ("client", "vip", "protocol"),
+    [(DEAF_CLIENT, OUTER_VIP, Protocol.TCP), (DEAF_CLIENT6, OUTER_VIP6, Protocol.TCP | Protocol.IPV6)],
+    ids=["ipv4", "ipv6"],
+)
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_T2_replies_to_a_masqueraded_client_behind_the_kernel_are_translated_first(
+    client, vip, protocol, is_stalled, twins: Twins
+):
+    """They are to an address of the node: the kernel would keep them, and reset the endpoint."""
+    assert twins.send(packets.syn(client, vip)).reason == Reason.ADMITTED
+    source, endpoint = translated_of(twins, client, vip, protocol)
+    assert source[0] in (OWN, OWN6)
+    twins.is_stalled = is_stalled
+    assert twins.send(packets.syn_ack(endpoint, source))[:2] == (Reason.TO_KERNEL, packets.syn_ack(vip, client))
+    with twins.owning(vip):
+        assert twins.send(packets.syn_ack(endpoint, source)).reason == Reason.NOT_FORWARDABLE
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_T9_icmpv6_of_nobody_to_a_vip_is_dropped_but_for_that_between_neighbours(is_stalled, twins: Twins):
+    twins.is_stalled = is_stalled
+    error = packets.icmp_error(packets.data(VIP6, CLIENT6))
+    assert twins.send(error).reason == Reason.NOT_SERVED
+    assert twins.send(packets.echo_reply(CLIENT6, VIP6)).reason == Reason.NOT_SERVED
+    nobodys, neighbours = Reason.NOT_SERVED, Reason.OTHER_ICMP
+    for kind, reason in ((132, nobodys), (133, neighbours), (137, neighbours), (138, nobodys)):
+        assert twins.send(error[:54] + bytes((kind,)) + error[55:]).reason == reason
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_N7_udp_of_an_ipv6_connection_without_a_checksum_is_dropped(is_stalled, twins: Twins):
+    assert twins.send(packets.udp(CLIENT6, DNS_VIP6)).reason == Reason.ADMITTED
+    endpoint = endpoint_of(twins, CLIENT6, DNS_VIP6, Protocol.UDP | Protocol.IPV6)
+    twins.is_stalled = is_stalled
+    reply = packets.udp(endpoint, CLIENT6)
+    assert twins.send(reply[:60] + bytes(2) + reply[62:]).reason == Reason.UNSUMMED
+    assert twins.send(reply).reason == Reason.FORWARDED
 
 
 @pytest.mark.parametrize("is_ipv6", [False, True])

@@ -37,7 +37,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 	struct flow *flow = 0;
 	u32 source, destination;
 	enum reason found;
-	bool may_be_known;
+	bool may_be_known, is_live = false;
 
 	if ((void *)(ip + 1) > end)
 		return pass(REASON_TOO_SHORT);
@@ -48,9 +48,9 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 	question->source[1] = ip->src_addr[1];
 	question->now = bpf_jiffies64();
 	found = parse_ipv6(data, end, packet);
-	if (found == REASON_OTHER_ICMP && words->answers_arp)
-		return handle_neighbour(ctx, packet, words);
-	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT || found == REASON_OTHER_ICMP)
+	if (found == REASON_OTHER_ICMP && is_discovery(data, end, packet))
+		return words->answers_arp ? handle_neighbour(ctx, packet, words) : pass(found);
+	if (found == REASON_NOT_IPV4 || !packet->tuple.protocol)
 		return pass(found);
 	if (is_for_many(ctx))
 		return pass(REASON_FOR_MANY);
@@ -58,7 +58,8 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 		return pass(REASON_NOT_OURS);
 	found = forgotten(found, question->now);
 	forget_layout(packet, question->now);
-	may_be_known = source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || found == REASON_ECHO_REPLY);
+	may_be_known = source && (found == REASON_FORWARDED || found == REASON_FLOW_FRAGMENT || found == REASON_ECHO_REPLY ||
+				  found == REASON_UNSUMMED);
 	if (found == REASON_ICMP_ERROR) {
 		struct ipv6 *quote = data + (packet->l4 & 0xff) + sizeof(struct icmp);
 
@@ -68,9 +69,16 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 	}
 	if (may_be_known)
 		flow = find_flow(&packet->tuple, words);
-	if (is_icmp_of_flow(found))
-		return flow && !is_expired(flow, rules->timeout[flow->state], question->now, words) ?
-			handle_icmp(ctx, packet, found, flow, words) : pass(REASON_OTHER_ICMP);
+	if (found == REASON_UNSUMMED || is_icmp_of_flow(found))
+		is_live = flow && !is_expired(flow, rules->timeout[flow->state], question->now, words);
+	if (is_icmp_of_flow(found)) {
+		if (flow && is_live)
+			return handle_icmp(ctx, packet, found, flow, words);
+		found = REASON_OTHER_ICMP;
+		packet->tuple.addrs = (u64)destination << 32 | source; /* not those of the quote */
+	}
+	if (found == REASON_UNSUMMED && is_live && !packet->datagram)
+		return drop(found);
 	if (found == REASON_FLOW_FRAGMENT)
 		found = note_datagram(packet, flow, rules, question->now, words);
 	if (found != REASON_FORWARDED)

@@ -133,6 +133,21 @@ static inline enum reason parse_icmpv6(void *data, void *end, __u32 stop, struct
 	return REASON_ICMP_ERROR;
 }
 
+enum neighbour_type {
+	ROUTER_SOLICITATION = 133,
+	NEIGHBOUR_SOLICITATION = 135,
+	NEIGHBOUR_ADVERTISEMENT = 136,
+	REDIRECT = 137,
+};
+
+/* Whether an ICMPv6 message, at `packet->l4`, is between neighbours: the kernel's, whoever it is to (RFC 4861). */
+static inline bool is_discovery(void *data, void *end, const struct packet *packet)
+{
+	__u8 *type = data + (packet->l4 & 0xff);  /* the mask tells the verifier */
+
+	return (void *)(type + 1) <= end && *type >= ROUTER_SOLICITATION && *type <= REDIRECT;
+}
+
 /* A question for a neighbour, or an answer, of RFC 4861 section 4.3. */
 struct neighbour {
 	__u8   type;
@@ -141,8 +156,6 @@ struct neighbour {
 	__u32  flags;
 	__u64  target[2];
 };
-
-enum neighbour_type { NEIGHBOUR_SOLICITATION = 135, NEIGHBOUR_ADVERTISEMENT = 136 };
 
 /* Return what follows the IPv6 header of a frame that parse_ipv6() has seen, if it is such and no router has sent it on
  * (sections 7.1.1 and 7.1.2), else nothing. */

@@ -177,10 +177,10 @@ static inline bool is_for_kernel(const struct flow *flow)
 }
 
 /* Whether they are left as they are here, and translated as they leave (egress.c). Userspace could only hand them back, and
- * in generic mode they would come by here again. */
+ * in generic mode they would come by here again. Not those to an address of the node: the kernel would keep them. */
 static inline bool is_left_to_egress(const struct flow *flow)
 {
-	return flow->direction == REPLY && !reaches_itself(flow) && is_for_kernel(flow);
+	return flow->direction == REPLY && flow->new_dst_addr == flow->dst_addr && is_for_kernel(flow);
 }
 
 /* Rewrite a packet of either family; return 0, or -1 if it cannot be. Without a next hop it is for the kernel to route. */
@@ -197,18 +197,29 @@ static inline int rewrite_any(struct xdp_md *ctx, const struct packet *packet, c
 	return source && destination ? rewrite_ipv6(front, data, end, packet->l4, flow, source, destination, hop) : -1;
 }
 
+/* Whether a packet would come from an address of the node, which its kernel takes from nobody: that of a masqueraded
+ * request, or of a reply whose VIP is the node's own. */
+static inline bool comes_from_here(const struct flow *flow, const bool is_ipv6, const struct control *words)
+{
+	if (flow->direction == REPLY)
+		return !is_vip_of(flow->new_src_addr, is_ipv6 ? PROTOCOL_IPV6 : 0, words);
+	return flow->new_src_addr != flow->src_addr && !reaches_itself(flow);
+}
+
 /* Rewrite for the kernel, which routes the packet, counts its TTL down and minds the MTU. It is to see client and endpoint
  * in both directions: a reply goes to it as it is, and is translated as it leaves (egress.c). An endpoint that reaches
- * itself is to see the VIP. */
+ * itself is to see the VIP, and the reply of one that was masqueraded towards is to go on to its client. */
 static inline struct result hand_over(struct xdp_md *ctx, const struct packet *packet, struct flow *flow, const bool is_ipv6,
 				      u8 event, const struct machine *rules, u32 length, u32 now)
 {
-	if (!reaches_itself(flow)) {
-		if (flow->direction == REPLY)
-			return pass(REASON_LEFT_TO_EGRESS);
-		if (flow->new_src_addr != flow->src_addr)  /* it takes no packet that comes from its own address */
-			return drop(REASON_NOT_FORWARDABLE);
-	}
+	struct control *words;
+	u32 zero = 0;
+
+	if (is_left_to_egress(flow))
+		return pass(REASON_LEFT_TO_EGRESS);
+	words = control.lookup(&zero);
+	if (!words || comes_from_here(flow, is_ipv6, words))
+		return drop(REASON_NOT_FORWARDABLE);
 	if (rewrite_any(ctx, packet, flow, 0, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	advance(flow, event, rules);
@@ -307,6 +318,8 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 		return pass(REASON_TTL_EXPIRED);
 	if (found == REASON_UNSUMMED)
 		return drop(found);
+	if (found == REASON_TOO_SHORT)
+		return drop(REASON_MALFORMED);
 	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && words->ping == PING_DROP))
 		return drop(REASON_NOT_SERVED);
 	if (found == REASON_NOT_TCP_UDP)
@@ -391,13 +404,16 @@ static inline void forget_layout(struct packet *packet, u32 unknown)
 static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packet, enum reason found,
 					struct question *question, const struct machine *rules, const struct control *words)
 {
+	struct ipv4 *ip = untagged(ctx, packet->vlan_bytes) + sizeof(struct ethernet);
 	struct flow *flow;
 	u32 now;
 
 	if (found == REASON_NOT_IPV4 && words->answers_arp)
 		return handle_arp(ctx, packet, words);
-	if (found == REASON_NOT_IPV4 || found == REASON_TOO_SHORT)
+	if (found == REASON_NOT_IPV4 || (found == REASON_TOO_SHORT && !packet->tuple.addrs))
 		return pass(found);
+	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+		return pass(REASON_TOO_SHORT);
 	if (is_for_many(ctx))
 		return pass(REASON_FOR_MANY);
 
@@ -411,6 +427,7 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
 			return handle_icmp(ctx, packet, found, flow, words);
 		found = REASON_OTHER_ICMP;
+		packet->tuple.addrs = (u64)ip->dst_addr << 32 | ip->src_addr; /* not those of the quote */
 	}
 	if (found == REASON_FLOW_FRAGMENT)
 		found = note_datagram(packet, flow, rules, now, words);

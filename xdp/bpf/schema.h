@@ -64,7 +64,7 @@ enum reason {
 
 	/* PASS: to the kernel, byte for byte */
 	REASON_NOT_IPV4 = 32,          /* nor IPv6 */
-	REASON_TOO_SHORT = 33,         /* a header does not fit into the frame: the kernel is the judge */
+	REASON_TOO_SHORT = 33,         /* a header does not fit, and none says that it is to a VIP: the kernel is the judge */
 	REASON_NOT_TCP_UDP = 34,       /* another protocol, not to a VIP */
 	REASON_NOT_OURS = 35,          /* no flow, and not to a VIP */
 	REASON_OTHER_FRAGMENT = 36,    /* a fragment that is neither to a VIP nor of a flow */
@@ -108,6 +108,7 @@ enum reason {
 	REASON_ANSWER_LIMITED = 89,    /* to be refused or answered, and too many have been just now */
 	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122, 4291) */
 	REASON_ENDPOINT_REMOVED = 93,  /* of a connection in STATE_RESET: refused */
+	REASON_MALFORMED = 94,         /* to a VIP, and a header that follows that of IP does not fit */
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
 	REASON_NAMES_FULL = 91,        /* IPv6: no room for the name of another client */
