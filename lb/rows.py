@@ -52,6 +52,7 @@ class Here:
     knows_inside: tuple[int, ...] = ()  # families of which it is known which clients are inside the cluster
     administered: Mapping[Place, AdminState] = field(default_factory=dict)  # who is not ready for all, by an operator
     timeout_sets: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict)  # by what Services ask for
+    leads_clients: bool = False  # those on the node itself, who are inside the cluster, to endpoints as they connect
 
     def state_of(self, endpoint: Endpoint) -> AdminState:
         """Return what the operator wants of an endpoint."""
@@ -196,7 +197,7 @@ def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
             row = row._replace(mid_stream=MidStream.RESET)  # XDP, which passes, does not look at ranges
     if port.external_traffic_policy != "Local":
         return row._replace(masquerade=Masquerade.NOBODY if here.masquerade == "none" else Masquerade.REMOTE)
-    if port.family in here.knows_inside and port.cluster != port.local:
+    if (here.leads_clients or port.family in here.knows_inside) and port.cluster != port.local:
         return row._replace(inside=_row_to(port, port.cluster, here)._replace(timeouts=row.timeouts))
     return row
 
