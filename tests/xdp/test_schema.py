@@ -48,7 +48,7 @@ def test_the_bpf_compiler_lays_the_structs_out_as_python_believes(tmp_path: Path
         removing.maps(folder)
 
 
-@pytest.mark.parametrize("name", sorted(STRUCTS.keys() - {"layout", "machine", "control", "counters", "prefix"}))
+@pytest.mark.parametrize("name", sorted(STRUCTS.keys() - {"layout", "machine", "control", "counters", "prefix", "vip"}))
 def test_no_row_of_a_large_table_straddles_a_cache_line(name: str):
     size = STRUCTS[name].itemsize
     assert 64 % size == 0, f"{name}: {size} bytes"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* schema.h - every struct, enum and limit that C and Python both know. Read by clang, by gcc and by cffi, so:
  * fixed widths, padding spelled out, enums for numbers, no preprocessor beyond the next line. __beNN is as on the wire.
- * Every struct here is the value of a BPF array map that userspace maps as a numpy array (xdp/tables.py). */
+ * Nearly every struct here is the value of a BPF array map that userspace maps as a numpy array (xdp/tables.py). */
 #pragma once
 
 /* Capacities are map sizes, given at start; only what is part of the layout is a limit. */
@@ -247,7 +247,7 @@ enum when_stalled { WHEN_STALLED_ADMIT, WHEN_STALLED_DROP, WHEN_STALLED_PASS };
 enum needs {
 	NEEDS_RANGES = 1,      /* only clients in its source ranges may come: in none, if there is none */
 	NEEDS_SNAT = 2,        /* source addresses may become the node's: see masquerade */
-	NEEDS_SHORT_CUT = 4,   /* clients inside the cluster are admitted by another row: see inside */
+	NEEDS_SHORT_CUT = 4,   /* packets of clients inside the cluster are admitted by another row: see inside */
 	NEEDS_AFFINITY = 8,    /* a client keeps its endpoint: see affinity_s */
 	NEEDS_SCHEDULER = 16,  /* endpoints are not chosen by Maglev: see scheduler */
 };
@@ -286,7 +286,7 @@ struct service {
 	__u8  pad;
 	__u32 first_range;     /* its source ranges are `ranges` rows of the table from here on, ascending, disjoint */
 	__u32 ranges;
-	__u32 inside;          /* row that admits clients inside the cluster; 0: this one */
+	__u32 inside;          /* row that admits clients inside the cluster, sockets of this node among them; 0: this one */
 	__u32 affinity_s;      /* a client that comes back within so many seconds has the same endpoint ... */
 	__u32 identity;        /* ... at all rows of the Service port, which have this in common */
 	__u32 members;         /* the candidates, ascending, each once, behind the slots; 0 where nobody asks for them */
