@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from xdp import kernel, maps, removing, schema
-from xdp.schema import Limit
 from xdp.errors import LayoutError, NotRunningError
+from xdp.schema import Limit
 from xdp.tables import Capacity, Tables
 
 SMALL = Capacity(connections=100, frontends=16, services=8, maglev_slots=100, endpoints=8, next_hops=8, cpus=2)
