@@ -37,15 +37,17 @@ _CONNECTED = sock_diag.bits(
 )  # of a UDP socket that is connected: established
 
 
-class Led(NamedTuple):
-    """A socket, where it was led to, and what it had asked for."""
+# All of a key but the socket's cookie, which comes first: alike for all sockets that were led from here to there.
+_BEHIND_COOKIE = slice(schema.LED["cookie"].itemsize, None)
 
-    key: bytes  # in the table
+
+class Way(NamedTuple):
+    """From what sockets have asked for to where they were led, and the keys of these sockets in the table."""
+
     protocol: int  # with the family, as flows have it
-    cookie: int
-    far_end: tuple[IPv6Address, int]  # IPv4 addresses are mapped
     endpoint: Place
     frontend: Place
+    keys: list[bytes]
 
 
 class LedSockets:
@@ -56,7 +58,7 @@ class LedSockets:
         self._names = names
         self._diag = SockDiag()
         self._lock = threading.Lock()
-        self._late: list[Led] = []  # to be ended, and not seen connected: they may just have been about to be
+        self._late: list[bytes] = []  # to be ended, and not seen connected: they may just have been about to be
 
     def __enter__(self) -> Self:
         """Return the object itself."""
@@ -68,17 +70,17 @@ class LedSockets:
 
     def keep_only(self, protocol: int, pairs: Iterable[tuple[Place, Place]]) -> int:
         """End the sockets of a protocol but those of these (frontend, endpoint); return how many. Host numbers."""
-        return self._end_strays(self._sockets(protocol), pairs)
+        return self._end_strays(self._ways(protocol), pairs)
 
     def reset_others(self, protocol: int, frontends: Iterable[Place], pairs: Iterable[tuple[Place, Place]]) -> int:
         """End the sockets of these frontends but those of these pairs; return how many."""
         wanted = set(frontends)
-        return self._end_strays([each for each in self._sockets(protocol) if each.frontend in wanted], pairs)
+        return self._end_strays([way for way in self._ways(protocol) if way.frontend in wanted], pairs)
 
     def end_at(self, protocol: int, endpoints: Iterable[Place]) -> int:
         """End a protocol's sockets to these endpoints; return how many."""
         places = set(endpoints)
-        return self._end([each for each in self._sockets(protocol) if each.endpoint in places])
+        return self._end([way for way in self._ways(protocol) if way.endpoint in places])
 
     def look_again(self) -> None:
         """End those that were to be ended and were not found connected, if they are now; then forget them."""
@@ -87,53 +89,60 @@ class LedSockets:
             if late:
                 self._destroy(late)
 
-    def _end_strays(self, candidates: list[Led], pairs: Iterable[tuple[Place, Place]]) -> int:
+    def _end_strays(self, candidates: list[Way], pairs: Iterable[tuple[Place, Place]]) -> int:
         if not candidates:
             return 0  # there may be very many pairs
-        theirs = {(each.frontend, each.endpoint) for each in candidates}
+        theirs = {(way.frontend, way.endpoint) for way in candidates}
         living = theirs.intersection(pairs)
-        return self._end([each for each in candidates if (each.frontend, each.endpoint) not in living])
+        return self._end([way for way in candidates if (way.frontend, way.endpoint) not in living])
 
-    def _sockets(self, protocol: int) -> list[Led]:
+    def _ways(self, protocol: int) -> list[Way]:
         """Return those of a protocol of flows, with the family; of others than TCP and UDP there are none."""
         if protocol & ~Protocol.IPV6 not in _KINDS:
             return []
-        items = kernel.map_items(self._fd)
-        keys, values = np.frombuffer(b"".join(items), schema.LED), np.frombuffer(b"".join(items.values()), schema.VIP)
-        of_protocol = keys["protocol"] == protocol & ~Protocol.IPV6
-        found = [self._led(*pair) for pair in zip(keys[of_protocol], values[of_protocol], strict=True)]
-        return [each for each in found if each.protocol == protocol]
+        sockets: dict[tuple[bytes, bytes], list[bytes]] = {}
+        for key, value in kernel.map_items(self._fd).items():
+            sockets.setdefault((key[_BEHIND_COOKIE], value), []).append(key)
+        ways = (self._way(keys, value) for (_, value), keys in sockets.items())
+        return [way for way in ways if way.protocol == protocol]
 
-    def _led(self, key: np.void, value: np.void) -> Led:
-        address, port = IPv6Address(key["addr"].tobytes()), swap16(int(key["port"]))
+    def _way(self, keys: list[bytes], value: bytes) -> Way:
+        led, asked = np.frombuffer(keys[0], schema.LED)[0], np.frombuffer(value, schema.VIP)[0]
+        address, port = _far_end(led)
         family = 0 if address.ipv4_mapped else Protocol.IPV6
-        asked = self._place(IPv6Address(value["addr"].tobytes()), swap16(int(value["port"])))
-        endpoint = self._place(address, port)
-        return Led(key.tobytes(), int(key["protocol"]) | family, int(key["cookie"]), (address, port), endpoint, asked)
+        endpoint, frontend = self._place(address, port), self._place(*_far_end(asked))
+        return Way(int(led["protocol"]) | family, endpoint, frontend, keys)
 
     def _place(self, address: IPv6Address, port: int) -> Place:
         """Return an address as Services' places are given: of IPv6 by its name, which it may have lost."""
         number = int(address.ipv4_mapped) if address.ipv4_mapped else self._names.find(address)
         return (number, port) if number else _NOBODY
 
-    def _end(self, ended: list[Led]) -> int:
+    def _end(self, ways: list[Way]) -> int:
         """End sockets that are connected where they were led to; return how many."""
-        if not ended:
+        keys = [key for way in ways for key in way.keys]
+        if not keys:
             return 0
         with self._lock:
-            found = self._destroy(ended)
-            self._late += [each for each in ended if each not in found]
-            for each in ended:
-                kernel.map_delete(self._fd, each.key)
+            found = self._destroy(keys)
+            self._late += [key for key in keys if key not in found]
+            for key in keys:
+                kernel.map_delete(self._fd, key)
         return len(found)
 
-    def _destroy(self, ended: list[Led]) -> list[Led]:
-        by_cookie = {(each.cookie, each.far_end): each for each in ended}
-        found = []
-        for kind in {_KINDS[Protocol(each.protocol & ~Protocol.IPV6)] for each in ended}:
+    def _destroy(self, keys: list[bytes]) -> set[bytes]:
+        rows = np.frombuffer(b"".join(keys), schema.LED)
+        wanted = {(int(row["cookie"]), *_far_end(row)): key for row, key in zip(rows, keys, strict=True)}
+        found = set()
+        for kind in {_KINDS[Protocol(protocol)] for protocol in rows["protocol"]}:
             for family in FAMILIES:
                 for sock in self._diag.sockets(family, kind, _CONNECTED):
-                    led = by_cookie.get((sock.cookie, sock.far_end))
-                    if led is not None and self._diag.destroy(sock, kind):
-                        found.append(led)
+                    key = wanted.get((sock.cookie, *sock.far_end))
+                    if key is not None and self._diag.destroy(sock, kind):
+                        found.add(key)
         return found
+
+
+def _far_end(row: np.void) -> tuple[IPv6Address, int]:
+    """Return the address and port of a row of LED or VIP; an IPv4 address is mapped into IPv6."""
+    return IPv6Address(row["addr"].tobytes()), swap16(int(row["port"]))

@@ -259,12 +259,19 @@ def map_items(fd: int) -> dict[bytes, bytes]:
         keys=_address(_ffi.from_buffer(keys)),
         values=_address(_ffi.from_buffer(values)),
     )
-    return {
-        bytes(keys[at * info.key_size : (at + 1) * info.key_size]): bytes(
-            values[at * info.value_size : (at + 1) * info.value_size]
+    return dict(
+        zip(
+            _cut(keys, info.key_size, attributes.count),
+            _cut(values, info.value_size, attributes.count),
+            strict=True,
         )
-        for at in range(attributes.count)
-    }
+    )
+
+
+def _cut(data: bytearray, size: int, count: int) -> Iterator[bytes]:
+    """Yield the first `count` pieces of `size` bytes."""
+    whole = bytes(memoryview(data)[: size * count])
+    return (whole[at : at + size] for at in range(0, size * count, size))
 
 
 def map_delete(fd: int, key: bytes) -> bool:

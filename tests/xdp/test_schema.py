@@ -54,6 +54,11 @@ def test_no_row_of_a_large_table_straddles_a_cache_line(name: str):
     assert 64 % size == 0, f"{name}: {size} bytes"
 
 
+def test_the_keys_of_sockets_that_were_led_alike_differ_in_how_they_begin():
+    assert schema.LED.fields is not None
+    assert schema.LED.fields["cookie"][1] == 0
+
+
 def test_counters_of_two_cpus_share_no_cache_line():
     assert schema.COUNTERS.itemsize % 64 == 0
 
