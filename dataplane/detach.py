@@ -45,6 +45,8 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
                 Offloads(settings.offloads_path).restore([socket.if_nametoindex(name)])
             removed.append(f"{name}: the programs and their links")
     if settings.pins.is_dir() and not settings.link_pins():
+        if settings.hook_pins():
+            removed.append("clients on this node: the programs and their links")
         for pin in (*settings.egress_pins(), *settings.hook_pins()):  # of interfaces that have gone; of a cgroup
             loader.detach(pin)
         removing.maps(settings.pins)
