@@ -163,6 +163,18 @@ def test_C1_datagrams_of_a_socket_go_to_one_endpoint_and_come_from_the_vip(site,
         assert len(names) == 1
 
 
+def test_C1_who_asks_two_services_with_one_endpoint_is_answered_by_the_one_asked_last(site, make):
+    first, second = (
+        replace(at_one(site, site.dns, "web-1"), name=f"dns-{n}", frontend=site.vip(n, 53)) for n in (11, 12)
+    )
+    site.daemon.apply(first, second)
+    sock = make(UDP)
+    for service in (first, second, first):
+        sock.sendto(b"who", split(service.frontend))
+        answer, source = sock.recvfrom(100)
+        assert (answer, source[:2]) == (b"web-1 who", split(service.frontend))
+
+
 def test_L_sockets_of_datagrams_are_spread_over_the_endpoints(site, make):
     names = set()
     for _ in range(40):
@@ -454,9 +466,12 @@ def test_P1_detach_ends_it(site, make, cgroup):
     site.daemon.wait()
     assert len(links(site)) == len(kernel.CGROUP_HOOKS)
     assert make.who(site.web.frontend) in SERVERS
-    site.daemon.turnout("detach")
+    looking = kernel.open_pinned(site.daemon.settings.hook_pins()[0])  # as a tool does that lists links
+    removed = site.daemon.turnout("detach").stderr
+    assert "removed clients on this node: the programs and their links" in removed
     assert not site.daemon.settings.pins.exists()
     assert not attached(cgroup)
+    os.close(looking)
 
 
 def attached(cgroup: Path) -> list[kernel.LinkInfo]:

@@ -271,3 +271,19 @@ def test_a_program_at_a_hook_is_replaced_on_its_link_and_moves_with_its_cgroup(p
         assert loader.detach(pin)
     os.close(first)
     os.close(second)
+
+
+def test_a_program_for_a_hook_is_compiled_for_it_and_kept(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "hooks.c"
+    source.write_text(
+        "int connect4(struct bpf_sock_addr *ctx) { return ctx->user_ip4 != 0; }\n"
+        "int recvmsg6(struct bpf_sock_addr *ctx) { return ctx->user_ip6[0] ? 1 : 1; }\n"
+    )
+    for kept in (False, True):
+        assert bool(list(tmp_path.rglob("*.json"))) is kept
+        for program in loader.load_all(loaded.folder, source, ["connect4", "recvmsg6"], kind="cgroup"):
+            assert kernel.prog_info(program).type == kernel.CGROUP_PROGRAM
+            os.close(program)
