@@ -45,7 +45,7 @@ class Connecting:
     def attach(self) -> None:
         """Attach them all; on an error nothing stays attached that was not before."""
         try:
-            for hook in self._programs:
+            for hook in reversed(self._programs):  # who is led is to be told of the VIP from the first on
                 self._attach(hook)
         except BaseException:
             self.let_go()

@@ -7,11 +7,12 @@ they are.
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Iterable
 from ipaddress import IPv6Address
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from dataplane import sock_diag
 from dataplane.sock_diag import FAMILIES, SockDiag
 from xdp import kernel, schema
 from xdp.byteorder import swap16
+from xdp.errors import Error
 from xdp.names import Names
 from xdp.schema import Protocol
 
@@ -37,6 +39,8 @@ _CONNECTED = sock_diag.bits(
 )  # of a UDP socket that is connected: established
 
 
+log = logging.getLogger(__name__)
+
 # All of a key but the socket's cookie, which comes first: alike for all sockets that were led from here to there.
 _BEHIND_COOKIE = slice(schema.LED["cookie"].itemsize, None)
 
@@ -51,22 +55,18 @@ class Way(NamedTuple):
 
 
 class LedSockets:
-    """The table of such sockets, behind `fd`. A context manager."""
+    """The table of such sockets, behind `fd`.
+
+    `why` says what keeps them from being ended, and is empty if nothing does. That is no error of who asks for it:
+    flows are ended, and Services change, all the same.
+    """
 
     def __init__(self, fd: int, names: Names) -> None:
+        self.why = ""
         self._fd = fd
         self._names = names
-        self._diag = SockDiag()
         self._lock = threading.Lock()
         self._late: list[bytes] = []  # to be ended, and not seen connected: they may just have been about to be
-
-    def __enter__(self) -> Self:
-        """Return the object itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self._diag.close()
 
     def keep_only(self, protocol: int, pairs: Iterable[tuple[Place, Place]]) -> int:
         """End the sockets of a protocol but those of these (frontend, endpoint); return how many. Host numbers."""
@@ -131,16 +131,30 @@ class LedSockets:
         return len(found)
 
     def _destroy(self, keys: list[bytes]) -> set[bytes]:
-        rows = np.frombuffer(b"".join(keys), schema.LED)
-        wanted = {(int(row["cookie"]), *_far_end(row)): key for row, key in zip(rows, keys, strict=True)}
-        found = set()
-        for kind in {_KINDS[Protocol(protocol)] for protocol in rows["protocol"]}:
-            for family in FAMILIES:
-                for sock in self._diag.sockets(family, kind, _CONNECTED):
-                    key = wanted.get((sock.cookie, *sock.far_end))
-                    if key is not None and self._diag.destroy(sock, kind):
-                        found.add(key)
+        """End the sockets of these keys that are connected where they were led to; return the keys."""
+        found: set[bytes] = set()
+        try:
+            with SockDiag() as diag:
+                _destroy(diag, keys, found)
+            self.why = ""
+        except (Error, OSError) as error:
+            self.why = f"sockets whose endpoint has gone are not ended: {error}"
+            log.warning("%s", self.why)
         return found
+
+
+def _destroy(diag: SockDiag, keys: list[bytes], found: set[bytes]) -> None:
+    """Do so, and add the keys of those that were there to `found`."""
+    rows = np.frombuffer(b"".join(keys), schema.LED)
+    wanted: dict[int, list[tuple[bytes, np.void]]] = {}
+    for key, row in zip(keys, rows, strict=True):
+        wanted.setdefault(int(row["cookie"]), []).append((key, row))
+    for kind in {_KINDS[Protocol(protocol)] for protocol in rows["protocol"]}:
+        for family in FAMILIES:
+            for sock in diag.sockets(family, kind, _CONNECTED):
+                for key, row in wanted.get(sock.cookie, ()):  # of few of all sockets
+                    if sock.far_end == _far_end(row) and diag.destroy(sock, kind):
+                        found.add(key)
 
 
 def _far_end(row: np.void) -> tuple[IPv6Address, int]:

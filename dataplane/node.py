@@ -229,7 +229,7 @@ class Node:
         self.clients = Connecting(self.settings, cgroup, self.shared)
         stack.callback(self.clients.close)
         self.clients.prepare()
-        self.led = stack.enter_context(LedSockets(self.shared.led_fd, Names(self.shared.tables)))
+        self.led = LedSockets(self.shared.led_fd, Names(self.shared.tables))
 
     def _let_clients_go_if_unused(self, clients: Connecting) -> None:
         """Take back what leads clients if this start came to nothing."""

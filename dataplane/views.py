@@ -145,7 +145,7 @@ def _complaints(node: Node) -> list[str]:
 def _complaints_of_clients(node: Node) -> list[str]:
     if node.settings.socket_cgroup is not None and node.clients is None:
         return [f"clients on this node are not led: engine {node.engine.name} has no BPF; see its interfaces for why"]
-    return [node.clients.why] if node.clients is not None and node.clients.why else []
+    return [part.why for part in (node.clients, node.led) if part is not None and part.why]
 
 
 def _name_of(ifindex: int) -> str:

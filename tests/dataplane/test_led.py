@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dataplane.led import LedSockets
+from dataplane.netdev import NetlinkSocket
 from dataplane.sock_diag import mapped
 from perf import echo
 from xdp import kernel, schema
@@ -69,8 +70,7 @@ def table() -> Iterator[Table]:
     fd = kernel.map_create("led", schema.LED.itemsize, schema.VIP.itemsize, 128, map_type=kernel.LRU_HASH)
     with echo.own_network():
         echo._ip("link", "set", "lo", "up")
-        with LedSockets(fd, _Names()) as led:  # type: ignore[arg-type]
-            yield Table(fd, led)
+        yield Table(fd, LedSockets(fd, _Names()))  # type: ignore[arg-type]
     os.close(fd)
 
 
@@ -184,3 +184,21 @@ def test_who_was_about_to_connect_is_looked_for_once_more(table: Table, stack: c
     later.connect(place)
     table.led.look_again()
     assert not is_ended(later)
+
+
+def test_a_kernel_that_ends_no_sockets_is_told_of_and_keeps_nobody_from_going_on(
+    table: Table, stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    place = server(stack, socket.SOCK_DGRAM)
+    first, second = (client(stack, socket.SOCK_DGRAM, place) for _ in range(2))
+    table.note(first, place, VIP)
+    with monkeypatch.context() as without:
+        without.setattr(NetlinkSocket, "get", refuse)
+        assert table.led.keep_only(Protocol.UDP, []) == 0
+    assert "not ended: the kernel does not end sockets (not supported); CONFIG_INET_DIAG_DESTROY" in table.led.why
+    table.note(second, place, VIP)
+    assert table.led.keep_only(Protocol.UDP, []) == 1
+    assert (is_ended(second), table.led.why) == (True, "")

@@ -72,10 +72,16 @@ class Client:
         self._site, self._cgroup, self._stack = site, cgroup, stack
 
     def __call__(
-        self, kind: int = TCP, family: int | None = None, protocol: int = 0, *, is_led: bool = True
+        self,
+        kind: int = TCP,
+        family: int | None = None,
+        protocol: int = 0,
+        *,
+        is_led: bool = True,
+        host: str = "node",
     ) -> socket.socket:
         """Make a socket, which is closed at the end."""
-        with self._site.world.node.entered(), cgroups.entered(self._cgroup) if is_led else contextlib.nullcontext():
+        with self._site.world[host].entered(), cgroups.entered(self._cgroup) if is_led else contextlib.nullcontext():
             sock = self._stack.enter_context(socket.socket(family or self._site.socket_family, kind, protocol))
         sock.settimeout(5)
         return sock
@@ -195,6 +201,15 @@ def test_T11_what_is_not_for_a_service_goes_where_it_was_to_go(site, make):
     answer, source = asking.recvfrom(100)
     assert (answer, source[:2]) == (b"web-3 who", split(at))
     assert counted(site) - before == Counter({"NOT_OURS": 2})
+
+
+def test_T4_sockets_of_pods_in_the_cgroup_are_led_too(site, make):
+    before = counted(site)
+    sock = make(host="client")
+    sock.connect(split(site.web.frontend))
+    assert who_answers(sock) in SERVERS
+    assert far_end(sock) == site.web.frontend
+    assert counted(site) - before == Counter({"LED": 1})
 
 
 def test_T4_sockets_outside_the_cgroup_are_left_alone(site, make):
