@@ -18,8 +18,9 @@ enum {
 	GO_ON = 1,
 	HOST_UNREACHABLE = -113, /* -EHOSTUNREACH, -ECONNREFUSED: include/uapi/asm-generic/errno.h */
 	REFUSED = -111,
-	MAPPED = 0xffff0000,   /* the third word of an IPv4 address in an IPv6 one, as it lies in memory */
 };
+
+enum { MAPPED = 0xffff0000 };  /* the third word of an IPv4 address in an IPv6 one, as it lies in memory */
 
 /* Where a socket is to go, or comes from. */
 struct place {
