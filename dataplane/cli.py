@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from dataplane.arguments import Command, Group, common, common_with, flag, output
-from dataplane.preflight import need_interfaces, need_privileges
+from dataplane.preflight import need_cgroup, need_interfaces, need_privileges
 from dataplane.settings import DEFAULT_SNAT_PORTS, Settings, merge
 from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError
 
@@ -164,6 +164,7 @@ def turnout() -> None:
 @flag("snat-ports", default=str(DEFAULT_SNAT_PORTS))
 @flag("snat-addresses")
 @flag("vlan")
+@flag("socket-cgroup")
 @flag("metrics")
 @flag("log-format", default="text")
 @common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")
@@ -180,6 +181,8 @@ def run(config: str | None, **flags: Any) -> None:
     if not settings.interfaces:
         raise click.UsageError("no interfaces; give them with -i IFACE", click.get_current_context())
     need_interfaces(settings.interfaces)
+    if settings.socket_cgroup is not None:
+        need_cgroup(settings.socket_cgroup, settings.engine)
     if settings.metrics is not None:
         from dataplane import metrics
 

@@ -45,7 +45,9 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
                 Offloads(settings.offloads_path).restore([socket.if_nametoindex(name)])
             removed.append(f"{name}: the programs and their links")
     if settings.pins.is_dir() and not settings.link_pins():
-        for pin in settings.egress_pins():  # of interfaces that have gone
+        if settings.hook_pins():
+            removed.append("clients on this node: the programs and their links")
+        for pin in (*settings.egress_pins(), *settings.hook_pins()):  # of interfaces that have gone; of a cgroup
             loader.detach(pin)
         removing.maps(settings.pins)
         if settings.pins.is_dir():  # programs of a compiler that was interrupted

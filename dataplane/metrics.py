@@ -64,6 +64,7 @@ def families(status: Mapping[str, Any]) -> Iterator[Metric]:
         yield GaugeMetricFamily(name, text, value=value)
     yield from _reload(status)
     yield from _packets(status)
+    yield from _sockets(status)
 
 
 def _reload(status: Mapping[str, Any]) -> Iterator[Metric]:
@@ -105,6 +106,15 @@ def _packets(status: Mapping[str, Any]) -> Iterator[Metric]:
     for interface in status["interfaces"]:
         received.add_metric([interface["name"]], interface["rx_packets"])
     yield received
+
+
+def _sockets(status: Mapping[str, Any]) -> Iterator[Metric]:
+    total = CounterMetricFamily(
+        "turnout_sockets", "Clients on this node by what became of them as they connected", labels=["verdict"]
+    )
+    for verdict in ("led", "passed", "refused") if status["sockets"] else ():
+        total.add_metric([verdict], status["sockets"][verdict])
+    yield total
 
 
 class NodeCollector(Collector):

@@ -23,10 +23,12 @@ import numpy.typing as npt
 from conntrack.table import FlowTable, seconds_of_a_pass
 from dataplane import administered, opening, views
 from dataplane.announce import Announcer
+from dataplane.connecting import Connecting, detach_hooks
 from dataplane.context import Masquerading, masquerading, occupy
 from dataplane.control import Lock, Server
 from dataplane.engine import Engine
 from dataplane.health_checks import HealthChecks
+from dataplane.led import LedSockets
 from dataplane.lost import Losses
 from dataplane.netdev import NetDev
 from dataplane.nexthops import NextHops
@@ -61,6 +63,7 @@ _ANNOUNCE_S = 0.25
 _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; of all else at once
 _LOOK_AT_REDIRECTS_S = 0.5
 _LOOK_AT_SOCKETS_S, _LOOKING_SHARE = 1.0, 0.001  # of a CPU, at most: a millisecond where tables of sockets are small
+_LOOK_AT_CLIENTS_S = 1.0
 _LISTEN_AGAIN_S = 10.0
 _TIDY_S = 5.0
 _COUNT_LOADS_S, _COUNT_LOADS_ANYWAY_S = 1.0, 8.0
@@ -113,6 +116,8 @@ class Node:
         self.announcer = Announcer() if settings.announce == "arp" else None
         self._sockets: Sockets | None = None
         self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
+        self.clients: Connecting | None = None  # clients on this node, if they are led to endpoints as they connect ...
+        self.led: LedSockets | None = None  # ... and their sockets
 
     def answer(self, command: str, options: dict[str, Any]) -> Any:
         """Return what `command` of the control socket asks for, as plain data (docs/operations.md).
@@ -168,6 +173,7 @@ class Node:
         if isinstance(self.engine, Engine):
             self.losses.open()
             stack.callback(self.losses.close)
+        self._prepare_clients(stack)
         tables = self.shared.tables
         reserve(settings.snat_ports, settings.reserved_path)
         stack.callback(self._give_ports_back_if_unused)
@@ -201,14 +207,34 @@ class Node:
             self._sockets = None
             log.warning("masqueraded connections may leave from ports that others have here: %s", error)
         tables.control[0]["vlans"] = words_of(settings.vlans)
+        if self.clients is not None:
+            stack.callback(self._let_clients_go_if_unused, self.clients)
+            self.clients.attach()
         self.engine.start(self.next_hops.hops, self.masquerading)
         self._has_served = True
+        if self.clients is None:
+            detach_hooks(settings)
         self.shared.tables.control[0]["answers_arp"] = self.announcer is not None
         self.shared.tables.control[0]["ping"] = Ping[self.settings.ping.upper()]
         self._announce()  # what packets can reach by now
         if self.losses.uncounted:
             log.warning("%s", self.losses.uncounted)
         self._announce_start()
+
+    def _prepare_clients(self, stack: contextlib.ExitStack) -> None:
+        """Get ready to lead clients on this node, if that is asked for and can be."""
+        cgroup = self.settings.socket_cgroup
+        if cgroup is None or not isinstance(self.shared, maps.SharedMaps):
+            return
+        self.clients = Connecting(self.settings, cgroup, self.shared)
+        stack.callback(self.clients.close)
+        self.clients.prepare()
+        self.led = LedSockets(self.shared.led_fd, Names(self.shared.tables))
+
+    def _let_clients_go_if_unused(self, clients: Connecting) -> None:
+        """Take back what leads clients if this start came to nothing."""
+        if not self._has_served:
+            clients.let_go()
 
     def _publisher(self) -> Callable[[Targets], None]:
         """Return what is to be told of routes: XDP's own map, where there is XDP."""
@@ -259,6 +285,8 @@ class Node:
         }
         if self._sockets is not None:
             jobs["sockets"] = partial(self._follow_sockets, self._sockets)
+        if self.clients is not None and self.led is not None:
+            jobs["clients on this node"] = partial(self._follow_clients, self.clients, self.led)
         if self.engine.needs_rows:
             jobs["tidy"] = self._tidy
         if self.announcer is not None:
@@ -428,7 +456,8 @@ class Node:
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
         timeouts = {port.options.timeouts_s for port in snapshot.ports} - {()}
         sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
-        here = Here(self._node_port_addresses(), settings.masquerades, families, states, sets)
+        leads = self.clients is not None
+        here = Here(self._node_port_addresses(), settings.masquerades, families, states, sets, leads)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)
@@ -455,7 +484,11 @@ class Node:
             if protocol == "ICMP":
                 of_family = echo_protocol(address.version)
             ends.setdefault(of_family, []).append((number, port))
-        return sum(self.flows.end_at(protocol, places) for protocol, places in ends.items())
+        return sum(holder.end_at(protocol, places) for protocol, places in ends.items() for holder in self._holders())
+
+    def _holders(self) -> list[FlowTable | LedSockets]:
+        """Return who has connections."""
+        return [self.flows] if self.led is None else [self.flows, self.led]
 
     def _node_port_addresses(self) -> tuple[IPAddress, ...]:
         return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)
@@ -563,12 +596,13 @@ class Node:
         After a grace period: a packet that chose such an endpoint before the change has inserted its flow by then.
         """
         names = Names(self.shared.tables)
-        for protocol in (Protocol.UDP, Protocol.UDP | Protocol.IPV6):
-            self.flows.keep_only(protocol, living(self.snapshot, self.here, protocol, names))
-        for protocol in (Protocol.TCP, Protocol.TCP | Protocol.IPV6):
-            lost = impatient(self.snapshot, self.here, protocol, names)
-            if lost:
-                self.flows.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
+        for holder in self._holders():
+            for protocol in (Protocol.UDP, Protocol.UDP | Protocol.IPV6):
+                holder.keep_only(protocol, living(self.snapshot, self.here, protocol, names))
+            for protocol in (Protocol.TCP, Protocol.TCP | Protocol.IPV6):
+                lost = impatient(self.snapshot, self.here, protocol, names)
+                if lost:
+                    holder.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
         if self.settings.ping == "forward":
             for family in (4, 6):
                 self.flows.keep_only(echo_protocol(family), answering(self.snapshot, self.here, family, names))
@@ -599,6 +633,13 @@ class Node:
             cpu_s = await asyncio.to_thread(self.look_at_sockets, sockets)
             await asyncio.sleep(max(0.0, cpu_s / _LOOKING_SHARE - _LOOK_AT_SOCKETS_S))
 
+    async def _follow_clients(self, clients: Connecting, led: LedSockets) -> None:
+        """Keep clients on this node led; end what was about to connect when its endpoint went."""
+        while True:
+            await tick(asyncio.Event(), next_tick(_LOOK_AT_CLIENTS_S))
+            clients.follow()
+            await asyncio.to_thread(led.look_again)
+
     def look_at_sockets(self, sockets: Sockets) -> float:
         """Find out which ports sockets of the node have; return the seconds of CPU that it took."""
         began = time.thread_time()
@@ -627,6 +668,7 @@ class Node:
             self.engine.detach()
             self.next_hops.let_go_all()
             give_back(settings.reserved_path)
+            detach_hooks(settings)
             removing.maps(settings.pins)
             removing.files(settings.table_folder)
             settings.administered_path.unlink(missing_ok=True)

@@ -68,6 +68,9 @@ def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("revision", f"{revision['programmed']:,} programmed{behind}"))
     for label, (path, counts) in zip(_first_only("packets"), status["packets"].items(), strict=False):
         lines.append((label, f"{path}: " + ", ".join(f"{word(kind)} {count:,}" for kind, count in counts.items())))
+    if status["sockets"]:
+        counts = [f"{kind} {count:,}" for kind, count in status["sockets"].items() if kind != "reasons"]
+        lines.append(("sockets", ", ".join(counts)))
     for label, text in zip(_first_only("reasons"), _top_reasons(status["reasons"]), strict=False):
         lines.append((label, text))
     return lines

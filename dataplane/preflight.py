@@ -34,3 +34,15 @@ def need_interfaces(names: Sequence[str]) -> None:
             hint = did_you_mean(name, present)
             cure = hint if hint.startswith("; did") else "; see `ip -br link`"
             raise UsageError(f"{name}: no such interface in this network namespace{cure}")
+
+
+def need_cgroup(cgroup: Path, engine: str) -> None:
+    """Raise UsageError unless sockets of `cgroup` can be led to endpoints with this engine."""
+    from xdp.kernel import is_cgroup
+
+    if engine == "raw":
+        raise UsageError("--socket-cgroup needs BPF, which engine raw does without; leave out one of the two")
+    if not is_cgroup(cgroup):
+        raise UsageError(
+            f"{cgroup}: is not the folder of a cgroup v2; `findmnt -t cgroup2` shows where they are mounted"
+        )

@@ -22,7 +22,7 @@ XDP_MODES = ("auto", "native", "generic")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MOST_CONNECTIONS = 500_000_000  # 165 bytes each: 82 GB
 _LONGEST_INTERFACE = 15  # IFNAMSIZ, without its end
-_LINK, _EGRESS = "link-", "egress-"
+_LINK, _EGRESS, _HOOK = "link-", "egress-", "hook-"
 _Network = IPv4Network | IPv6Network
 _Address = IPv4Address | IPv6Address
 
@@ -93,6 +93,7 @@ class Settings:
     snat_ports: PortRange = DEFAULT_SNAT_PORTS
     snat_addresses: tuple[_Address, ...] = ()  # none: the node's own on the way
     vlans: tuple[VlanRange, ...] = ()  # that are served beside untagged and priority-tagged frames
+    socket_cgroup: Path | None = None  # whose sockets are led to endpoints as they connect
     metrics: tuple[str, int] | None = None  # address and port
     log_format: str = "text"
     run_folder: Path = field(default_factory=_run_folder)
@@ -173,6 +174,14 @@ class Settings:
         """Return the others."""
         return self._pins_of(_EGRESS)
 
+    def hook_pin(self, hook: str) -> Path:
+        """Return where the link of the program is pinned that sockets meet at a hook of their cgroup."""
+        return self.pins / f"{_HOOK}{hook}"
+
+    def hook_pins(self) -> list[Path]:
+        """Return the links that are pinned of such programs."""
+        return self._pins_of(_HOOK)
+
     def _pins_of(self, kind: str) -> list[Path]:
         try:
             return sorted(pin for pin in self.pins.iterdir() if pin.name.startswith(kind))
@@ -199,6 +208,12 @@ def _read_path(text: str) -> str:
     if not text:
         raise ValueError("is empty; expected a file, a folder or - for stdin")
     return text
+
+
+def _read_folder(text: str) -> Path:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not the whole path of a folder; expected one like /sys/fs/cgroup")
+    return Path(text)
 
 
 def _read_interface(text: str) -> str:
@@ -364,6 +379,13 @@ OPTIONS: Mapping[str, Option] = {
         "Serve frames with this VLAN's tag, a range's, or all; repeat for more. Default: none but untagged and "
         "priority-tagged ones.",
         is_list=True,
+    ),
+    "socket-cgroup": Option(
+        "socket_cgroup",
+        _read_folder,
+        "CGROUP",
+        "Lead clients on this node to endpoints as they connect: those whose sockets are in this cgroup (v2), or below "
+        "it.",
     ),
     "metrics": Option("metrics", _read_endpoint, "ADDR:PORT", "Serve Prometheus metrics here."),
     "log-format": _choice("log_format", ("text", "json"), "How messages on stderr look."),

@@ -7,34 +7,30 @@ short, however many connections there are. What is bound to a loopback address m
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Self
 
-from dataplane.netdev import NetlinkSocket, attribute
+from dataplane import sock_diag
 from dataplane.settings import PortRange
-from xdp.errors import MissingFeatureError
+from dataplane.sock_diag import FAMILIES, SockDiag
 
-# include/uapi/linux: sock_diag.h, inet_diag.h; include/net/tcp_states.h
-_SOCK_DIAG = 4  # a protocol of netlink
-_BY_FAMILY = 20
-_BYTECODE = 1
-_JMP, _S_GE, _S_LE = 1, 2, 3
-_ESTABLISHED, _SYN_SENT, _FIN_WAIT1, _FIN_WAIT2, _CLOSE_WAIT, _LAST_ACK, _LISTEN, _CLOSING = 1, 2, 4, 5, 8, 9, 10, 11
+_JMP, _S_GE, _S_LE = 1, 2, 3  # include/uapi/linux/inet_diag.h
 _STATES = {
-    socket.IPPROTO_TCP: sum(
-        1 << state
-        for state in (_ESTABLISHED, _SYN_SENT, _FIN_WAIT1, _FIN_WAIT2, _CLOSE_WAIT, _LAST_ACK, _LISTEN, _CLOSING)
+    socket.IPPROTO_TCP: sock_diag.bits(
+        sock_diag.ESTABLISHED,
+        sock_diag.SYN_SENT,
+        sock_diag.FIN_WAIT1,
+        sock_diag.FIN_WAIT2,
+        sock_diag.CLOSE_WAIT,
+        sock_diag.LAST_ACK,
+        sock_diag.LISTEN,
+        sock_diag.CLOSING,
     ),
-    socket.IPPROTO_UDP: 0xFFFFFFFF,
+    socket.IPPROTO_UDP: sock_diag.ANY_STATE,
 }
-_FAMILIES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}  # bytes of an address
-
-_REQUEST = struct.Struct("=BBBxI48x")  # family, protocol, extensions, states; of which addresses: any
-_ANSWER = struct.Struct(">4xHxx16s")  # port and address of this end
 _OPERATION = struct.Struct("=BBH")  # code, how far to go on if it is so, and if not
 
 
@@ -42,8 +38,8 @@ class Sockets:
     """The sockets at ports in `ranges`, ascending. A context manager."""
 
     def __init__(self, ranges: Sequence[PortRange]) -> None:
-        self._filter = attribute(_BYTECODE, _in_ranges(ranges))
-        self._netlink = NetlinkSocket(_SOCK_DIAG)
+        self._program = _in_ranges(ranges)
+        self._diag = SockDiag()
 
     def __enter__(self) -> Self:
         """Return the object itself."""
@@ -55,24 +51,16 @@ class Sockets:
 
     def close(self) -> None:
         """Close it."""
-        self._netlink.raw.close()
+        self._diag.close()
 
     def ports(self) -> frozenset[int]:
         """Return the ports in the ranges that sockets of the node have. MissingFeatureError: the kernel cannot tell."""
-        return frozenset(port for family in _FAMILIES for protocol in _STATES for port in self._ports(family, protocol))
+        return frozenset(port for family in FAMILIES for protocol in _STATES for port in self._ports(family, protocol))
 
     def _ports(self, family: int, protocol: int) -> set[int]:
-        try:
-            answers = self._netlink.dump(
-                _BY_FAMILY, _REQUEST.pack(family, protocol, 0, _STATES[protocol]) + self._filter
-            )
-        except OSError as error:
-            if error.errno == errno.ENOENT and family == socket.AF_INET6:  # a kernel without it
-                return set()
-            message = f"the kernel does not tell of sockets ({error.strerror}); CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG"
-            raise MissingFeatureError(message) from error
-        found = (_ANSWER.unpack_from(body) for _, body in answers)
-        return {port for port, address in set(found) if not ip_address(address[: _FAMILIES[family]]).is_loopback}
+        found = self._diag.sockets(family, protocol, _STATES[protocol], self._program)
+        here = {(port, address) for address, port, *_ in (each.ends for each in found)}
+        return {port for port, address in here if not ip_address(address).is_loopback}
 
 
 def _in_ranges(ranges: Sequence[PortRange]) -> bytes:

@@ -79,6 +79,20 @@ def packets(node: Node) -> dict[str, dict[str, int]]:
     }
 
 
+def sockets(node: Node) -> dict[str, Any] | None:
+    """Return what became of clients on this node as they connected, or sent a datagram; None if they are not led."""
+    if node.clients is None:
+        return None
+    rows = node.shared.tables.connect_counters
+    verdicts = by_verdict(rows)
+    return {
+        "led": verdicts[Verdict.FORWARD],
+        "passed": verdicts[Verdict.PASS],
+        "refused": verdicts[Verdict.DROP],
+        "reasons": {reason.name: count for reason, count in sorted(_totals(rows).items())},
+    }
+
+
 def _ours(node: Node) -> set[int]:
     return {queue.interface.ifindex for queue in node.engine.queues}
 
@@ -100,6 +114,7 @@ def _complaints(node: Node) -> list[str]:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
     found += node.engine.complaints()
+    found += _complaints_of_clients(node)
     if node.announcer:
         found += node.announcer.conflicts(now)
     given = node.next_hops.given()
@@ -127,6 +142,12 @@ def _complaints(node: Node) -> list[str]:
     return found + node.losses.complaints(_ours(node), _name_of, now)
 
 
+def _complaints_of_clients(node: Node) -> list[str]:
+    if node.settings.socket_cgroup is not None and node.clients is None:
+        return [f"clients on this node are not led: engine {node.engine.name} has no BPF; see its interfaces for why"]
+    return [part.why for part in (node.clients, node.led) if part is not None and part.why]
+
+
 def _name_of(ifindex: int) -> str:
     try:
         return socket.if_indextoname(ifindex)
@@ -151,6 +172,7 @@ def status(node: Node) -> dict[str, Any]:
         "revision": {"desired": node.desired, "programmed": node.programmed},
         "applied_at_s": round(node.applied_at_s, 3),
         "packets": packets(node),
+        "sockets": sockets(node),
         "reasons": reasons(node),
     }
 

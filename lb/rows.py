@@ -41,6 +41,9 @@ class ServiceRow(NamedTuple):
     mid_stream: MidStream = MidStream.ADOPT  # what becomes of TCP segments of unknown connections (C11)
     timeouts: int = 0  # which set of them connections have (C5), as the flow table numbers them; 0: the default
     inside: ServiceRow | None = None  # without frontends: for clients inside the cluster (T4); None: all are alike
+    tells_packets: bool = (
+        True  # of packets it can be told who is inside; else `inside` is for sockets of the node alone
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Here:
     knows_inside: tuple[int, ...] = ()  # families of which it is known which clients are inside the cluster
     administered: Mapping[Place, AdminState] = field(default_factory=dict)  # who is not ready for all, by an operator
     timeout_sets: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict)  # by what Services ask for
+    leads_clients: bool = False  # those on the node itself, who are inside the cluster, to endpoints as they connect
 
     def state_of(self, endpoint: Endpoint) -> AdminState:
         """Return what the operator wants of an endpoint."""
@@ -196,8 +200,10 @@ def _row(port: ServicePort, kind: FrontendKind, here: Here) -> ServiceRow:
             row = row._replace(mid_stream=MidStream.RESET)  # XDP, which passes, does not look at ranges
     if port.external_traffic_policy != "Local":
         return row._replace(masquerade=Masquerade.NOBODY if here.masquerade == "none" else Masquerade.REMOTE)
-    if port.family in here.knows_inside and port.cluster != port.local:
-        return row._replace(inside=_row_to(port, port.cluster, here)._replace(timeouts=row.timeouts))
+    tells_packets = port.family in here.knows_inside
+    if (tells_packets or here.leads_clients) and port.cluster != port.local:
+        inside = _row_to(port, port.cluster, here)._replace(timeouts=row.timeouts)
+        return row._replace(inside=inside, tells_packets=tells_packets)
     return row
 
 

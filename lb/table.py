@@ -80,6 +80,7 @@ class _Content(NamedTuple):
     mid_stream: int
     timeouts: int
     inside: _Content | None
+    tells_packets: bool
 
     @property
     def needs(self) -> int:
@@ -89,7 +90,7 @@ class _Content(NamedTuple):
             | (Needs.SNAT if self.masquerade else 0)
             | (Needs.AFFINITY if self.affinity_s else 0)
             | (Needs.SCHEDULER if self.scheduler else 0)
-            | (Needs.SHORT_CUT if self.inside is not None else 0)
+            | (Needs.SHORT_CUT if self.inside is not None and self.tells_packets else 0)
         )
 
     @property
@@ -114,6 +115,7 @@ def _content_of(service: ServiceRow) -> _Content:
         int(service.mid_stream),
         service.timeouts,
         _content_of(service.inside) if service.inside is not None else None,
+        service.tells_packets,
     )
 
 
@@ -288,6 +290,7 @@ class ServiceTable:
             int(service["mid_stream"]),
             int(service["timeouts"]),
             self._adopt_row(int(service["inside"]), of_ipv6=of_ipv6) if service["inside"] else None,
+            not service["inside"] or bool(service["needs"] & Needs.SHORT_CUT),
         )
         self._keep(number, content)
         return content

@@ -32,5 +32,6 @@ STATUS: dict[str, Any] = {
         "userspace": {"received": 4, "forwarded": 3, "passed": 0, "dropped": 1, "punt_lost": 1, "originated": 0},
         "egress": {"received": 50, "forwarded": 30, "passed": 20},
     },
+    "sockets": {"led": 12, "passed": 30, "refused": 1, "reasons": {"LED": 12, "NOT_OURS": 30, "NO_ENDPOINT": 1}},
     "reasons": {"FORWARDED": 1200, "NEW_FLOW": 4},
 }

@@ -1,6 +1,6 @@
 """The short-lived child that compiles programs with bcc, loads them, pins them and exits.
 
-    python -m xdp.compile --source xdp/bpf/lb.c --maps FOLDER [--type xdp|tc] [-D ...]
+    python -m xdp.compile --source xdp/bpf/lb.c --maps FOLDER [--type xdp|tc|cgroup] [-D ...]
         --function xdp_lb --pin PATH --keep FILE [--function ...]
 
 The only importer of bcc, in a process of its own: bcc changes directory, prints to stdout, keeps about 100 MB of LLVM
@@ -30,6 +30,9 @@ from xdp.errors import Error, MissingFeatureError, UsageError
 
 _HERE = Path(__file__).resolve().parent
 _SHIM = _HERE / "shim"
+
+# What a program may be attached as. One for cgroups is called after its hook.
+PROGRAM_TYPES = {"xdp": kernel.XDP_PROGRAM, "tc": kernel.TC_PROGRAM, "cgroup": kernel.CGROUP_PROGRAM}
 
 
 def macros(maps: Mapping[str, kernel.MapInfo], defines: Iterable[str]) -> list[str]:
@@ -85,7 +88,8 @@ def compile_and_pin(source: Path, functions: Iterable[Function], kind: str, fold
     names = {info.id: name for name, info in kernel.pinned_maps(folder).items()}
     for function in functions:
         name = function.name.encode()
-        program = module.load_func(name, bcc.BPF.SCHED_CLS if kind == "tc" else bcc.BPF.XDP).fd
+        attach_type = kernel.CGROUP_HOOKS[function.name] if kind == "cgroup" else -1
+        program = module.load_func(name, PROGRAM_TYPES[kind], attach_type=attach_type).fd
         kernel.replace_pin(program, function.pin)
         cache.keep(cache.Program.of(module.dump_func(name), names), function.place)
 
@@ -97,7 +101,7 @@ def main() -> int:
     parser.add_argument(
         "--function", action="append", required=True, help="the program's function; several may be given"
     )
-    parser.add_argument("--type", choices=("xdp", "tc"), default="xdp", help="what it is to be attached as")
+    parser.add_argument("--type", choices=PROGRAM_TYPES, default="xdp", help="what it is to be attached as")
     parser.add_argument("--pin", type=Path, action="append", required=True, help="where its program is pinned")
     parser.add_argument("--maps", type=Path, required=True, help="folder of the pinned maps")
     parser.add_argument(

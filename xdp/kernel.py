@@ -50,6 +50,7 @@ struct test_run { uint32_t prog_fd, retval, data_size_in, data_size_out; uint64_
 struct get_id { uint32_t id, next_id, open_flags; };
 struct get_info { uint32_t bpf_fd, info_len; uint64_t info; };
 struct link_create { uint32_t prog_fd, target_ifindex, attach_type, flags; };
+struct link_create_cgroup { uint32_t prog_fd, target_fd, attach_type, flags; };
 struct link_update { uint32_t link_fd, new_prog_fd, flags, old_prog_fd; };
 struct link_detach { uint32_t link_fd; };
 
@@ -74,17 +75,28 @@ _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE, _LINK_FD_BY_ID, _LINK_NEXT_ID, _LINK_DETACH = 28, 29, 30, 31, 34
 
 # enum bpf_map_type, enum bpf_prog_type, map flags
-HASH, ARRAY, PROG_ARRAY, LPM_TRIE, ARRAY_OF_MAPS, XSKMAP = 1, 2, 3, 11, 12, 17
-TC_PROGRAM, XDP_PROGRAM, TRACING_PROGRAM = 3, 6, 26
+HASH, ARRAY, PROG_ARRAY, LRU_HASH, LPM_TRIE, ARRAY_OF_MAPS, XSKMAP = 1, 2, 3, 9, 11, 12, 17
+TC_PROGRAM, XDP_PROGRAM, CGROUP_PROGRAM, TRACING_PROGRAM = 3, 6, 18, 26  # CGROUP_PROGRAM: of socket addresses
 NO_PREALLOC, MMAPABLE = 1 << 0, 1 << 10
 
-_LINK_TYPE_XDP, _LINK_TYPE_TCX = 6, 11
+_LINK_TYPE_CGROUP, _LINK_TYPE_XDP, _LINK_TYPE_TCX = 3, 6, 11
+# Where a cgroup's sockets meet a CGROUP_PROGRAM, by names of ours, as enum bpf_attach_type.
+CGROUP_HOOKS = {
+    "connect4": 10,
+    "connect6": 11,
+    "sendmsg4": 14,
+    "sendmsg6": 15,
+    "recvmsg4": 19,
+    "recvmsg6": 20,
+    "getpeername4": 29,
+    "getpeername6": 30,
+}
 _ATTACH_RAW_TRACEPOINT, _ATTACH_XDP, _ATTACH_TCX_EGRESS = 23, 37, 47
 _MODE_FLAGS: dict[Mode, int] = {"generic": 2, "native": 4}
 _REPLACE = 4  # BPF_F_REPLACE: only if the link still runs old_prog_fd
 _TEST_LIVE_FRAMES = 2
 _SK_BUFF_BYTES, _SK_BUFF_MARK_AT = 192, 8  # struct __sk_buff
-_BPFFS_MAGIC = 0xCAFE4A11
+_BPFFS_MAGIC, _CGROUP2_MAGIC = 0xCAFE4A11, 0x63677270
 
 
 class KernelError(Error):
@@ -121,12 +133,16 @@ class ProgramInfo:
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """What the kernel says of a link. `ifindex` is 0 when its interface is gone: the link is defunct."""
+    """What the kernel says of a link. `ifindex` is 0 when its interface is gone: the link is defunct.
+
+    So is `cgroup_id`, which is a cgroup's inode number, when the cgroup is; of a link to the other kind, either is 0.
+    """
 
     type: int
     id: int
     program_id: int
     ifindex: int
+    cgroup_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -243,12 +259,19 @@ def map_items(fd: int) -> dict[bytes, bytes]:
         keys=_address(_ffi.from_buffer(keys)),
         values=_address(_ffi.from_buffer(values)),
     )
-    return {
-        bytes(keys[at * info.key_size : (at + 1) * info.key_size]): bytes(
-            values[at * info.value_size : (at + 1) * info.value_size]
+    return dict(
+        zip(
+            _cut(keys, info.key_size, attributes.count),
+            _cut(values, info.value_size, attributes.count),
+            strict=True,
         )
-        for at in range(attributes.count)
-    }
+    )
+
+
+def _cut(data: bytearray, size: int, count: int) -> Iterator[bytes]:
+    """Yield the first `count` pieces of `size` bytes."""
+    whole = bytes(memoryview(data)[: size * count])
+    return (whole[at : at + size] for at in range(0, size * count, size))
 
 
 def map_delete(fd: int, key: bytes) -> bool:
@@ -330,8 +353,11 @@ def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM, t
     It is asked for only when the program is refused: writing it takes the verifier several times as long.
 
     A TRACING_PROGRAM is for the tracepoint whose typedef, btf_trace_NAME, has number `tracepoint_type` in the kernel's
-    BTF.
+    BTF, a CGROUP_PROGRAM for the hook that it is called after.
     """
+    attach_type = _ATTACH_RAW_TRACEPOINT if tracepoint_type else 0
+    if program_type == CGROUP_PROGRAM:
+        attach_type = CGROUP_HOOKS[name]
     code, text, log = _ffi.from_buffer(instructions), _ffi.new("char[]", b"Dual BSD/GPL"), _ffi.new("char[]", 1 << 16)
 
     def load(**more: int) -> int:
@@ -344,7 +370,7 @@ def prog_load(name: str, instructions: bytes, program_type: int = XDP_PROGRAM, t
             insns=_address(code),
             license=_address(text),
             prog_name=name.encode()[:15],
-            expected_attach_type=_ATTACH_RAW_TRACEPOINT if tracepoint_type else 0,
+            expected_attach_type=attach_type,
             attach_btf_id=tracepoint_type,
             **more,
         )[0]
@@ -487,6 +513,38 @@ def link_create_egress(program: int, ifindex: int) -> int:
         raise
 
 
+def link_create_cgroup(program: int, cgroup: Path, hook: str) -> int:
+    """Attach a CGROUP_PROGRAM at a hook of a cgroup and all below it, beside others there may be.
+
+    Return the descriptor of the link, which ends with its last descriptor or pin. AttachError: the folder is not a
+    cgroup (v2), or has a program at this hook that stands no others.
+    """
+    try:
+        folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise AttachError(f"{cgroup}: {error.strerror}; expected the folder of a cgroup v2") from None
+    what = f"{cgroup}: hook {hook}"
+    try:
+        return _bpf(
+            _LINK_CREATE,
+            "link_create_cgroup",
+            what,
+            prog_fd=program,
+            target_fd=folder,
+            attach_type=CGROUP_HOOKS[hook],
+        )[0]
+    except MissingFeatureError as error:
+        raise AttachError(
+            f"{error}; or another program has the hook for itself: `bpftool cgroup tree` shows it"
+        ) from None
+    except KernelError as error:
+        if error.errno == errno.EBADF:
+            raise AttachError(f"{cgroup}: is not the folder of a cgroup v2") from None
+        raise
+    finally:
+        os.close(folder)
+
+
 def _interface(ifindex: int) -> str:
     try:
         return socket.if_indextoname(ifindex)
@@ -568,11 +626,12 @@ def link_info(fd: int) -> LinkInfo:
     info = _ffi.new("struct link_info *")
     _bpf(_GET_INFO, "get_info", "link", bpf_fd=fd, info_len=_ffi.sizeof(info[0]), info=_address(info))
     has_interface = info.type in (_LINK_TYPE_XDP, _LINK_TYPE_TCX)
-    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex if has_interface else 0)
+    cgroup_id = info.ifindex | info.pad2[0] << 32 if info.type == _LINK_TYPE_CGROUP else 0
+    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex if has_interface else 0, cgroup_id)
 
 
 def link_detach(fd: int) -> None:
-    """Take the program off the interface; the link stays as an empty, defunct object until its last reference goes."""
+    """Take the program off; the link stays as an empty, defunct object until its last reference goes."""
     try:
         _bpf(_LINK_DETACH, "link_detach", "link detach", link_fd=fd)
     except KernelError as error:
@@ -661,8 +720,18 @@ def map_of_maps_grace() -> Callable[[], None]:
 
 def is_bpffs(folder: Path) -> bool:
     """Return whether `folder` lies in a mounted bpffs."""
+    return _file_system(folder) == _BPFFS_MAGIC
+
+
+def is_cgroup(folder: Path) -> bool:
+    """Return whether `folder` is a cgroup, of the hierarchy of cgroups v2."""
+    return folder.is_dir() and _file_system(folder) == _CGROUP2_MAGIC
+
+
+def _file_system(folder: Path) -> int:
+    """Return the magic number of the file system that `folder` lies in; 0: there is no such folder."""
     buffer = _ffi.new("long[]", 64)  # struct statfs is 120 bytes and starts with the type
-    return bool(_libc.statfs(os.fsencode(folder), buffer) == 0 and buffer[0] == _BPFFS_MAGIC)
+    return int(buffer[0]) if _libc.statfs(os.fsencode(folder), buffer) == 0 else 0
 
 
 def mount_bpffs(folder: Path, init_namespace: Path = Path("/proc/1/ns/mnt")) -> None:

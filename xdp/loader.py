@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from xdp import cache, kernel
-from xdp.compile import Function, headers_of, macros, text_of
+from xdp.compile import PROGRAM_TYPES, Function, headers_of, macros, text_of
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,7 @@ _COMPILE_TIMEOUT_S = 60
 _LOG_LINES = 25  # of the compiler or the verifier, from the end: the verifier says last what it refused
 
 WantedMode = Literal["auto", "native", "generic"]
+Kind = Literal["xdp", "tc", "cgroup"]
 
 
 class LoadError(Error):
@@ -49,7 +50,7 @@ def load(
     source: Path,
     function: str,
     defines: Mapping[str, str | int] | None = None,
-    kind: Literal["xdp", "tc"] = "xdp",
+    kind: Kind = "xdp",
 ) -> int:
     """Compile `function` of `source` over the maps pinned in `folder`; return a descriptor of the program.
 
@@ -64,7 +65,7 @@ def load_all(
     source: Path,
     functions: Sequence[str],
     defines: Mapping[str, str | int] | None = None,
-    kind: Literal["xdp", "tc"] = "xdp",
+    kind: Kind = "xdp",
 ) -> list[int]:
     """Do the same for several functions of a file; return a descriptor for each."""
     options = [f"{name}={value}" for name, value in (defines or {}).items()]
@@ -133,7 +134,6 @@ def _run_compiler(
 
 def _load_kept(functions: Iterable[Function], folder: Path, kind: str) -> list[int]:
     """Load what was compiled before; nothing if one is missing, or is refused: then the compiler says why."""
-    program_type = kernel.TC_PROGRAM if kind == "tc" else kernel.XDP_PROGRAM
     with contextlib.ExitStack() as undo:
         programs = []
         for function in functions:
@@ -142,7 +142,7 @@ def _load_kept(functions: Iterable[Function], folder: Path, kind: str) -> list[i
                 return []
             try:
                 with kept.over(folder) as code:
-                    programs.append(kernel.prog_load(function.name, code, program_type))
+                    programs.append(kernel.prog_load(function.name, code, PROGRAM_TYPES[kind]))
             except Error:
                 return []
             undo.callback(os.close, programs[-1])
@@ -192,25 +192,51 @@ def attach_egress(program: int, interface: str, pin: Path) -> Attachment:
         finally:
             os.close(link)
         detach(pin)  # its interface has gone, perhaps to be made again under the same name
-    link = kernel.link_create_egress(program, ifindex)
+    _pin_link(kernel.link_create_egress(program, ifindex), pin)
+    return Attachment(interface, ifindex, "egress", "", pin, was_replaced=False)
+
+
+def attach_hook(program: int, cgroup: Path, hook: str, pin: Path) -> bool:
+    """Put `program` at a hook of a cgroup, on a link pinned at `pin`: an earlier daemon's, if it lives there.
+
+    Return whether it took the place of another program of ours. Errors as kernel.link_create_cgroup.
+    """
+    link = _open(pin)
+    if link is not None:
+        try:
+            if kernel.link_info(link).cgroup_id == number_of_cgroup(cgroup) != 0:
+                kernel.link_update(link, program)
+                return True
+        finally:
+            os.close(link)
+        detach(pin)  # of another cgroup, or of one that has gone
+    _pin_link(kernel.link_create_cgroup(program, cgroup, hook), pin)
+    return False
+
+
+def number_of_cgroup(cgroup: Path) -> int:
+    """Return the kernel's number of a cgroup; 0 if it has gone."""
     try:
-        pin.parent.mkdir(parents=True, exist_ok=True)
-        kernel.pin(link, pin)
+        return cgroup.stat().st_ino
+    except OSError:
+        return 0
+
+
+def link_at(pin: Path) -> kernel.LinkInfo | None:
+    """Return what the kernel says of a pinned link; None if there is none."""
+    link = _open(pin)
+    if link is None:
+        return None
+    try:
+        return kernel.link_info(link)
     finally:
         os.close(link)
-    return Attachment(interface, ifindex, "egress", "", pin, was_replaced=False)
 
 
 def is_attached(attachment: Attachment, program_id: int) -> bool:
     """Return whether the link is there, lives on its interface, and runs this program."""
-    link = _open(attachment.pin)
-    if link is None:
-        return False
-    try:
-        info = kernel.link_info(link)
-    finally:
-        os.close(link)
-    return (info.ifindex, info.program_id) == (attachment.ifindex, program_id)
+    info = link_at(attachment.pin)
+    return info is not None and (info.ifindex, info.program_id) == (attachment.ifindex, program_id)
 
 
 def rename(attachment: Attachment, interface: str, pin: Path) -> Attachment:
@@ -224,14 +250,8 @@ def find_renamed(pins: Iterable[Path], ifindex: int) -> Path | None:
     """Return which of the pins holds the link whose program is on an interface, whatever its name was."""
     state = kernel.xdp_state(ifindex)
     for pin in pins if state else ():
-        link = _open(pin)
-        if link is None:
-            continue
-        try:
-            info = kernel.link_info(link)
-        finally:
-            os.close(link)
-        if state is not None and (info.ifindex, info.program_id) == (ifindex, state.program_id):
+        info = link_at(pin)
+        if info is not None and state is not None and (info.ifindex, info.program_id) == (ifindex, state.program_id):
             return pin
     return None
 
@@ -252,12 +272,17 @@ def detach(pin: Path) -> bool:
 def _create_pinned(program: int, ifindex: int, mode: WantedMode, pin: Path) -> tuple[str, str]:
     """Attach on a new link that is pinned at `pin`; return (mode, why not native)."""
     link, got, why = _create(program, ifindex, mode)
+    _pin_link(link, pin)
+    return got, why
+
+
+def _pin_link(link: int, pin: Path) -> None:
+    """Pin a link, and close its descriptor: without a pin, that detaches."""
     try:
         pin.parent.mkdir(parents=True, exist_ok=True)
         kernel.pin(link, pin)
     finally:
-        os.close(link)  # without a pin, this detaches
-    return got, why
+        os.close(link)
 
 
 def _create(program: int, ifindex: int, mode: WantedMode) -> tuple[int, str, str]:

@@ -75,6 +75,11 @@ class SharedMaps:
         """Program array {u32 stage: program}: what a packet may be handed on to."""
         return self.descriptors["stages"]
 
+    @property
+    def led_fd(self) -> int:
+        """Hash map {LED: VIP} of the sockets that were led to an endpoint; the oldest are forgotten."""
+        return self.descriptors["led_sockets"]
+
     def close(self) -> None:
         """Close the descriptors. A table's memory stays mapped until its last array has gone."""
         for fd in self.descriptors.values():
@@ -102,6 +107,7 @@ def kinds(capacity: Capacity) -> dict[str, MapKind]:
         "queues": MapKind(kernel.HASH, 8, 4, Limit.MAX_WORKERS),
         "stages": MapKind(kernel.PROG_ARRAY, 4, 4, Stage.STAGES),
         "routes": MapKind(kernel.LPM_TRIE, schema.PREFIX.itemsize, 4, 2 * Limit.MAX_ROUTES, kernel.NO_PREALLOC),
+        "led_sockets": MapKind(kernel.LRU_HASH, schema.LED.itemsize, schema.VIP.itemsize, Limit.LED_SOCKETS),
         LAYOUT_NAME: MapKind(kernel.ARRAY, 4, schema.LAYOUT.itemsize, 1),
     }
 

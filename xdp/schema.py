@@ -91,6 +91,8 @@ CONTROL = _struct("control")
 WORKER = _struct("worker")
 MACHINE = _struct("machine")
 PASSAGE = _struct("passage")
+LED = _struct("led")
+VIP = _struct("vip")
 COUNTERS = _struct("counters")
 LAYOUT = _struct("layout")
 

@@ -65,6 +65,7 @@ class Capacity:
             "passages": (schema.PASSAGE, self.cpus),
             "xdp_counters": (schema.COUNTERS, self.cpus),
             "egress_counters": (schema.COUNTERS, self.cpus),
+            "connect_counters": (schema.COUNTERS, self.cpus),
             "worker_counters": (schema.COUNTERS, Limit.MAX_WORKERS),
         }
 
@@ -103,6 +104,7 @@ class Tables(Bundle):
     passages: npt.NDArray[np.void]
     xdp_counters: npt.NDArray[np.void]
     egress_counters: npt.NDArray[np.void]
+    connect_counters: npt.NDArray[np.void]
     worker_counters: npt.NDArray[np.void]
     published: npt.NDArray[np.uint8]
     name_states: npt.NDArray[np.uint32]

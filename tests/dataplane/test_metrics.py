@@ -64,6 +64,9 @@ def test_a_scrape_says_what_status_says(host):
         "turnout_packets_originated_total{userspace}": 0,
         "turnout_packets_by_reason_total{NEW_FLOW}": 4,
         "turnout_interface_receive_packets_total{eth0}": 1000,
+        "turnout_sockets_total{led}": 12,
+        "turnout_sockets_total{passed}": 30,
+        "turnout_sockets_total{refused}": 1,
     }
     assert {name: samples[name] for name in expected} == expected
     assert any(name.startswith("turnout_build_info") and "xdp" in name for name in samples)
@@ -74,6 +77,10 @@ def test_a_node_that_cannot_answer_is_down_but_scraped():
         raise RuntimeError("starting")
 
     assert scrape(fail) == {"turnout_up": 0}
+
+
+def test_without_clients_on_the_node_nothing_is_told_of_them():
+    assert not [name for name in scrape(lambda *_: {**STATUS, "sockets": None}) if name.startswith("turnout_sockets")]
 
 
 def test_verdicts_add_up_to_what_was_received():
@@ -102,8 +109,8 @@ def shape_of(value):
 
 
 def test_the_status_of_these_tests_has_the_keys_of_the_view():
-    whole = shape_of_view("status") | {"packets": shape_of_view("packets")}
-    assert shape_of({**STATUS, "reasons": None}) == whole
+    whole = shape_of_view("status") | {name: shape_of_view(name) for name in ("packets", "sockets")}
+    assert shape_of({**STATUS, "reasons": None, "sockets": {**STATUS["sockets"], "reasons": None}}) == whole
     for interface in STATUS["interfaces"]:
         assert shape_of(interface) == shape_of_view("interfaces")
 

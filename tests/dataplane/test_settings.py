@@ -52,6 +52,7 @@ def test_every_flag_can_stand_in_a_file(file):
         snat-ports: 20000-20999
         snat-addresses: [192.0.2.7, '2001:db8::7']
         vlan: [100, 200-299, all]
+        socket-cgroup: /sys/fs/cgroup
         metrics: '[::1]:9100'
         log-format: json
     """)
@@ -76,6 +77,7 @@ def test_every_flag_can_stand_in_a_file(file):
         snat_ports=PortRange(20000, 20999),
         snat_addresses=(ip_address("192.0.2.7"), ip_address("2001:db8::7")),
         vlans=(VlanRange(100, 100), VlanRange(200, 299), VlanRange(0, 4094)),
+        socket_cgroup=Path("/sys/fs/cgroup"),
         metrics=("::1", 9100),
         log_format="json",
     )
@@ -119,6 +121,10 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(file):
         ("snat-ports: 80-90", "1: snat-ports: '80-90' is no range"),
         ("snat-addresses: 10.0.0.300", "1: snat-addresses: '10.0.0.300' is not an IP address"),
         ("snat-addresses: 224.0.0.1", "1: snat-addresses: 224.0.0.1: nothing that is sent there comes back"),
+        (
+            "socket-cgroup: sys/fs",
+            "1: socket-cgroup: 'sys/fs' is not the whole path of a folder; expected one like /sys",
+        ),
         ("cluster-cidr: 'fd00::1/8'", "1: cluster-cidr: fd00::1/8 has host bits set"),
     ],
 )
@@ -171,3 +177,13 @@ def test_pinned_links_are_found_without_knowing_their_interfaces(tmp_path):
     for pin in (settings.link_pin("eth1.5"), settings.link_pin("eth0"), settings.pins / "flows"):
         pin.touch()
     assert [interface_of(pin) for pin in settings.link_pins()] == ["eth0", "eth1.5"]
+
+
+def test_pins_of_hooks_are_not_those_of_links(tmp_path):
+    settings = Settings("edge", (), (), run_folder=tmp_path)
+    assert settings.hook_pins() == []
+    settings.pins.mkdir(parents=True)
+    for pin in (settings.hook_pin("connect4"), settings.link_pin("hook-0"), settings.egress_pin("eth0")):
+        pin.touch()
+    assert settings.hook_pins() == [settings.pins / "hook-connect4"]
+    assert settings.link_pins() == [settings.link_pin("hook-0")]

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from dataplane.settings import PortRange
-from dataplane.sockets import _FAMILIES, Sockets
+from dataplane.sock_diag import FAMILIES
+from dataplane.sockets import Sockets
 from perf import echo
 from perf.world import wait_until
 from xdp.errors import MissingFeatureError
@@ -98,6 +99,6 @@ def test_C12_many_are_told_in_several_pieces():
 
 
 def test_C12_a_kernel_that_does_not_tell_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(_FAMILIES, socket.AF_APPLETALK, 4)
+    monkeypatch.setitem(FAMILIES, socket.AF_APPLETALK, 4)
     with Sockets(RANGES) as sockets, pytest.raises(MissingFeatureError, match="the kernel does not tell of sockets"):
         sockets.ports()

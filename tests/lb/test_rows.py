@@ -183,7 +183,17 @@ def test_T4_clients_inside_the_cluster_have_all_endpoints_of_a_local_policy():
     _, external = rows(Here(knows_inside=(4,), masquerade="external"), **LOCAL_POLICY)
     assert external.endpoints == ((HERE, 8080),)
     assert external.inside == ServiceRow((), ((HERE, 8080), (THERE, 8080)), local=LOCAL)
+    assert external.tells_packets
     assert all(row.inside is None for row in rows(Here(knows_inside=(4,)), **EXTERNAL))
+
+
+def test_T4_so_have_sockets_of_the_node_whose_packets_tell_nothing():
+    cluster_ip, external = rows(Here(leads_clients=True), **LOCAL_POLICY)
+    assert cluster_ip.inside is None
+    assert external.inside == ServiceRow((), ((HERE, 8080), (THERE, 8080)), local=LOCAL)
+    assert not external.tells_packets
+    _, known = rows(Here(leads_clients=True, knows_inside=(4,)), **LOCAL_POLICY)
+    assert known.tells_packets
 
 
 def test_C11_with_source_ranges_what_would_be_passed_is_reset():

@@ -273,6 +273,19 @@ def test_T4_the_row_for_clients_inside_goes_with_the_one_that_leads_to_it(rows: 
     assert parted_endpoints(rows) == {A, B, D}
 
 
+def test_T4_a_row_inside_that_no_packet_asks_for_leaves_admission_to_xdp(rows: Rows):
+    inside = ServiceRow((), tuple((IPv4Address(host), port) for host, port in (A, B)))
+    for_sockets = port_of(A, inside=inside, tells_packets=False)
+    rows.writer.apply([for_sockets])
+    row = rows.tables.services[rows.row(VIP)]
+    assert (row["needs"], rows.tables.services[row["inside"]]["slots"] > 0) == (0, True)
+    successor = Rows(tables=rows.tables)
+    successor.writer.adopt()
+    assert successor.writer.apply([for_sockets]).rows_written == 0
+    successor.writer.apply([for_sockets._replace(tells_packets=True)])
+    assert rows.tables.services[rows.row(VIP)]["needs"] == Needs.SHORT_CUT
+
+
 def test_T3_an_endpoint_says_whether_it_is_on_this_node(rows: Rows):
     local = frozenset(WEB.endpoints[:1])
     rows.writer.apply([WEB._replace(local=local, masquerade=Masquerade.REMOTE)])

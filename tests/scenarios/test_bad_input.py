@@ -19,6 +19,7 @@ import pytest
 from dataplane.control import ask
 from dataplane.settings import Settings
 from perf.world import Host, World, wait_until
+from tests import cgroups
 from xdp import kernel, maps, removing
 from xdp.errors import Error, NotRunningError
 
@@ -227,6 +228,29 @@ def test_metrics_at_an_address_or_port_that_cannot_be_had_keep_it_from_starting(
     done = turnout(world.node, *run_args(web, "--metrics", "192.0.2.1:9100"))
     assert_one_line(done, 2, "--metrics 192.0.2.1:9100: ", "expected an address of this machine")
     assert_nothing_was_touched(world)
+
+
+def test_a_folder_that_is_no_cgroup_is_refused(world, web, tmp_path):
+    for folder in (tmp_path, tmp_path / "none", web, cgroups.mounted() / "cgroup.procs"):
+        done = turnout(world.node, *run_args(web, "--socket-cgroup", folder))
+        assert_one_line(done, 2, f"{folder}: is not the folder of a cgroup v2; `findmnt -t cgroup2`")
+    done = turnout(world.node, *run_args(web, "--socket-cgroup", "sys/fs"))
+    assert_one_line(done, 2, "'sys/fs' is not the whole path of a folder; expected one like /sys/fs/cgroup")
+    assert_nothing_was_touched(world)
+
+
+def test_clients_on_the_node_are_not_for_engine_raw(world, web):
+    done = turnout(world.node, *run_args(web, "--engine", "raw", "--socket-cgroup", cgroups.mounted()))
+    assert_one_line(done, 2, "--socket-cgroup needs BPF, which engine raw does without; leave out one of the two")
+    assert_nothing_was_touched(world)
+
+
+def test_engine_auto_that_falls_to_raw_says_that_clients_on_the_node_are_not_led(world, web, tmp_path):
+    flag = ("--socket-cgroup", cgroups.mounted())
+    with daemon(world, web, *flag, env=without_bcc(tmp_path)):
+        told = state()
+        assert (told["state"], told["engine"], told["sockets"]) == ("degraded", "raw", None)
+        assert "clients on this node are not led: engine raw has no BPF" in told["why"][0]
 
 
 def test_without_bcc_engine_xdp_is_a_missing_feature(world, web, tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from perf.world import World, wait_until
+from tests import cgroups
 from xdp import kernel
 from xdp.errors import AttachError, MissingFeatureError
 
@@ -187,6 +188,67 @@ def test_a_detached_link_is_defunct(world: World):
         assert kernel.link_info(link).ifindex == 0
         kernel.link_detach(link)
     os.close(link)
+    os.close(program)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    with cgroups.made(f"tx{os.getpid()}") as folder:
+        yield folder
+
+
+def letting_on(hook: str) -> int:
+    """Load the program `return 1` for a hook of a cgroup."""
+    return kernel.prog_load(hook, MOV_1 + EXIT, kernel.CGROUP_PROGRAM)
+
+
+MOV_1, EXIT = struct.pack("=BBhi", 0xB7, 0, 0, 1), struct.pack("=BBhi", 0x95, 0, 0, 0)
+
+
+def test_only_a_folder_of_cgroups_v2_is_a_cgroup(cgroup: Path, tmp_path: Path):
+    assert kernel.is_cgroup(cgroup)
+    assert kernel.is_cgroup(cgroups.mounted())
+    for other in (tmp_path, tmp_path / "none", cgroup / "cgroup.procs", cgroups.mounted().parent):
+        assert not kernel.is_cgroup(other)
+
+
+@pytest.mark.parametrize("hook", kernel.CGROUP_HOOKS)
+def test_a_program_is_at_the_hook_of_a_cgroup_that_it_is_called_after(cgroup: Path, hook: str):
+    program = letting_on(hook)
+    assert kernel.prog_info(program).type == kernel.CGROUP_PROGRAM
+    link = kernel.link_create_cgroup(program, cgroup, hook)
+    info = kernel.link_info(link)
+    assert (info.cgroup_id, info.ifindex, info.program_id) == (
+        cgroup.stat().st_ino,
+        0,
+        kernel.prog_info(program).id,
+    )
+    kernel.link_detach(link)
+    assert kernel.link_info(link).cgroup_id == 0
+    other = next(name for name in kernel.CGROUP_HOOKS if name != hook)
+    with pytest.raises(kernel.KernelError, match=f"hook {other}: Invalid argument"):
+        kernel.link_create_cgroup(program, cgroup, other)
+    os.close(link)
+    os.close(program)
+
+
+def test_what_is_no_cgroup_cannot_be_attached_to(cgroup: Path, tmp_path: Path):
+    program = letting_on("connect4")
+    with pytest.raises(AttachError, match=f"{tmp_path}: is not the folder of a cgroup v2"):
+        kernel.link_create_cgroup(program, tmp_path, "connect4")
+    with pytest.raises(AttachError, match=f"{cgroup}/none: No such file"):
+        kernel.link_create_cgroup(program, cgroup / "none", "connect4")
+    os.close(program)
+
+
+def test_a_hook_that_another_program_has_for_itself_is_named(cgroup: Path):
+    program, folder = letting_on("connect4"), os.open(cgroup, os.O_RDONLY)
+    alone = kernel._ffi.new("uint32_t[]", [folder, program, kernel.CGROUP_HOOKS["connect4"], 0])
+    attach = kernel._ffi.cast("int", 8)  # BPF_PROG_ATTACH, without BPF_F_ALLOW_MULTI
+    assert kernel._libc.syscall(kernel._BPF_SYSCALL, attach, alone, kernel._ffi.cast("unsigned int", 16)) == 0
+    with pytest.raises(AttachError, match=r"hook connect4: not permitted \(EPERM\).*another program has the hook for"):
+        kernel.link_create_cgroup(program, cgroup, "connect4")
+    os.close(folder)
     os.close(program)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from perf.world import World, wait_until
+from tests import cgroups
 from xdp import kernel, loader, maps, removing
 from xdp.errors import AttachError, UsageError
 from xdp.schema import Reason
@@ -244,3 +245,45 @@ def test_a_pin_that_belongs_to_another_interface_is_not_taken(loaded: Loaded, wo
 def test_an_interface_that_is_not_there_is_a_usage_error(loaded: Loaded, world: World, pin: Path):
     with world.node.entered(), pytest.raises(UsageError, match="eth9: no such interface in this network namespace"):
         loader.attach(loaded.first, "eth9", "auto", pin)
+
+
+def test_a_program_at_a_hook_is_replaced_on_its_link_and_moves_with_its_cgroup(pin: Path):
+    hook, code = "getpeername4", bytes.fromhex("b700000001000000" + "9500000000000000")  # return 1
+    first, second = (kernel.prog_load(hook, code, kernel.CGROUP_PROGRAM) for _ in range(2))
+    name = f"tx{os.getpid()}"
+    with cgroups.made(name) as folder:
+        assert loader.link_at(pin) is None
+        assert not loader.attach_hook(first, folder, hook, pin)
+        before = loader.link_at(pin)
+        assert before is not None
+        assert (before.cgroup_id, before.program_id) == (folder.stat().st_ino, kernel.prog_info(first).id)
+        assert loader.attach_hook(second, folder, hook, pin)
+        after = loader.link_at(pin)
+        assert after is not None
+        assert (after.id, after.program_id) == (before.id, kernel.prog_info(second).id)
+    with pytest.raises(AttachError, match=f"{name}: No such file"):
+        loader.attach_hook(first, folder, hook, pin)
+    with cgroups.made(name) as folder:
+        assert not loader.attach_hook(first, folder, hook, pin)
+        anew = loader.link_at(pin)
+        assert anew is not None
+        assert anew.cgroup_id == folder.stat().st_ino
+        assert loader.detach(pin)
+    os.close(first)
+    os.close(second)
+
+
+def test_a_program_for_a_hook_is_compiled_for_it_and_kept(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "hooks.c"
+    source.write_text(
+        "int connect4(struct bpf_sock_addr *ctx) { return ctx->user_ip4 != 0; }\n"
+        "int recvmsg6(struct bpf_sock_addr *ctx) { return ctx->user_ip6[0] ? 1 : 1; }\n"
+    )
+    for kept in (False, True):
+        assert bool(list(tmp_path.rglob("*.json"))) is kept
+        for program in loader.load_all(loaded.folder, source, ["connect4", "recvmsg6"], kind="cgroup"):
+            assert kernel.prog_info(program).type == kernel.CGROUP_PROGRAM
+            os.close(program)

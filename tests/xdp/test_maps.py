@@ -12,6 +12,7 @@ import pytest
 
 from xdp import kernel, maps, removing, schema
 from xdp.errors import LayoutError, NotRunningError
+from xdp.schema import Limit
 from xdp.tables import Capacity, Tables
 
 SMALL = Capacity(connections=100, frontends=16, services=8, maglev_slots=100, endpoints=8, next_hops=8, cpus=2)
@@ -27,8 +28,9 @@ def test_the_layout_is_plain_data_that_fits_its_map():
 
 def test_every_table_has_a_map_and_the_layout_comes_last():
     kinds = maps.kinds(SMALL)
-    assert set(kinds) == {*SMALL.rows(), "routes", "sockets", "queues", "stages", "layout"}
+    assert set(kinds) == {*SMALL.rows(), "routes", "sockets", "queues", "stages", "led_sockets", "layout"}
     assert list(kinds)[-1] == removing.LAYOUT_NAME
+    assert kinds["led_sockets"] == maps.MapKind(kernel.LRU_HASH, 32, 24, Limit.LED_SOCKETS)
     assert kinds["flows"] == maps.MapKind(kernel.ARRAY, 4, 64, SMALL.buckets * 16, kernel.MMAPABLE)
 
 

@@ -10,6 +10,7 @@
 #include "parse.h"
 #include "rewrite.h"
 #include "ipv6.h"
+#include "tables.c"
 #include "find.c"
 #include "names.c"
 

@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* find.c - the flow of a five-tuple: the same question for every program, over the same maps. Part of lb.c and egress.c. */
 
-#define TABLE(leaf, name, rows) BPF_TABLE_PINNED("array", u32, leaf, name, rows, TABLES_FOLDER "/" #name, BPF_F_MMAPABLE)
-
 TABLE(struct bucket, tags, TAGS_ROWS);
 TABLE(struct flow, flows, FLOWS_ROWS);
-TABLE(struct control, control, CONTROL_ROWS);
 TABLE(struct machine, machine, MACHINE_ROWS);
 
 /* Of a bucket, equal to one another and to the wanted one; a fifth is a matter of 10^-17. */
@@ -13,15 +10,6 @@ enum { SAME_TAGS = 4 };
 
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 _Static_assert(sizeof(struct bucket) == 32, "a bucket's tags are half a cache line");
-
-/* A value that the verifier knows nothing of any more, given one that it knows nothing of: what follows is then looked at
- * once, and not for each way that leads there. */
-static inline u32 forgotten(u32 value, u32 unknown)
-{
-	value ^= unknown;
-	asm volatile("" : "+r"(value));
-	return value ^ unknown;
-}
 
 /* Whether a record is published and of this five-tuple. What is published stays as it is until nobody looks, so that is
  * read first; the rest of the record is read only after it is ours. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* schema.h - every struct, enum and limit that C and Python both know. Read by clang, by gcc and by cffi, so:
  * fixed widths, padding spelled out, enums for numbers, no preprocessor beyond the next line. __beNN is as on the wire.
- * Every struct here is the value of a BPF array map that userspace maps as a numpy array (xdp/tables.py). */
+ * Nearly every struct here is the value of a BPF array map that userspace maps as a numpy array (xdp/tables.py). */
 #pragma once
 
 /* Capacities are map sizes, given at start; only what is part of the layout is a limit. */
@@ -22,6 +22,7 @@ enum limits {
 	MAX_NAMES = 1 << 24, /* so that none looks like the address of an IPv4 host (0.0.0.0/8, RFC 1122 section 3.2.1.3) */
 	MAX_WORKERS = 64,    /* userspace packet loops of one node */
 	MAX_REASONS = 128,
+	LED_SOCKETS = 65536, /* of this node, of which it is known which VIP they asked for; beyond that the oldest are forgotten */
 	MAX_ROUTES = 131072, /* of a family, that a packet's way is looked for among */
 	LEARNED_SHARE = 16,  /* one in so many next hops is for clients that XDP meets while userspace is away */
 	BURST = 64,          /* frames that a worker handles at a time */
@@ -61,6 +62,7 @@ enum reason {
 
 	REASON_ARP_ANSWERED = 4,       /* a question for a VIP, by ARP or NDP, turned round */
 	REASON_ECHO_ANSWERED = 5,      /* an echo request to a VIP, turned round */
+	REASON_LED = 6,                /* a socket of this node, to a Service: to an endpoint in its place */
 
 	/* PASS: to the kernel, byte for byte */
 	REASON_NOT_IPV4 = 32,          /* nor IPv6 */
@@ -74,6 +76,7 @@ enum reason {
 	REASON_MID_STREAM_PASSED = 40, /* TCP from the middle of an unknown connection, and the Service says pass */
 
 	REASON_FOR_MANY = 41,          /* IP to the MAC address of a group: a router sends none on (RFC 1812 section 5.3.4) */
+	REASON_LEFT_TO_PACKETS = 42,   /* a socket of this node, to a Service that asks who sends: its packets tell */
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
 	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
 	REASON_OTHER_VLAN = 45,        /* tagged, and of a VLAN that is not served, or with more than two tags */
@@ -245,7 +248,7 @@ enum when_stalled { WHEN_STALLED_ADMIT, WHEN_STALLED_DROP, WHEN_STALLED_PASS };
 enum needs {
 	NEEDS_RANGES = 1,      /* only clients in its source ranges may come: in none, if there is none */
 	NEEDS_SNAT = 2,        /* source addresses may become the node's: see masquerade */
-	NEEDS_SHORT_CUT = 4,   /* clients inside the cluster are admitted by another row: see inside */
+	NEEDS_SHORT_CUT = 4,   /* packets of clients inside the cluster are admitted by another row: see inside */
 	NEEDS_AFFINITY = 8,    /* a client keeps its endpoint: see affinity_s */
 	NEEDS_SCHEDULER = 16,  /* endpoints are not chosen by Maglev: see scheduler */
 };
@@ -284,7 +287,7 @@ struct service {
 	__u8  pad;
 	__u32 first_range;     /* its source ranges are `ranges` rows of the table from here on, ascending, disjoint */
 	__u32 ranges;
-	__u32 inside;          /* row that admits clients inside the cluster; 0: this one */
+	__u32 inside;          /* row that admits clients inside the cluster, sockets of this node among them; 0: this one */
 	__u32 affinity_s;      /* a client that comes back within so many seconds has the same endpoint ... */
 	__u32 identity;        /* ... at all rows of the Service port, which have this in common */
 	__u32 members;         /* the candidates, ascending, each once, behind the slots; 0 where nobody asks for them */
@@ -422,6 +425,22 @@ struct passage {
 	__u32 now;
 	__u32 vlan_bytes;      /* of its VLAN tags */
 	__u32 pad[4];
+};
+
+/* A socket of this node and the endpoint that it was led to. Of IPv4 an address is mapped into IPv6 (RFC 4291 section 2.5.5.2). */
+struct led {
+	__u64 cookie;          /* the kernel's number of the socket, never given again */
+	__u64 addr[2];         /* as in an IPv6 header */
+	__be16 port;
+	__u8  protocol;
+	__u8  pad[5];          /* zero: part of a key */
+};
+
+/* What such a socket asked for, and is told that it has. */
+struct vip {
+	__u64 addr[2];         /* the same */
+	__be16 port;
+	__u8  pad[6];
 };
 
 /* A row of counters: XDP has one per CPU, userspace one per worker. */
