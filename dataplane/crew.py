@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from conntrack.table import FlowTable
@@ -58,6 +59,12 @@ class Crew:
 
     def expect(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> None:
         """Be told all that the tables are about to say, and the addresses of the node."""
+
+    @contextmanager
+    def expecting(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> Iterator[None]:
+        """The same, while the tables are made to say it: an error means that they say what they said before."""
+        self.expect(rows, own)
+        yield
 
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
         """Be told what the tables are about to say in addition."""

@@ -460,8 +460,8 @@ class Node:
         here = Here(self._node_port_addresses(), settings.masquerades, families, states, sets, leads)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
-        self.engine.expect(rows, own)
-        change = self.services.apply(rows, own)
+        with self.engine.expecting(rows, own):
+            change = self.services.apply(rows, own)
         self.here = here
         return change
 

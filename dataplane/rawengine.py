@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -178,6 +179,18 @@ class RawEngine(Crew):
         with self._places_lock:
             self._add(present, present.own)
             self._present = present
+
+    @contextmanager
+    def expecting(self, rows: Sequence[ServiceRow], own: Collection[IPAddress]) -> Iterator[None]:
+        """The same; after an error, what was taken from the kernel before is kept, and the rest is left with `tidy`."""
+        before = self._present
+        self.expect(rows, own)
+        try:
+            yield
+        except BaseException:
+            with self._places_lock:
+                self._present = before
+            raise
 
     def expect_more(self, rows: Sequence[ServiceRow]) -> None:
         """Take the packets of more Service ports from the kernel."""

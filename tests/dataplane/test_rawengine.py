@@ -77,6 +77,23 @@ def test_N9_without_room_for_a_name_nothing_is_held_and_another_try_holds_all():
     assert names.find(ENDPOINT)
 
 
+def test_P6_what_the_tables_had_no_room_for_leaves_what_is_held_as_it_was():
+    tables, clock = Tables.in_memory(SMALL), ManualClock()
+    flows = FlowTable(tables, clock)
+    flows.create()
+    engine, names = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, ""), Names(tables)
+    other = ROW._replace(endpoints=((IPv6Address("2001:db8:2::77"), 8080),))
+    with engine.expecting([ROW], [OWN]):
+        pass
+    with pytest.raises(TableFullError), engine.expecting([other], []):
+        raise TableFullError("no room")
+    engine.tidy(flows)
+    for _ in range(3):
+        naming.end_pass(tables, np.zeros(len(tables.names), np.uint8))
+        naming.release(tables)
+    assert [bool(names.find(address)) for address in (OWN, ENDPOINT, other.endpoints[0][0])] == [True, True, False]
+
+
 def test_C12_a_port_is_spared_while_connections_leave_from_it_but_not_for_an_identifier(monkeypatch):
     tables, clock = Tables.in_memory(SMALL), ManualClock()
     flows = FlowTable(tables, clock)
