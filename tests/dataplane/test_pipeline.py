@@ -451,7 +451,7 @@ def test_c12_no_connection_leaves_from_a_port_that_a_socket_of_the_node_has():
     given = node.masquerading
 
     def left_from(*ports: int) -> int:
-        """Return where the first client's port that finds one leaves from: in one of thirty, tries miss what is free."""
+        """Return where the first that finds a port leaves from: in one of thirty cases, tries miss what is free."""
         for client in ((CLIENT[0], port) for port in ports):
             if node.send(packets.syn(client, OUTER_VIP)).reason == Reason.ADMITTED:
                 return int(flows_of(node.tables)[Key(client, OUTER_VIP, TCP)].after.source[1])
