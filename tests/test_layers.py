@@ -33,6 +33,8 @@ COMPILING = ["xdp/roots.py", "xdp/bundling.py", "xdp/intrinsics.py"]
 NOT_IN_TESTS = {"bcc", "pyroute2"}
 DOORS = {
     "bcc": ["xdp/compile.py"],
+    "cffi": ["xdp/declared.py", "perf"],
+    "_cffi_backend": ["xdp/declared.py"],
     "pyroute2": ["dataplane/netdev.py"],
     "scapy": ["tests", "perf"],
     "matplotlib": ["perf"],

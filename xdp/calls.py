@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import importlib
 import json
-import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any, Self
 
 from llvmlite import binding
 
+from xdp import kept
 from xdp.words import words_of
 
 _DIGEST_BYTES = 16
@@ -46,23 +46,23 @@ class Code:
         """Return it as it is kept in a file."""
         about = asdict(self)
         machine_code = about.pop("machine_code")
-        kept: bytes = json.dumps(about).encode() + b"\n" + machine_code
-        return _digest(kept) + kept
+        content: bytes = json.dumps(about).encode() + b"\n" + machine_code
+        return _digest(content) + content
 
     @classmethod
-    def from_bytes(cls, kept: bytes) -> Self:
+    def from_bytes(cls, found: bytes) -> Self:
         """Return what was kept. ValueError: it is not whole."""
-        digest, kept = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
-        if digest != _digest(kept):
+        digest, content = found[:_DIGEST_BYTES], found[_DIGEST_BYTES:]
+        if digest != _digest(content):
             raise ValueError("damaged")
-        about, _, machine_code = kept.partition(b"\n")
-        found = json.loads(about)
-        enums = {int(at): (module, name) for at, (module, name) in found.pop("enums").items()}
-        return cls(**found, enums=enums, machine_code=machine_code)
+        about, _, machine_code = content.partition(b"\n")
+        fields = json.loads(about)
+        enums = {int(at): (module, name) for at, (module, name) in fields.pop("enums").items()}
+        return cls(**fields, enums=enums, machine_code=machine_code)
 
 
-def _digest(kept: bytes) -> bytes:
-    return hashlib.blake2b(kept, digest_size=_DIGEST_BYTES).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
 def read(place: Path | None) -> Code | None:
@@ -76,9 +76,7 @@ def keep(code: Code, place: Path | None) -> None:
     """Keep code in a file. Where nothing can be written, nothing is kept."""
     with contextlib.suppress(OSError):
         if place:
-            fresh = place.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(code.to_bytes())
-            fresh.rename(place)
+            kept.write(place, code.to_bytes())
 
 
 @cache

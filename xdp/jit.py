@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xdp.cache import alone, base
+from xdp.kept import alone, base
 from xdp.words import kind_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -58,6 +58,12 @@ def cache_folder() -> Path | None:
     except OSError:
         return None
     return folder
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    """Return the versions of what makes machine code, which need not be imported."""
+    return tuple(map(version, ("numba", "llvmlite")))
 
 
 class Root:
@@ -108,7 +114,7 @@ class Root:
             return None
         name = f"{self.py_func.__module__}.{self.py_func.__qualname__}"
         digest = hashlib.blake2b(Path(code.co_filename).read_bytes(), digest_size=10)
-        digest.update(repr((code.co_firstlineno, kinds, processor, version("numba"), version("llvmlite"))).encode())
+        digest.update(repr((code.co_firstlineno, kinds, processor, _versions())).encode())
         return folder / f"{name}-{digest.hexdigest()}.code"
 
     @cached_property

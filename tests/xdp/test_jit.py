@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from perf.world import wait_until
-from xdp import cache
+from xdp import kept
 from xdp.jit import compiled, inlined
 from xdp.schema import Reason
 
@@ -161,13 +161,13 @@ def test_what_was_kept_and_is_damaged_is_made_again(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     program = [sys.executable, "-c", _PROGRAM]
     subprocess.run(program, check=True, capture_output=True, env=environment)
-    (kept,) = tmp_path.rglob("*.code")
-    whole = kept.read_bytes()
+    (place,) = tmp_path.rglob("*.code")
+    whole = place.read_bytes()
     for damaged in (b"", b"{}\n", whole[: len(whole) // 2]):
-        kept.write_bytes(damaged)
+        place.write_bytes(damaged)
         again = subprocess.run(program, check=True, capture_output=True, text=True, env=environment)
         assert again.stdout.split()[1] == "made"
-        assert kept.read_bytes() == whole
+        assert place.read_bytes() == whole
 
 
 def wants(pid: int, lock: Path) -> bool:
@@ -184,7 +184,7 @@ def test_what_another_process_is_compiling_is_waited_for(tmp_path: Path) -> None
     for path in made:
         path.unlink()
     (lock,) = tmp_path.rglob("*.lock")
-    with cache.alone(lock):
+    with kept.alone(lock):
         second = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True)
         assert wait_until(lambda: wants(second.pid, lock), 30)
         for path, content in made.items():
