@@ -95,7 +95,7 @@ class Root:
     def _entry(self, kinds: tuple[Hashable, ...], arguments: tuple[Any, ...]) -> Callable[[Sequence[Any]], Any]:
         from xdp import calls  # llvmlite
 
-        place = self._place(kinds, calls.processor())
+        place = self.place(".code", kinds, calls.processor())
         code = calls.read(place)
         if code is None:
             with alone(place.with_suffix(".lock")) if place else contextlib.nullcontext():
@@ -107,15 +107,18 @@ class Root:
                     calls.keep(code, place)
         return calls.entry(code)
 
-    def _place(self, kinds: tuple[Hashable, ...], processor: str) -> Path | None:
-        """Return the file of the machine code for such arguments. What a closure holds is in no digest."""
+    def place(self, suffix: str, *about: object) -> Path | None:
+        """Return the file of what is made of it, all that this depends on being `about`; None: it is not to be kept.
+
+        What a closure holds is in no digest.
+        """
         folder, code = cache_folder(), self.py_func.__code__
         if folder is None or self.py_func.__closure__:
             return None
         name = f"{self.py_func.__module__}.{self.py_func.__qualname__}"
         digest = hashlib.blake2b(Path(code.co_filename).read_bytes(), digest_size=10)
-        digest.update(repr((code.co_firstlineno, kinds, processor, _versions())).encode())
-        return folder / f"{name}-{digest.hexdigest()}.code"
+        digest.update(repr((code.co_firstlineno, about, _versions())).encode())
+        return folder / f"{name}-{digest.hexdigest()}{suffix}"
 
     @cached_property
     def callee(self) -> Any:

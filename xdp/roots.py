@@ -5,28 +5,39 @@ packet path of a hundred functions, some levels deep, nearly all of that is thro
 simplified, and linked into its compiled callers as it is (`Callee`). For Python an entry is put before it (`code_of`),
 and both, with all that is called, are optimized and made machine code.
 
+What was lowered is kept, too: the packet paths of the engines are roots that call nearly all the same. All that a
+function calls is in what is kept of it.
+
 numba has no interface for this, so it leans on its classes; tests/xdp/test_jit.py holds it to what is expected of them.
 """
 
 from __future__ import annotations
 
+import pickle
+import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from enum import IntEnum
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
 from llvmlite import ir
+from llvmlite.binding import parse_bitcode
 from llvmlite.binding.newpassmanagers import create_new_module_pass_manager
 from numba import types
 from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import compile_result
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import CPUDispatcher, cpu_target
+from numba.core.serialize import dumps
 
 from xdp.bundling import count_words, value_from
 from xdp.calls import Code
 from xdp.jit import Root
+from xdp.kept import alone, write
 
 _OPTIONS: dict[str, Any] = {
     "nopython": True,
@@ -60,6 +71,11 @@ class _Library(JITCodeLibrary):
         for name in own:
             simplification, builder = codegen._function_pass_manager()
             simplification.run(module.get_function(name), builder)
+        self._finalized = True
+
+    def take(self, module: Any) -> None:
+        """Be what was finalized before."""
+        self._final_module = self._shared_module = module
         self._finalized = True
 
     def object_code(self) -> bytes:
@@ -101,8 +117,40 @@ class Callee(CPUDispatcher):
     def __init__(self, root: Root) -> None:
         options = {**_OPTIONS, "forceinline": root.is_inlined}
         super().__init__(root.py_func, targetoptions=options)
+        self._root = root
         pipeline = self._compiler.pipeline_class
         self._compiler = _CalleeCompiler(root.py_func, self.targetdescr, options, self.locals, pipeline)
+
+    def compile(self, sig: Any) -> Any:
+        """Lower it for arguments of such types, unless that has been done before, for another root."""
+        if sig in self.overloads:
+            return None
+        place = self._root.place(".lowered", *map(str, sig))
+        with alone(place.with_suffix(".lock")) if place else nullcontext():
+            if place is None or not self._take(place):
+                super().compile(sig)
+                self._keep(place, self.overloads[sig])
+        return None
+
+    def _take(self, place: Path) -> bool:
+        """Take what is kept in a file; return whether there is such."""
+        try:
+            content = zlib.decompress(place.read_bytes())
+        except (OSError, zlib.error):  # which finds what is damaged, too
+            return False
+        description, signature, bitcode = pickle.loads(content)  # noqa: S301 - ours, as the machine code beside it
+        library = cpu_target.target_context.codegen().create_library(description.mangled_name)
+        library.take(parse_bitcode(bitcode))
+        found = compile_result(fndesc=description, signature=signature, library=library, objectmode=False)
+        self.add_overload(found)
+        return True
+
+    def _keep(self, place: Path | None, made: Any) -> None:
+        made.fndesc.typemap = made.fndesc.calltypes = None  # numba does not keep them either
+        bitcode = made.library._get_module_for_linking().as_bitcode()
+        with suppress(OSError):
+            if place:
+                write(place, zlib.compress(dumps((made.fndesc, made.signature, bitcode)), level=1))
 
     def add_overload(self, result: Any) -> None:
         """Let callers find it. They know code by its entry point; this has none, and anything of its own does."""
@@ -117,6 +165,7 @@ def code_of(root: Root, arguments: Sequence[Any]) -> Code:
     callee = root.callee
     with global_compiler_lock:
         callee._compilation_chain_init_hook()
+        cpu_target.target_context.refresh()
         callee.compile(kinds)
         made = callee.overloads[kinds]
         entry = f"entry.{made.fndesc.mangled_name}"

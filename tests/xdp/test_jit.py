@@ -170,6 +170,26 @@ def test_what_was_kept_and_is_damaged_is_made_again(tmp_path: Path) -> None:
         assert place.read_bytes() == whole
 
 
+def test_what_was_lowered_for_one_root_is_found_by_another(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    program = [sys.executable, "-c", _PROGRAM]
+
+    def run() -> list[str]:
+        done = subprocess.run(program, check=True, capture_output=True, text=True, env=environment)
+        return done.stdout.split()
+
+    first = run()
+    (code,), (lowered,) = tmp_path.rglob("*.code"), tmp_path.rglob("*.lowered")
+    made_at = lowered.stat().st_mtime_ns
+    code.unlink()
+    assert run() == first
+    assert lowered.stat().st_mtime_ns == made_at
+    code.unlink()
+    lowered.write_bytes(lowered.read_bytes()[:-1])
+    assert run() == first
+    assert lowered.stat().st_mtime_ns > made_at, "damaged, and made again"
+
+
 def wants(pid: int, lock: Path) -> bool:
     """Tell whether a process has got to a lock: it has its file open."""
     with contextlib.suppress(FileNotFoundError):  # one that has just been closed
@@ -180,13 +200,11 @@ def wants(pid: int, lock: Path) -> bool:
 def test_what_another_process_is_compiling_is_waited_for(tmp_path: Path) -> None:
     environment, program = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, [sys.executable, "-c", _PROGRAM]
     subprocess.run(program, check=True, capture_output=True, env=environment)
-    made = {path: path.read_bytes() for path in tmp_path.rglob("*.code")}
-    for path in made:
-        path.unlink()
-    (lock,) = tmp_path.rglob("*.lock")
+    (code,) = tmp_path.rglob("*.code")
+    lock, made = code.with_suffix(".lock"), code.read_bytes()
+    code.unlink()
     with kept.alone(lock):
         second = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True)
         assert wait_until(lambda: wants(second.pid, lock), 30)
-        for path, content in made.items():
-            path.write_bytes(content)
+        code.write_bytes(made)
     assert second.communicate()[0].split()[1] == "found"
