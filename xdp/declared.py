@@ -23,7 +23,7 @@ def declared(declarations: str) -> Any:
     digest = hashlib.blake2b(declarations.encode(), digest_size=10)
     digest.update(_cffi_backend.__version__.encode())
     place = kept.base() / "declarations" / f"{digest.hexdigest()}.py"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, SyntaxError, ValueError, KeyError):  # it is not there, or damaged
         return runpy.run_path(str(place))["ffi"]
     return _parsed(declarations, place)
 

@@ -1,6 +1,6 @@
 """Instructions and calls that numba does not know: how they are declared, and the words that they are made of.
 
-Importing numba takes a quarter of a second of CPU and 80 MB, and a process that finds all its machine code in the cache
+Importing numba takes a quarter of a second of CPU and 50 MB, and a process that finds all its machine code in the cache
 needs none of it. What is declared here is nothing but a name until numba asks for its type.
 """
 
