@@ -197,7 +197,7 @@ def _operate(settings: Settings, is_debug: bool) -> None:
     from dataplane import logs
 
     logs.configure(settings.log_format, debug=is_debug)
-    from dataplane.node import Node  # numba: a third of a second
+    from dataplane.node import Node  # a fifth of a second
 
     def stop(*_: object) -> NoReturn:
         raise SystemExit(0)

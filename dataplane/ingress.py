@@ -37,7 +37,7 @@ from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
 
 if TYPE_CHECKING:
-    from dataplane.originals import Place  # brings numba with it, which removing a filter needs not
+    from dataplane.originals import Place  # brings compiled code with it, which removing a filter needs not
 
 log = logging.getLogger(__name__)
 

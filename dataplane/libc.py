@@ -1,4 +1,4 @@
-"""The calls of the C library that compiled code makes: by symbol name, so that numba can cache the callers.
+"""The calls of the C library that compiled code makes: by symbol name, so that the callers can be cached.
 
 Addresses are plain integers (`array.ctypes.data`), 0 is NULL. A result below zero means that `errno()` says why.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from xdp.intrinsics import External, cgutils, intrinsic, ir, types
 
 MSG_DONTWAIT = 0x40
 POLLIN = 0x001
@@ -21,22 +18,19 @@ EBUSY = 16
 ENETDOWN = 100
 ENOBUFS = 105
 
-_int = types.int32
-_address = types.uintp
-
 # int sched_yield(void)
-sched_yield = types.ExternalFunction("sched_yield", _int())
+sched_yield = External("sched_yield", "int32()")
 # int poll(struct pollfd *fds, nfds_t count, int timeout_ms)
-poll = types.ExternalFunction("poll", _int(_address, types.uint64, _int))
+poll = External("poll", "int32(uintp, uint64, int32)")
 # ssize_t sendto(int fd, const void *buf, size_t len, int flags, const struct sockaddr *to, socklen_t to_len)
-sendto = types.ExternalFunction("sendto", types.int64(_int, _address, types.uint64, _int, _address, types.uint32))
+sendto = External("sendto", "int64(int32, uintp, uint64, int32, uintp, uint32)")
 # ssize_t write(int fd, const void *buf, size_t len)
-write = types.ExternalFunction("write", types.int64(_int, _address, types.uint64))
+write = External("write", "int64(int32, uintp, uint64)")
 # ssize_t recvfrom(int fd, void *buf, size_t len, int flags, struct sockaddr *from, socklen_t *from_len)
-recvfrom = types.ExternalFunction("recvfrom", types.int64(_int, _address, types.uint64, _int, _address, _address))
+recvfrom = External("recvfrom", "int64(int32, uintp, uint64, int32, uintp, uintp)")
 
 # void *memcpy(void *to, const void *from, size_t count)
-memcpy = types.ExternalFunction("memcpy", _address(_address, _address, types.uint64))
+memcpy = External("memcpy", "uintp(uintp, uintp, uint64)")
 
 
 @intrinsic

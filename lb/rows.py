@@ -14,7 +14,7 @@ from xdp.addresses import IPAddress, IPNetwork, number_of
 from xdp.schema import Masquerade, MidStream, Protocol, Scheduler, WhenStalled
 
 if TYPE_CHECKING:
-    from xdp.names import Names  # brings numba with it, which reading manifests needs not
+    from xdp.names import Names  # brings compiled code with it, which reading manifests needs not
 
 Address = tuple[IPAddress, int]
 FrontendKey = tuple[IPAddress, int, int]  # address, port, protocol; port and protocol 0: the address is a VIP

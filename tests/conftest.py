@@ -20,7 +20,7 @@ _COMPILING = ("xdp", "raw", "('memory', 4, ())", "tests/dataplane/test_originals
 
 def _group_of(item: pytest.Item) -> str:
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    return str(params.get("whole", params.get("site", item.location[0])))
+    return str(params.get("whole", params.get("site", item.nodeid.partition("::")[0])))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -379,8 +379,9 @@ class _NoEngine:
     def lost(self) -> int:
         return 0
 
-    def expect(self, rows: object, own: object) -> None:
+    def expecting(self, rows: object, own: object) -> contextlib.AbstractContextManager[None]:  # noqa: ARG002
         """Be told what the tables are about to say, which only engine `raw` listens to."""
+        return contextlib.nullcontext()
 
 
 class _Held(NamedTuple):

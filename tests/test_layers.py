@@ -25,16 +25,16 @@ BELOW = {
 # The roof shows what perf/ builds: `turnout demo`.
 ROOF = ("dataplane/cli.py", "perf")
 
-# Where single instructions, calls and types are made that numba does not know, and what it makes machine code of.
-INTRINSICS = [
-    "xdp/atomic.py", "xdp/hash.py", "xdp/unaligned.py", "xdp/bundle.py", "dataplane/libc.py", "xdp/roots.py",
-]  # fmt: skip
+# What is imported when something is to be compiled; numba's words for instructions are had from xdp/intrinsics.py.
+COMPILING = ["xdp/roots.py", "xdp/bundling.py", "xdp/intrinsics.py"]
 
 # Dependency -> the only files that import it. A folder's name stands for all that is in it. Tests may look at what the
 # product uses, but for these two: bcc in their process would spoil it, and netlink has its own words for everything.
 NOT_IN_TESTS = {"bcc", "pyroute2"}
 DOORS = {
     "bcc": ["xdp/compile.py"],
+    "cffi": ["xdp/declared.py", "perf"],
+    "_cffi_backend": ["xdp/declared.py"],
     "pyroute2": ["dataplane/netdev.py"],
     "scapy": ["tests", "perf"],
     "matplotlib": ["perf"],
@@ -42,8 +42,8 @@ DOORS = {
     "click": ["dataplane/cli.py", "dataplane/arguments.py"],
     "asyncinotify": ["dataplane/watch.py"],
     "prometheus_client": ["dataplane/metrics.py"],
-    "llvmlite": INTRINSICS,
-    "numba": ["xdp/jit.py", *INTRINSICS],  # jit.py has `compiled`
+    "llvmlite": ["xdp/calls.py", *COMPILING],
+    "numba": COMPILING,
     "hypothesis": ["tests"],
     "pytest": ["tests"],
 }
@@ -119,6 +119,11 @@ def test_the_model_and_the_flow_table_need_no_root_no_bcc_and_no_home():
     program = "import sys, conntrack.table, lb.manifests, lb.table; print(*sys.modules)"
     modules = set(run_python(program).split())
     assert not modules & {"bcc", "pyroute2", "scapy", "dataplane", "perf"}
+
+
+def test_numba_is_imported_when_something_is_to_be_compiled():
+    modules = set(run_python("import sys, dataplane.node; print(*sys.modules)").split())
+    assert not modules & {"numba", "llvmlite"}
 
 
 def test_the_command_line_is_there_before_numba():

@@ -11,116 +11,59 @@ compiled code, and live as long as the bundle.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils, imputils
-from numba.core.typing.templates import AttributeTemplate
-from numba.extending import (
-    NativeValue,
-    infer_getattr,
-    intrinsic,
-    lower_getattr_generic,
-    models,
-    register_model,
-    unbox,
-)
-from numba.np import arrayobj
 
-_WORDS = 8  # per field: data, then shape and strides of up to two dimensions; or the number itself
-_SHAPE, _STRIDES = 1, 3
+from xdp.intrinsics import intrinsic, types
+from xdp.words import kind_of, words_of
+
+WORDS = 8  # per field, of which it uses those that it has: up to five
 
 
-class BundleType(types.Type):
-    """The numba type of a class of bundles: which fields of which types it has, in which order."""
+@dataclass(frozen=True, eq=False)
+class BundleKind:
+    """What the bundles of a class are whose fields are of the same kinds; there is one object for all of them."""
 
-    def __init__(self, name: str, members: tuple[tuple[str, Any], ...]) -> None:
-        self.members = members
-        super().__init__(name=f"{name}({', '.join(f'{field}: {kind}' for field, kind in members)})")
+    name: str
+    members: tuple[tuple[str, Hashable], ...]
 
-    def find(self, name: str) -> tuple[int, Any]:
-        """Return (position, type) of a field."""
-        for position, (field, kind) in enumerate(self.members):
-            if field == name:
-                return position, kind
-        raise AttributeError(f"{self.name.partition('(')[0]} has no field {name}")
+
+_kinds: dict[tuple[str, tuple[tuple[str, Hashable], ...]], BundleKind] = {}
 
 
 class Bundle:
     """Base of a frozen dataclass whose instances are one argument for compiled code."""
 
-    def __post_init__(self) -> None:
-        """Write down where the fields are."""
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
-        words = np.zeros((len(names), _WORDS), np.uint64)
-        members = []
-        for row, name in zip(words, names, strict=True):
-            value = getattr(self, name)
-            if isinstance(value, Bundle):
-                row[0] = value.address
-            elif isinstance(value, np.ndarray):
-                row[0] = value.ctypes.data
-                row[_SHAPE : _SHAPE + value.ndim] = value.shape
-                row[_STRIDES : _STRIDES + value.ndim] = value.strides
-            else:
-                row[0] = value & 0xFFFF_FFFF_FFFF_FFFF  # a descriptor may be -1
-            members.append((name, numba.typeof(value)))
-        object.__setattr__(self, "_words", words)
-        object.__setattr__(self, "address", words.ctypes.data)
-        object.__setattr__(self, "_numba_type_", BundleType(type(self).__name__, tuple(members)))
-
     address: int
 
+    def __post_init__(self) -> None:
+        """Write down where the fields are."""
+        names = self._names()
+        words = np.zeros((len(names), WORDS), np.uint64)
+        for row, name in zip(words, names, strict=True):
+            of_field = words_of(getattr(self, name))
+            row[: len(of_field)] = of_field
+        object.__setattr__(self, "_words", words)
+        object.__setattr__(self, "address", words.ctypes.data)
 
-@register_model(BundleType)
-class _BundleModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.IntType(64).as_pointer())  # type: ignore[no-untyped-call]
+    def _names(self) -> list[str]:
+        return [field.name for field in fields(self)]  # type: ignore[arg-type]
 
+    @cached_property
+    def kind(self) -> BundleKind:
+        """What it is to compiled code."""
+        what = type(self).__name__, tuple((name, kind_of(getattr(self, name))) for name in self._names())
+        return _kinds.setdefault(what, BundleKind(*what))
 
-@unbox(BundleType)  # type: ignore[untyped-decorator]
-def _unbox(kind: Any, value: Any, c: Any) -> Any:
-    address = c.pyapi.object_getattr_string(value, "address")
-    word = c.pyapi.long_as_ulonglong(address)
-    c.pyapi.decref(address)
-    pointer = c.builder.inttoptr(word, ir.IntType(64).as_pointer())
-    return NativeValue(pointer, is_error=cgutils.is_not_null(c.builder, c.pyapi.err_occurred()))
+    @cached_property
+    def _numba_type_(self) -> Any:
+        from xdp.bundling import type_of
 
-
-@infer_getattr
-class _BundleAttributes(AttributeTemplate):
-    key = BundleType
-
-    def generic_resolve(self, kind: BundleType, name: str) -> Any:  # type: ignore[override]
-        """Return the type of a field, None if there is no such."""
-        return dict(kind.members).get(name)
-
-
-@lower_getattr_generic(BundleType)  # type: ignore[untyped-decorator]
-def _get_field(context: Any, builder: Any, kind: BundleType, pointer: Any, name: str) -> Any:
-    position, field = kind.find(name)
-
-    def word(offset: int) -> Any:
-        place = builder.gep(pointer, [ir.IntType(32)(position * _WORDS + offset)])
-        return builder.load(place)
-
-    if isinstance(field, types.Array):
-        array = context.make_array(field)(context, builder)
-        item = context.get_abi_sizeof(context.get_data_type(field.dtype))
-        data = builder.inttoptr(word(0), context.get_data_type(field.dtype).as_pointer())
-        shape = [word(_SHAPE + axis) for axis in range(field.ndim)]
-        strides = [word(_STRIDES + axis) for axis in range(field.ndim)]
-        if field.layout == "C":
-            strides[-1] = ir.IntType(64)(item)
-        arrayobj.populate_array(array, data=data, shape=shape, strides=strides, itemsize=item, meminfo=None)
-        return imputils.impl_ret_borrowed(context, builder, field, array._getvalue())
-    if isinstance(field, BundleType):
-        return builder.inttoptr(word(0), ir.IntType(64).as_pointer())
-    return context.cast(builder, word(0), types.uint64, field)
+        return type_of(type(self).__name__, {name: getattr(self, name) for name in self._names()})
 
 
 @intrinsic
@@ -128,7 +71,8 @@ def bundle_at(typing_context, like, address):
     """Return the bundle at `address` (u64), one of the same class and types as `like`: for arrays of bundles."""
 
     def generate(context, builder, signature, args):
-        word = context.cast(builder, args[1], signature.args[1], types.uint64)
-        return builder.inttoptr(word, ir.IntType(64).as_pointer())
+        from xdp.bundling import bundle_from
+
+        return bundle_from(builder, context.cast(builder, args[1], signature.args[1], types.uint64))
 
     return like(like, address), generate

@@ -7,10 +7,8 @@ in the upper) and `ports` (u32: source in the lower half), every field in networ
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from xdp.intrinsics import intrinsic, ir, types
 from xdp.jit import inlined
 from xdp.schema import Limit, Tag
 

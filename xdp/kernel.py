@@ -21,15 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cffi
-
+from xdp.declared import declared
 from xdp.errors import AttachError, Error, MissingFeatureError
 
 Mode = Literal["native", "generic"]
 
-_ffi = cffi.FFI()
 # One struct per command of bpf(2): the members of `union bpf_attr`, uapi/linux/bpf.h.
-_ffi.cdef("""
+_ffi = declared("""
 long syscall(long number, ...);
 int statfs(const char *path, void *buffer);
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from xdp import cache, kernel
+from xdp import cache, kept, kernel
 from xdp.compile import PROGRAM_TYPES, Function, headers_of, macros, text_of
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
 
@@ -76,7 +76,7 @@ def load_all(
     ]
     if programs := _load_kept(wanted, folder, kind):
         return programs
-    with cache.alone(wanted[0].place.with_name("lock")):  # whom it has waited for has made them
+    with kept.alone(wanted[0].place.with_name("lock")):  # whom it has waited for has made them
         return _load_kept(wanted, folder, kind) or _compile(folder, source, wanted, options, kind)
 
 
@@ -137,11 +137,11 @@ def _load_kept(functions: Iterable[Function], folder: Path, kind: str) -> list[i
     with contextlib.ExitStack() as undo:
         programs = []
         for function in functions:
-            kept = cache.read(function.place)
-            if kept is None:
+            program = cache.read(function.place)
+            if program is None:
                 return []
             try:
-                with kept.over(folder) as code:
+                with program.over(folder) as code:
                     programs.append(kernel.prog_load(function.name, code, PROGRAM_TYPES[kind]))
             except Error:
                 return []

@@ -1,4 +1,4 @@
-"""Removing tables: pinned maps, or files. What opens them brings numba with it, which takes longer than this."""
+"""Removing tables: pinned maps, or files. What opens them brings numpy with it, which takes longer than this."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import EnumType, IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cffi
 import numpy as np
+
+from xdp.declared import declared
 
 HEADER = Path(__file__).parent / "bpf" / "schema.h"
 
@@ -18,11 +19,10 @@ typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef ui
 typedef uint16_t __be16; typedef uint32_t __be32;
 """
 
-_ffi = cffi.FFI()
-_ffi.cdef(_KERNEL_TYPES + HEADER.read_text().replace("#pragma once", ""))
+_ffi = declared(_KERNEL_TYPES + HEADER.read_text().replace("#pragma once", ""))
 
 
-def _dtype(ctype: cffi.FFI.CType) -> np.dtype:
+def _dtype(ctype: Any) -> np.dtype:
     """Return the numpy dtype that has the very layout the C compiler chose."""
     if ctype.kind == "primitive":
         return np.dtype(f"u{_ffi.sizeof(ctype)}")

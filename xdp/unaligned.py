@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+from xdp.intrinsics import intrinsic, ir, types
 
 
 def _pointer(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -> Any:
@@ -18,9 +16,11 @@ def _pointer(context: Any, builder: Any, signature: Any, args: Any, kind: Any) -
     return builder.bitcast(builder.gep(array.data, [index]), ir.IntType(kind.bitwidth).as_pointer())
 
 
-def _loader(kind: Any) -> Any:
+def _loader(bits: int) -> Any:
     @intrinsic
     def load(typing_context, bytes_, offset):
+        kind = types.Integer.from_bitwidth(bits, signed=False)
+
         def generate(context, builder, signature, args):
             return builder.load(_pointer(context, builder, signature, args, kind), align=1)
 
@@ -29,9 +29,11 @@ def _loader(kind: Any) -> Any:
     return load
 
 
-def _storer(kind: Any) -> Any:
+def _storer(bits: int) -> Any:
     @intrinsic
     def store(typing_context, bytes_, offset, value):
+        kind = types.Integer.from_bitwidth(bits, signed=False)
+
         def generate(context, builder, signature, args):
             word = context.cast(builder, args[2], signature.args[2], kind)
             builder.store(word, _pointer(context, builder, signature, args, kind), align=1)
@@ -41,5 +43,5 @@ def _storer(kind: Any) -> Any:
     return store
 
 
-load16, load32, load64 = _loader(types.uint16), _loader(types.uint32), _loader(types.uint64)
-store16, store32, store64 = _storer(types.uint16), _storer(types.uint32), _storer(types.uint64)
+load16, load32, load64 = _loader(16), _loader(32), _loader(64)
+store16, store32, store64 = _storer(16), _storer(32), _storer(64)

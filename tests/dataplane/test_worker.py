@@ -47,7 +47,7 @@ def test_a_loop_that_ends_in_an_exception_is_told_in_status(tables, worker):
     assert engine.is_alive
     worker.start()
     worker._thread.join()
-    assert engine.stalled() == ["worker of eth0 queue 0: ended by TypingError; restart the daemon"]
+    assert engine.stalled() == ["worker of eth0 queue 0: ended by TypeError; restart the daemon"]
     assert not engine.is_alive
     assert tables.heartbeats[0] == 0
     with pytest.raises(type(worker.failure)):
