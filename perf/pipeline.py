@@ -109,7 +109,7 @@ def measure(flows: int, packets: int = 2_000_000, trials: int = 5) -> Cost:
     (node, table), template = _node(flows), _template()
     frames, burst = np.zeros(_BURST * _CHUNK_BYTES, np.uint8), _burst()
     now = np.uint32(0)
-    _send(_node(1000)[0], frames, burst, template, 1000, 1, int(Reason.ADMITTED), now)  # compile
+    _send(node, frames, burst, template, flows, 0, int(Reason.ADMITTED), now)  # compiles, and learns what a node is
     began = time.thread_time_ns()
     strange = _send(node, frames, burst, template, flows, flows, int(Reason.ADMITTED), now)
     new_ns = (time.thread_time_ns() - began) / flows
