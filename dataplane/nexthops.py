@@ -5,8 +5,8 @@ of that prefix, and flows hold its number: when a MAC address, a gateway or an i
 anew and every flow follows. Compiled code finds a client's row by `lookup(hops, address)`, which is in
 dataplane/hops_compiled.py.
 
-Endpoints and gateways are kept resolved; clients on the link have a row as soon as the kernel knows them, or as soon as
-compiled code asks. How the kernel is asked for them is dataplane/asking.py.
+Endpoints and gateways are kept resolved; clients on the link have a row as soon as the kernel knows them. It is asked for
+those that compiled code asks for, who have no row until they answer. How the kernel is asked for them is dataplane/asking.py.
 
 A neighbour entry that the kernel merely forgot (garbage collection) stays in use while it is asked for again; one
 that FAILED does not.
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from dataplane import hops_compiled as compiled_hops
 from dataplane.asking import Asker, Asking, Need
 from dataplane.hops_compiled import Hops, new_hops
-from dataplane.mirror import NOWHERE, Hop, Mirror, is_usable
+from dataplane.mirror import NOWHERE, Hop, Mirror, is_usable, left_with_the_kernel
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from dataplane.ticks import next_tick, tick
 from xdp import schema
@@ -163,6 +163,8 @@ class NextHops:
         self._recall()
         self._resolve_all()
         self._load_neighbours()
+        left = left_with_the_kernel(self._mirror.neighbours.values(), [link.ifindex for link in self.given().values()])
+        self._asking.give_back(key for key in left if key not in self._dependents and not self._is_usable(key))
         self._asking.leave_adopted()  # until `retain` tells who is wanted
         self._asking.flush(self._clock())
 
@@ -431,6 +433,9 @@ class NextHops:
             for prefix in tuple(dependents or ()):
                 self._resolve(self._rows[prefix])
 
+    def _is_usable(self, key: NeighbourKey) -> bool:
+        return is_usable(self._mirror.neighbours.get(key))
+
     def _store(self, neighbour: Neighbour, *, is_gone: bool) -> None:
         """Put an event into the mirror."""
         key = neighbour.key
@@ -456,6 +461,7 @@ class NextHops:
         if self._mirror.is_on_link(route) and route is not None and route.ifindex == ifindex:
             row = self._client_row(address)
             if row is not None:
+                row.is_client |= self._asking.has_found(key)
                 self._resolve(row)
 
     # Rows.
@@ -617,6 +623,20 @@ class NextHops:
         count, self._next_place = compiled_hops.take_requests(self.hops, self._next_place, self._requests)
         return self._requests[:count].tolist()  # type: ignore[no-any-return]
 
+    def _seek(self, address: int, now: float) -> None:
+        """Find a host on the link that has no row. It gets one when its MAC address is known, and not before.
+
+        Else whoever makes up addresses would take all rows.
+        """
+        hop = self._mirror.hop(*_host(address))
+        if hop.state is HopState.UNRESOLVED and hop.neighbour:
+            self._asking.seek(hop.neighbour, now)
+        elif hop.state is HopState.FORWARD:
+            row = self._client_row(address)
+            if row is not None:
+                row.is_client = True
+                self._resolve(row)
+
     def _serve_requests(self, now: float) -> None:
         """Resolve what compiled code has asked for, if the bell has rung."""
         try:
@@ -631,11 +651,11 @@ class NextHops:
             route = self._mirror.match(address)
             if route is None or route.kind is not RouteKind.UNICAST:
                 continue
-            if self._mirror.is_on_link(route):
-                row = self._client_row(address)
-            else:
-                row = self._rows.get((route.network, route.prefix_len))
+            is_on_link = self._mirror.is_on_link(route)
+            row = self._rows.get(_host(address) if is_on_link else (route.network, route.prefix_len))
             if row is None:
+                if is_on_link:
+                    self._seek(address, now)
                 continue
             row.is_client = True
             self._resolve(row)

@@ -188,7 +188,7 @@ class Node:
         self._incarnations.know(self._whereabouts.read())
         self.end_succeeded((), first.snapshot().ports)
         self._apply(first)
-        self.shortages = Shortages(settings, tables)
+        self.shortages = Shortages(settings, tables, lambda: self.next_hops.rows_refused)
         self.next_hops.when_addresses_change = self._reprogram
         self.engine.tidy(self.flows)
         self.masquerading = masquerading(

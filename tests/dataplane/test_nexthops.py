@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane import hops_compiled as compiled_hops
+from dataplane.asking import SEEK_S, SOUGHT
 from dataplane.hops_compiled import (
     MISS,
     NO_ROUTE,
@@ -630,8 +631,9 @@ def test_packets_for_an_unresolved_client_ask_once_a_second() -> None:
 
 
 def test_a_client_is_rechecked_each_minute_and_a_silent_one_ever_less_often() -> None:
-    world = World([LAN], [neighbour("10.0.0.7", state=S.FAILED, mac=b"")])
+    world = World([LAN], [neighbour("10.0.0.7")])
     node = world.node()
+    world.tell(neighbour("10.0.0.7", b"", S.FAILED))
     lookup(node.hops, wire("10.0.0.7"))
     times = []
     for _ in range(700):
@@ -812,9 +814,60 @@ def test_clients_that_do_not_answer_do_not_keep_new_ones_out() -> None:
             for host in range(1, start, 7):
                 lookup(node.hops, socket.htonl(first + host))
             node.turn()
-    missing = [host for host in range(1, 12_001) if compiled_hops.host_row(node.hops, first + host) == MISS]
-    assert len(missing) < 1000  # those that met a crowd at their place: they ask again
-    assert node.rows_refused == 0
+    asked = {address - first for (_, address), _ in world.asked}
+    assert len({*range(1, 12_001)} - asked) < 1000  # those that met a crowd at their place: they ask again
+
+
+def test_made_up_addresses_on_the_link_take_no_rows_and_the_earliest_are_forgotten() -> None:
+    world = World([LAN, LAN6])
+    node = world.node()
+    first, others = ip("10.0.0.10"), SOUGHT + 100
+    for host in range(others):
+        compiled_hops.request(node.hops, first + host, 0)
+        node.turn()
+    assert (node.describe(), node.rows_refused) == ([], 0)
+    assert len(world.asked) == others
+    assert world.returned == {(2, first + host) for host in range(others - SOUGHT)}
+    world.tell(neighbour("10.0.0.200"))  # one of them was real
+    node.turn()
+    row = lookup(node.hops, wire("10.0.0.200"))
+    assert (world.mac(row), world.state(row)) == (M1, HopState.FORWARD)
+    world.now += SEEK_S
+    node.turn()
+    assert world.returned == {(2, first + host) for host in range(others)} - {(2, ip("10.0.0.200"))}
+
+
+def test_a_made_up_address_of_ipv6_takes_no_row_and_pins_no_name() -> None:
+    world = World([LAN6])
+    node = world.node()
+    assert look_up6(node, world.tables, "2001:db8::bad") == PENDING
+    node.turn()
+    assert ((2, ip("2001:db8::bad")), False) in world.asked
+    assert node.describe() == []
+    assert not world.tables.names["pins"].any()
+
+
+def test_a_client_that_answered_is_looked_at_once_a_minute() -> None:
+    world = World([LAN])
+    node = world.node()
+    lookup(node.hops, wire("10.0.0.7"))
+    node.turn()
+    world.tell(neighbour("10.0.0.7"))
+    node.turn()
+    world.asked.clear()
+    for _ in range(150):
+        world.now += 1.0
+        node.turn()
+    assert world.asked == [((2, ip("10.0.0.7")), False)] * 2
+    assert world.returned == set()
+
+
+def test_a_start_gives_back_what_a_predecessor_sought_in_vain() -> None:
+    lost, ours = neighbour("10.0.0.66", b"", S.FAILED, is_ours=True), neighbour("10.0.0.67", is_ours=True)
+    others = neighbour("10.0.0.68", b"", S.FAILED)
+    world = World([LAN], [lost, ours, others])
+    world.node()
+    assert world.returned == {lost.key}
 
 
 def test_sixty_five_thousand_hosts_keep_their_rows() -> None:
