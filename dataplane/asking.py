@@ -108,6 +108,10 @@ class Asking:
         self._to_ask[key] = False
         self._to_let_go.discard(key)
 
+    def is_sought(self, key: NeighbourKey) -> bool:
+        """Return whether packets wait for this stranger."""
+        return key in self._sought
+
     def has_found(self, key: NeighbourKey) -> bool:
         """Return whether a neighbour was sought; from now on it is one of those that rows want."""
         at_s = self._sought.pop(key, None)

@@ -31,6 +31,7 @@ from dataplane.lost import Losses
 from dataplane.netdev import NetDev
 from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
+from dataplane.reclaim import Reclaim
 from dataplane.reserved import give_back, reserve
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
@@ -246,6 +247,7 @@ class Node:
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "next hops": self.next_hops.run,
+            "rows of next hops": Reclaim(self.next_hops, self.flows, self.shared.tables).run,
             "interfaces": self._follow_interfaces,
             "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self._watch_redirects),
             "sweep": self._sweep,

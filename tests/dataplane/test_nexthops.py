@@ -40,7 +40,7 @@ from xdp.addresses import IPV6, masked, number_of
 from xdp.byteorder import swap32
 from xdp.errors import TableFullError
 from xdp.names import Names
-from xdp.schema import HopState, Limit
+from xdp.schema import HopState, Limit, RowUse
 from xdp.tables import Capacity, Tables
 
 S = NeighbourState
@@ -191,12 +191,14 @@ def test_rows_that_xdp_learns_are_adopted_when_they_are_whole() -> None:
     world = World([LAN])
     node, tables = world.node(), world.tables
     first = len(tables.next_hops) - len(tables.next_hops) // Limit.LEARNED_SHARE
-    tables.control[0]["learned"] += 1  # XDP has taken a row ...
+    row = tables.next_hops[first]
+    row["used"] = RowUse.TAKEN  # XDP has taken a row ...
+    row["destination"], row["prefix_len"] = wire("10.0.0.77"), 32
+    tables.control[0]["learned"] += 1  # ... and another one before
     node.turn()
     assert "10.0.0.77" not in {row["destination"] for row in node.describe()}
-    row = tables.next_hops[first]
-    row["destination"], row["prefix_len"] = wire("10.0.0.77"), 32
-    row["used"] = 1  # ... and has filled it
+    row["used"] = RowUse.OF_HOST  # ... and has filled it
+    tables.control[0]["learned"] += 1
     node.turn()
     assert {row["row"] for row in node.describe() if row["destination"] == "10.0.0.77"} == {first}
 
@@ -307,6 +309,10 @@ def test_a_full_table_is_counted_and_leads_nowhere() -> None:
 def test_clients_leave_rows_for_endpoints() -> None:
     world = World([LAN], [neighbour(f"10.0.0.{host}") for host in range(100)])
     node = world.node()
+    assert len(node.describe()) in range(20, 30), "of those that nobody has asked for"
+    for host in range(100):
+        lookup(node.hops, wire(f"10.0.0.{host}"))
+        node.turn()
     assert node.rows_refused > 0
     assert node.row_for(ip("10.0.200.1")) != NOBODY
 
