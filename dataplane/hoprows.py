@@ -92,6 +92,7 @@ class Rows:
         """Take over what is in the table. A daemon's pins are void when it is gone, XDP's among them."""
         self._learned_place = int(self._tables.control[0]["learned"])
         compiled_hops.mend_hosts(self._hops, self._table["used"])
+        compiled_hops.remove_host(self._hops, self._tables.control["next_hop_epoch"], 0)  # nobody's: compiled now
         for number in self._numbers_used(0):
             self._take_over(number, self._pin(self._network_in(number)))
         free = np.ones(self._learned_from, bool)
@@ -118,6 +119,7 @@ class Rows:
         is_shared = record["used"] == RowUse.OF_ROUTES or prefix != prefix_of_host(prefix[0])
         row = self.all[number] = Row(number, prefix, destination, is_shared, is_client=True, hop=ADOPTED)
         if is_shared:
+            record["used"] = RowUse.OF_ROUTES  # also those of a version that had a row for each route
             self.routes.setdefault(prefix, row)
             return row
         if compiled_hops.host_row(self._hops, destination) == compiled_hops.MISS:
@@ -244,16 +246,24 @@ class Rows:
             if self.hosts.get(row.prefix[0]) is row:
                 compiled_hops.remove_host(self._hops, self._tables.control["next_hop_epoch"], row.destination)
 
-    def settle(self, used: npt.NDArray[np.uint8]) -> list[Row]:
-        """Free what was parted with and has come to nobody's mind since; let others have theirs back. Return the freed.
-
-        `used`: by row, whether a flow or an endpoint had it a grace period after, and a grace period ago.
-        """
+    def parted(self) -> list[Row]:
+        """Return what was parted with and has come to nobody's mind since."""
         compiled_hops.mend_hosts(self._hops, self._table["used"])
-        found = set((self._hops.hosts & np.uint64(0xFFFFFFFF)).tolist())
+        return [row for row in self.all.values() if row.is_parted]
+
+    def settle(self, rows: Iterable[Row], used: npt.NDArray[np.uint8]) -> list[Row]:
+        """Free those of `parted` rows that are not used, and let the others have theirs back; return the freed.
+
+        `used`: by row, whether a flow or an endpoint had it a grace period after it was parted with, and a grace
+        period ago.
+        """
+        is_found = np.zeros(len(self._table), bool)
+        is_found[(self._hops.hosts & np.uint64(0xFFFFFFFF)).astype(np.int64)] = True
         freed = []
-        for row in [row for row in self.all.values() if row.is_parted]:
-            if used[row.number] or row.is_kept or row.number in found:
+        for row in rows:
+            if not row.is_parted:
+                continue
+            if used[row.number] or row.is_kept or is_found[row.number]:
                 self._rejoin(row)
             else:
                 self._release(row)

@@ -21,7 +21,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from dataplane import hops_compiled as compiled_hops
 from dataplane.asking import Asker, Asking, Need
-from dataplane.hoprows import NOBODY, Course, Row, Rows, prefix_of_host, unused
+from dataplane.hoprows import NOBODY, Course, Prefix, Row, Rows, prefix_of_host, unused
 from dataplane.hops_compiled import Hops, new_hops
 from dataplane.mirror import Hop, Mirror, is_usable, left_with_the_kernel
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
@@ -262,21 +262,17 @@ class NextHops:
 
     # Giving rows back.
 
-    def part(self, used: npt.NDArray[np.uint8]) -> bool:
-        """Part with rows that nothing uses (`used`: by row, whether a flow or an endpoint has it); tell if with any."""
+    def unused(self, used: npt.NDArray[np.uint8]) -> list[Row]:
+        """Return rows to be parted with (`Rows.part`). `used`: by row, whether a flow or an endpoint has it."""
         self._look_after(self.rows.learned(anyway=True))
-        rows = unused(self.rows.all.values(), used, is_short=self.rows.is_short)
-        self.rows.part(rows)
-        return bool(rows)
+        return unused(self.rows.all.values(), used, is_short=self.rows.is_short)
 
-    def settle(self, used: npt.NDArray[np.uint8]) -> int:
-        """Free what was parted with and is not used (Rows.settle); return how many."""
-        freed = self.rows.settle(used)
-        for row in freed:
+    def settle(self, rows: Iterable[Row], used: npt.NDArray[np.uint8]) -> None:
+        """Free rows that were parted with and are not used, and let go of their neighbours (`Rows.settle`)."""
+        for row in self.rows.settle(rows, used):
             if row.hop.neighbour:
                 self._leave(row, row.hop.neighbour)
         self._asking.flush(self._clock())
-        return len(freed)
 
     # Following the kernel.
 
@@ -356,13 +352,12 @@ class NextHops:
             if refused:
                 _log.error("%d routes: only the %d longest prefixes are used", len(routes), ROUTES)
                 del routes[ROUTES:]
-        self.rows.lead(
-            {(route.network, route.prefix_len): _course(route) for route in fours + sixes if self._is_led(route)}
-        )
-        targets = np.array([self._target(route) for route in fours], np.uint32)
+        courses = {(each.network, each.prefix_len): _course(each) for each in fours + sixes if self._is_led(each)}
+        self.rows.lead(courses)
+        targets = np.array([self._target(route, courses) for route in fours], np.uint32)
         networks = np.array([route.network for route in fours], np.uint32)
         compiled_hops.publish_routes(self.hops, _starts(fours, compiled_hops.LENGTHS), networks, targets)
-        targets6 = np.array([self._target(route) for route in sixes], np.uint32)
+        targets6 = np.array([self._target(route, courses) for route in sixes], np.uint32)
         highs6, lows6 = np.array([halves(route.network) for route in sixes], np.uint64).reshape(-1, 2).T.copy()
         compiled_hops.publish_routes6(self.hops, _starts(sixes, compiled_hops.LENGTHS6), highs6, lows6, targets6)
         both = [*zip(fours, targets.tolist(), strict=True), *zip(sixes, targets6.tolist(), strict=True)]
@@ -375,12 +370,11 @@ class NextHops:
         """Return whether a route leads through a gateway or by a foreign interface."""
         return route.kind is RouteKind.UNICAST and not self._mirror.is_on_link(route)
 
-    def _target(self, route: Route) -> int:
-        if route.kind is not RouteKind.UNICAST:
-            return compiled_hops.NO_ROUTE
+    def _target(self, route: Route, courses: Mapping[Prefix, Course]) -> int:
         if self._mirror.is_on_link(route):
             return compiled_hops.ON_LINK
-        row = self.rows.of_course(_course(route))
+        course = courses.get((route.network, route.prefix_len))
+        row = self.rows.of_course(course) if course is not None else None
         return compiled_hops.NO_ROUTE if row is None else row.number
 
     def _load_neighbours(self) -> None:

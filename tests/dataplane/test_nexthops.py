@@ -1009,6 +1009,38 @@ def test_a_client_is_resolved_by_a_request_of_compiled_code(real: tuple[Lab, Nex
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("prefix", ["10.90.0.", "2001:db8:90::1"])
+def test_the_kernel_keeps_nothing_of_made_up_addresses(real: tuple[Lab, NextHops, Tables], prefix: str) -> None:
+    lab, node, tables = real
+    for host in range(10, 30):
+        text = f"{prefix}{host}"
+        assert (look_up6(node, tables, text) if ":" in text else lookup(node.hops, wire(text))) == PENDING
+    node.turn()
+    assert lab.ip("neigh show dev n0").count(prefix) == 20
+    assert not any(prefix in str(hop["destination"]) for hop in node.describe())
+    node._clock = lambda: time.monotonic() + SEEK_S
+    _until(node, lambda: prefix not in lab.ip("neigh show dev n0"))
+
+
+@pytest.mark.root
+def test_thousands_of_routes_share_the_rows_of_their_gateways(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    batch = [f"route add 100.{n // 256}.{n % 256}.0/24 via 10.9{n % 2}.0.2" for n in range(4000)]
+    subprocess.run(["ip", "-n", lab.node, "-batch", "-"], input="\n".join(batch), text=True, check=True)
+
+    def way(n: int) -> int:
+        return int(lookup(node.hops, wire(f"100.{n // 256}.{n % 256}.7")))
+
+    _until(node, lambda: way(3998) > 0 and way(3999) > 0)
+    assert len({way(n) for n in range(4000)}) == 2
+    _until(node, lambda: _leads_to(tables, way(1), "02:00:00:00:01:02"))
+    assert node.row_for(ip("10.90.0.2")) != NOBODY
+    assert node.rows_refused == 0
+    lab.ip("route replace 100.0.0.0/24 via 10.91.0.2")
+    _until(node, lambda: way(0) == way(1) != way(2))
+
+
+@pytest.mark.root
 def test_a_router_of_ipv6_is_followed(real: tuple[Lab, NextHops, Tables]) -> None:
     lab, node, tables = real
     lab.ip("-6 route add default via fe80::2 dev n0")

@@ -156,14 +156,14 @@ def test_who_is_found_while_rows_are_parted_with_has_his_row_back() -> None:
     rows = site.rows()
     fail(site.world, "10.0.0.7", "10.0.0.8")
     site.node.turn()
-    assert site.node.part(np.zeros(64, np.uint8))
+    site.node.rows.part(site.node.unused(np.zeros(64, np.uint8)))
     assert host_row(site.node.hops, ip("10.0.0.7")) == MISS
     epoch = int(site.tables.control[0]["next_hop_epoch"])
     assert site.node.row_for(ip("10.0.0.7")) == rows["10.0.0.7"]
     assert int(site.tables.control[0]["next_hop_epoch"]) > epoch, "who waits tries again"
     used = np.zeros(64, np.uint8)
     used[rows["10.0.0.8"]] = 1  # a flow began just before
-    assert site.node.settle(used) == 0
+    site.node.settle(site.node.rows.parted(), used)
     assert site.rows() == rows
     assert host_row(site.node.hops, ip("10.0.0.8")) == rows["10.0.0.8"]
 
@@ -236,9 +236,28 @@ def test_a_start_in_the_middle_of_freeing_finds_all_hosts() -> None:
     rows = site.rows()
     fail(site.world, "10.0.0.7")
     site.node.turn()
-    site.node.part(np.zeros(64, np.uint8))
+    site.node.rows.part(site.node.unused(np.zeros(64, np.uint8)))
     after = site.world.node()
     assert [lookup(after.hops, wire(f"10.0.0.{host}")) for host in (7, 8)] == list(rows.values())
+
+
+def test_it_runs_beside_the_event_loop_and_follows_routes_as_they_change() -> None:
+    site = Site(World([LAN, *many_routes(10, "10.0.0.1")], [neighbour("10.0.0.1"), neighbour("10.0.0.2", M2)]))
+    flow = site.connect("100.0.5.7", lookup(site.node.hops, wire("100.0.5.7")))
+
+    async def run() -> None:
+        running = asyncio.create_task(site.reclaim.run())
+        routes = many_routes(10, "10.0.0.1")
+        routes[5] = route("100.0.5.0/24", 2, "10.0.0.2")
+        set_routes(site.world, site.node, [LAN, *routes])
+        async with asyncio.timeout(20):
+            while site.world.mac(site.way_back(flow)) != M2:  # noqa: ASYNC110 - a thread stores it
+                await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(run())
 
 
 # The table of hosts.
