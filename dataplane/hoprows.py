@@ -57,6 +57,7 @@ class Row:
     destination: int  # what stands for the network in tables
     is_shared: bool = False  # a row of routes
     course: Course | None = None  # of the routes that lead here now
+    is_led: bool = False  # a route leads to this host alone, by an interface that is not ours
     is_endpoint: bool = False
     is_client: bool = False  # compiled code has asked for it
     is_parted: bool = False  # nobody finds it any more
@@ -65,7 +66,7 @@ class Row:
     @property
     def is_kept(self) -> bool:
         """Return whether the kernel is to keep the neighbour resolved for ever."""
-        return self.is_endpoint or self.course is not None
+        return self.is_endpoint or self.is_led or self.course is not None
 
 
 class Rows:
@@ -87,6 +88,7 @@ class Rows:
         self._learned_place = -1  # control.learned when rows that XDP has taken were last looked for
         self._free: list[int] = []
         self._by_course: dict[Course, Row] = {}
+        self._led: list[Row] = []
 
     def adopt(self) -> None:
         """Take over what is in the table. A daemon's pins are void when it is gone, XDP's among them."""
@@ -158,6 +160,14 @@ class Rows:
         is_shared = np.zeros(len(self._table), np.uint8)
         is_shared[self._table["used"] == RowUse.OF_ROUTES] = 1
         return is_shared
+
+    def lead_to_hosts(self, addresses: Iterable[int]) -> None:
+        """Let these be the hosts that routes lead to one by one, without a gateway: each keeps a row of its own."""
+        for row in self._led:
+            row.is_led = False
+        self._led = [led for address in addresses if (led := self.of_host(address)) is not None]
+        for row in self._led:
+            row.is_led = True
 
     def lead(self, courses: Mapping[Prefix, Course]) -> None:
         """Let these be the courses of all routes that want a row: each has one, while there is room for them."""

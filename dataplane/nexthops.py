@@ -354,6 +354,7 @@ class NextHops:
                 del routes[ROUTES:]
         courses = {(each.network, each.prefix_len): _course(each) for each in fours + sixes if self._is_led(each)}
         self.rows.lead(courses)
+        self.rows.lead_to_hosts(each.network for each in fours + sixes if self._is_to_host(each))
         targets = np.array([self._target(route, courses) for route in fours], np.uint32)
         networks = np.array([route.network for route in fours], np.uint32)
         compiled_hops.publish_routes(self.hops, _starts(fours, compiled_hops.LENGTHS), networks, targets)
@@ -368,13 +369,29 @@ class NextHops:
 
     def _is_led(self, route: Route) -> bool:
         """Return whether a route leads through a gateway or by a foreign interface."""
-        return route.kind is RouteKind.UNICAST and not self._mirror.is_on_link(route)
+        is_on_its_way = route.kind is RouteKind.UNICAST and not self._mirror.is_on_link(route)
+        return is_on_its_way and not self._is_to_host(route)
+
+    def _is_to_host(self, route: Route) -> bool:
+        """Return whether a route leads to one host by a foreign interface: a pod's, where it is on this node."""
+        return (
+            route.kind is RouteKind.UNICAST
+            and route.prefix_len == host_bits(route.network)
+            and not self._mirror.is_on_link(route)
+            and not any(way.gateway for way in route.ways)
+        )
+
+    def _row_of(self, route: Route) -> Row | None:
+        """Return the row of what a route that is not on the link leads to."""
+        if self._is_to_host(route):
+            return self.rows.hosts.get(route.network)
+        return self.rows.of_course(_course(route)) if self._is_led(route) else None
 
     def _target(self, route: Route, courses: Mapping[Prefix, Course]) -> int:
         if self._mirror.is_on_link(route):
             return compiled_hops.ON_LINK
         course = courses.get((route.network, route.prefix_len))
-        row = self.rows.of_course(course) if course is not None else None
+        row = self._row_of(route) if course is None else self.rows.of_course(course)
         return compiled_hops.NO_ROUTE if row is None else row.number
 
     def _load_neighbours(self) -> None:
@@ -545,7 +562,7 @@ class NextHops:
             if is_on_link and address not in self.rows.hosts:
                 self._seek(address, now)
                 continue
-            row = self.rows.of_host(address) if is_on_link else self.rows.of_course(_course(route))
+            row = self.rows.of_host(address) if is_on_link else self._row_of(route)
             if row is None:
                 continue
             row.is_client = True

@@ -423,5 +423,19 @@ def test_a_route_to_one_host_and_an_endpoint_there_have_rows_of_their_own() -> N
     assert (lookup(after.hops, wire("100.0.0.8")), after.row_for(ip("100.0.0.7"))) == (shared, endpoint)
 
 
+def test_hosts_of_this_node_that_routes_lead_to_one_by_one_have_rows_of_their_own() -> None:
+    """One of them is an endpoint, which the kernel routes to; of the other we know nothing."""
+    world = World([LAN, route("10.244.0.7/32", 4), route("10.244.0.8/32", 4)])
+    site = Site(world)
+    node = site.world.node(serves_through_kernel=True)
+    node.add_local([ip("10.244.0.7")])
+    rows = [lookup(node.hops, wire(f"10.244.0.{host}")) for host in (7, 8)]
+    assert [world.state(row) for row in rows] == [HopState.KERNEL, HopState.FOREIGN]
+    assert node.row_for(ip("10.244.0.7")) == rows[0]
+    reclaim = Reclaim(node, site.flows, site.tables)
+    asyncio.run(reclaim.free())
+    assert sorted(map(int, (row["row"] for row in node.describe()))) == sorted(rows)
+
+
 def test_no_target_is_taken_for_a_row() -> None:
     assert int(RouteTarget.ON_LINK) > 65_536
