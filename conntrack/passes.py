@@ -47,6 +47,16 @@ def used_slots(tags, flows, way, out):
     return count
 
 
+@compiled
+def mark_next_hops(tags, flows, used):
+    """Note in `used` (u8, by row of next_hops) which rows flows of either direction have."""
+    for slot in range(len(flows)):
+        if not slot & 3 and not load_acquire(tags, slot >> 2):
+            continue
+        if tag_at(tags, slot) >= _FIRST and flows[slot].next_hop < len(used):
+            used[flows[slot].next_hop] = 1
+
+
 @inlined
 def place_key(addr, port):
     """Return an address and a port, as on the wire, as one u64."""

@@ -288,6 +288,19 @@ class FlowTable:
         found[order] = counts
         return found
 
+    def next_hops_in_use(self) -> npt.NDArray[np.uint8]:
+        """Return by row of next_hops whether a flow or an endpoint has it."""
+        used = np.zeros(len(self._tables.next_hops), np.uint8)
+        used[self._tables.endpoints["next_hop"]] = 1
+        with self._looking:
+            passes.mark_next_hops(self._tables.tags, self._tables.flows, used)
+        return used
+
+    def undisturbed(self, change: Callable[[], int]) -> int:
+        """Return what `change` returns, which looks at records: no slot is emptied for reuse meanwhile."""
+        with self._looking:
+            return change()
+
     def records(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
         """Return copies of the records of both directions of every connection, as they were at about one moment."""
         tables = self._tables

@@ -3,6 +3,9 @@
 Decisions are collected and sent by `flush`, many at a time. A neighbour that an endpoint or a gateway needs is kept:
 the kernel looks after it for ever (NTF_EXT_MANAGED), or we do where it cannot. One that only clients need is looked at
 once a minute, for their traffic does not pass through the kernel; a silent one ever less often.
+
+A stranger for whom packets wait is sought: nothing is kept for him until he answers, and whoever makes up addresses has
+the earlier ones forgotten, here and in the kernel.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ RETRY_S = 5.0  # a neighbour that does not answer, doubling ...
 LONGEST_RETRY_S = 320.0  # ... up to here
 _ASK_AGAIN_S = 1.0  # at most so often on behalf of packets: the kernel's own three probes take as long
 _RECHECKS = 2048  # neighbours looked at in one turn: about 2 ms
+SOUGHT = 4096  # strangers at a time; the kernel does not age what we ask for, so these are as many entries of its table
+SEEK_S = 5.0  # a stranger is given up after that: the kernel's own three probes take three seconds
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +73,14 @@ class Asking:
         self._to_ask: dict[NeighbourKey, bool] = {}  # whether to keep it
         self._to_let_go: set[NeighbourKey] = set()
         self._recheck: list[NeighbourKey] = []
+        self._sought: dict[NeighbourKey, float] = {}  # strangers, and when each was asked for; the earliest first
 
     # What rows want.
 
     def ask(self, key: NeighbourKey) -> None:
         """Ask for a neighbour, unless an administrator has set it."""
         if not is_fixed(self._mirror.neighbours.get(key)):
+            self._sought.pop(key, None)
             self._to_ask[key] = self._is_kept(key)
             self._to_let_go.discard(key)
 
@@ -88,6 +95,38 @@ class Asking:
         asked = self._asked.get(key)
         if asked is None or now - asked.at_s >= _ASK_AGAIN_S:
             self.ask(key)
+
+    def seek(self, key: NeighbourKey, now: float) -> None:
+        """Ask for a stranger that packets wait for, but not in haste. Of too many the earliest is given up."""
+        at_s = self._sought.get(key)
+        if (at_s is not None and now - at_s < _ASK_AGAIN_S) or is_fixed(self._mirror.neighbours.get(key)):
+            return
+        self._sought.pop(key, None)
+        if len(self._sought) >= SOUGHT:
+            self._give_up(next(iter(self._sought)))
+        self._sought[key] = now
+        self._to_ask[key] = False
+        self._to_let_go.discard(key)
+
+    def is_sought(self, key: NeighbourKey) -> bool:
+        """Return whether packets wait for this stranger."""
+        return key in self._sought
+
+    def has_found(self, key: NeighbourKey) -> bool:
+        """Return whether a neighbour was sought; from now on it is one of those that rows want."""
+        at_s = self._sought.pop(key, None)
+        if at_s is not None:
+            self._asked[key] = _Asked(is_kept=False, at_s=at_s, wait_s=RECHECK_S)
+        return at_s is not None
+
+    def give_back(self, keys: Iterable[NeighbourKey]) -> None:
+        """Give entries that nobody needs back to the kernel."""
+        self._to_let_go.update(keys)
+
+    def _give_up(self, key: NeighbourKey) -> None:
+        del self._sought[key]
+        if self._to_ask.pop(key, None) is None:  # else nobody has asked yet
+            self._to_let_go.add(key)
 
     def settle(self, key: NeighbourKey) -> None:
         """Give a neighbour back to the kernel when nothing, or nothing that keeps it, needs it any more."""
@@ -106,6 +145,7 @@ class Asking:
         """Give all that was asked for back to the kernel's own ageing, a predecessor's entries included."""
         ours = [ifindex for ifindex in self._mirror.interfaces if self._mirror.is_ours(ifindex)]
         self._asked.clear()
+        self._sought.clear()
         self._to_ask.clear()
         self._to_let_go.clear()
         with contextlib.suppress(OSError):
@@ -126,11 +166,17 @@ class Asking:
     def forget(self, key: NeighbourKey) -> None:
         """Forget that an entry was asked for which is gone: whoever still needs it asks anew."""
         self._asked.pop(key, None)
+        self._sought.pop(key, None)
 
     # As time goes by.
 
     def look_again(self, now: float) -> None:
-        """Ask again for some neighbours: those the kernel does not manage, and those that did not answer."""
+        """Ask again for some neighbours: those the kernel does not manage, and those that did not answer.
+
+        Strangers that did not are given up.
+        """
+        while self._sought and now - self._sought[first := next(iter(self._sought))] >= SEEK_S:
+            self._give_up(first)
         if not self._recheck:
             self._recheck = list(self._asked)
         for key in self._recheck[-_RECHECKS:]:
@@ -154,11 +200,13 @@ class Asking:
         for keep in (True, False):
             keys = [key for key, kept in to_ask.items() if kept is keep]
             for key in keys:
-                self._asked[key] = _Asked(keep, now, self._wait_s(key))
+                if key not in self._sought:
+                    self._asked[key] = _Asked(keep, now, self._wait_s(key))
             for key, code in (self._asker.resolve(keys, keep=keep) if keys else {}).items():
                 reason = errno.errorcode.get(code, str(code))
                 _log.debug("neighbour %s on interface %d: not asked for (%s)", address_of(key[1]), key[0], reason)
-                self._asked[key].wait_s = RETRY_S
+                if key in self._asked:
+                    self._asked[key].wait_s = RETRY_S
 
     def _let_go(self) -> None:
         let_go, self._to_let_go = self._to_let_go, set()

@@ -7,7 +7,9 @@ The control plane (dataplane/nexthops.py) is the only writer of everything here 
   again: only then can its buffer have been written under its eyes. Numbers torn on the way stay inside the arrays.
 * Hosts, and requests, are known by their IPv4 address or by the number of their IPv6 address's name, in host order.
   Below 2^24 it is a name: no host of IPv4 is in 0.0.0.0/8 (RFC 1122 section 3.2.1.3).
-* Hosts are single words (address and row), so that a reader sees all of an entry or nothing; entries are never moved.
+* Hosts are single words (address and row), so that a reader sees all of an entry or nothing. One that is removed leaves
+  no gap: those behind it that were pushed there move up, each there twice for a moment. Who searches meanwhile may miss
+  one, and asks for it.
 * Requests are a board, not a ring: an address goes to the place of its hash, so that a thousand packets for one
   unresolved host are one request. Producers go from empty to full by compare-and-swap, the consumer back. The first
   half is for destinations without a row, the second for those that have one but do not answer: however many of these
@@ -31,7 +33,7 @@ from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_r
 from xdp.bundle import Bundle
 from xdp.byteorder import swapped32
 from xdp.jit import compiled
-from xdp.schema import HopState, RouteTarget
+from xdp.schema import HopState, RouteTarget, RowUse
 from xdp.tables import Tables
 
 MISS = -1  # no route: nothing to wait for
@@ -47,6 +49,7 @@ _LOW = 0xFFFFFFFF
 _IPV4, _IPV6 = 0, 1  # families: places of their generations
 _HASH = 0x9E3779B97F4A7C15
 _UNRESOLVED = int(HopState.UNRESOLVED)
+_FREE_ROW = int(RowUse.FREE)
 _WORDS = schema.NEXT_HOP.itemsize // 8
 _STATE_WORD = schema.NEXT_HOP.fields["state"][1] // 8  # type: ignore[index]
 _STATE_SHIFT = schema.NEXT_HOP.fields["state"][1] % 8 * 8  # type: ignore[index]
@@ -256,6 +259,58 @@ def set_host_row(hops, address, row):
         place = _host_place(hops.hosts, address)
         if compare_and_swap(hops.hosts, place, load_acquire(hops.hosts, place), word):  # XDP adds hosts, too
             return
+
+
+@compiled
+def advance(epochs):
+    """Have frames that wait for a next hop tried again."""
+    fetch_add(epochs, 0, np.uint32(1))
+
+
+@compiled
+def _remove_at(hosts, hole):
+    """Change `hosts`: the entry at place `hole` is gone, and the others are still found."""
+    last = len(hosts) - 1
+    place = hole
+    while True:
+        place = (place + 1) & last
+        word = load_acquire(hosts, place)
+        if word == 0:
+            store_release(hosts, hole, word)
+            return
+        home = np.int64(((word >> np.uint64(32)) * np.uint64(_HASH)) >> np.uint64(32)) & last
+        if (place - home) & last >= (place - hole) & last:
+            store_release(hosts, hole, word)
+            hole = place
+
+
+@compiled
+def remove_host(hops, epochs, address):
+    """Change `hops`: an address, or a name's number, has no row any more. Who has just missed another tries again."""
+    place = _host_place(hops.hosts, address)
+    if load_acquire(hops.hosts, place) != 0:
+        _remove_at(hops.hosts, place)
+        fetch_add(epochs, 0, np.uint32(1))
+
+
+@compiled
+def mend_hosts(hops, used):
+    """Change `hops`: entries whose row is free (`used` by row) go, and those that are not found are put where they are.
+
+    XDP may have added one behind a place that was just being emptied.
+    """
+    hosts = hops.hosts
+    for place in range(len(hosts)):
+        word = load_acquire(hosts, place)
+        if word == 0:
+            continue
+        address, row = word >> np.uint64(32), np.int64(word & np.uint64(_LOW))
+        if used[row] == _FREE_ROW:
+            _remove_at(hosts, place)
+        elif _host_place(hosts, address) != place:
+            _remove_at(hosts, place)
+            if host_row(hops, address) == MISS:
+                set_host_row(hops, address, row)
 
 
 @compiled

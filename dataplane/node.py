@@ -33,6 +33,7 @@ from dataplane.lost import Losses
 from dataplane.netdev import NetDev
 from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
+from dataplane.reclaim import Reclaim
 from dataplane.reserved import give_back, reserve
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
@@ -194,7 +195,7 @@ class Node:
         self._incarnations.know(self._whereabouts.read())
         self.end_succeeded((), first.snapshot().ports)
         self._apply(first)
-        self.shortages = Shortages(settings, tables)
+        self.shortages = Shortages(settings, tables, lambda: self.next_hops.rows_refused)
         self.next_hops.when_addresses_change = self._reprogram
         self.engine.tidy(self.flows)
         self.masquerading = masquerading(
@@ -272,6 +273,7 @@ class Node:
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         jobs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "next hops": self.next_hops.run,
+            "rows of next hops": Reclaim(self.next_hops, self.flows, self.shared.tables).run,
             "interfaces": self._follow_interfaces,
             "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self._watch_redirects),
             "sweep": self._sweep,

@@ -33,12 +33,21 @@ _WHAT: dict[Reason, tuple[str, Callable[[Settings], str]]] = {
 }
 
 
-class Shortages:
-    """Counts what was refused for want of room, from now on."""
+_WAYS = "rows; does a host on the link answer for many addresses? See `get nexthops`"
 
-    def __init__(self, settings: Settings, tables: Tables) -> None:
+
+class Shortages:
+    """Counts what was refused for want of room, from now on.
+
+    `ways_refused`: the destinations so far that found no row of next hops (dataplane/nexthops.py).
+    """
+
+    def __init__(self, settings: Settings, tables: Tables, ways_refused: Callable[[], int] = lambda: 0) -> None:
+        self._ways_refused = ways_refused
+        self._ways_seen = ways_refused()
         self._settings = settings
         self._tables = tables
+        self._rows = len(tables.next_hops)
         self._seen = {reason: self._count(reason) for reason in _WHAT}
 
     def _count(self, reason: Reason) -> int:
@@ -52,3 +61,6 @@ class Shortages:
             more, self._seen[reason] = now - self._seen[reason], now
             if more > 0:
                 yield what, f"{more} new connections {words(self._settings)}"
+        ways, self._ways_seen = self._ways_refused() - self._ways_seen, self._ways_refused()
+        if ways:
+            yield "next hops", f"{ways} times a host or a route found no room among {self._rows:,} {_WAYS}"

@@ -182,6 +182,11 @@ class HopState(_FromHeader):
     """What is known about a next hop."""
 
 
+@_members("row_use", "ROW_")
+class RowUse(_FromHeader):
+    """Whose a row of next_hops is."""
+
+
 @_members("stage", "STAGE_")
 class Stage(_FromHeader):
     """The programs that a packet may be handed on to."""

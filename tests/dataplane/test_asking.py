@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from dataplane.asking import LONGEST_RETRY_S, RECHECK_S, RETRY_S, Asking, Need
+from dataplane.asking import LONGEST_RETRY_S, RECHECK_S, RETRY_S, SEEK_S, Asking, Need
 from dataplane.mirror import Mirror
 from dataplane.netdev import Interface, Neighbour, NeighbourKey, NeighbourState
 
@@ -155,3 +155,29 @@ def test_who_leaves_gives_everything_back(site: Site):
     site.asking.let_go_all()
     assert site.told == [("let go", [KEY])]
     assert site.said() == []
+
+
+def test_a_stranger_that_does_not_answer_is_given_up_and_one_that_does_is_kept_in_sight(site: Site):
+    site.asking.seek(KEY, 0.0)
+    site.asking.seek(KEY, 0.5)
+    assert site.said() == [("ask", [KEY])]
+    site.asking.look_again(SEEK_S)
+    assert site.said(SEEK_S) == [("let go", [KEY])]
+    site.asking.seek(KEY, 10.0)
+    site.said(10.0)
+    site.needs[KEY] = Need.CLIENT
+    assert site.asking.has_found(KEY)
+    site.asking.look_again(10.0 + SEEK_S)
+    assert site.said(10.0 + SEEK_S) == []
+    assert looks(site, 70.0) == []
+    site.asking.look_again(10.0 + RECHECK_S)
+    assert site.said(10.0 + RECHECK_S) == [("ask", [KEY])]
+
+
+def test_a_stranger_that_an_endpoint_turns_out_to_be_is_kept(site: Site):
+    site.asking.seek(KEY, 0.0)
+    site.needs[KEY] = Need.KEPT
+    site.asking.ask(KEY)
+    assert site.said() == [("keep", [KEY])]
+    site.asking.look_again(SEEK_S - 1)
+    assert site.said(SEEK_S - 1) == []

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataplane import hops_compiled as compiled_hops
+from dataplane.asking import SEEK_S, SOUGHT
 from dataplane.hops_compiled import (
     MISS,
     NO_ROUTE,
@@ -39,7 +40,7 @@ from xdp.addresses import IPV6, masked, number_of
 from xdp.byteorder import swap32
 from xdp.errors import TableFullError
 from xdp.names import Names
-from xdp.schema import HopState, Limit
+from xdp.schema import HopState, Limit, RowUse
 from xdp.tables import Capacity, Tables
 
 S = NeighbourState
@@ -190,12 +191,14 @@ def test_rows_that_xdp_learns_are_adopted_when_they_are_whole() -> None:
     world = World([LAN])
     node, tables = world.node(), world.tables
     first = len(tables.next_hops) - len(tables.next_hops) // Limit.LEARNED_SHARE
-    tables.control[0]["learned"] += 1  # XDP has taken a row ...
+    row = tables.next_hops[first]
+    row["used"] = RowUse.TAKEN  # XDP has taken a row ...
+    row["destination"], row["prefix_len"] = wire("10.0.0.77"), 32
+    tables.control[0]["learned"] += 1  # ... and another one before
     node.turn()
     assert "10.0.0.77" not in {row["destination"] for row in node.describe()}
-    row = tables.next_hops[first]
-    row["destination"], row["prefix_len"] = wire("10.0.0.77"), 32
-    row["used"] = 1  # ... and has filled it
+    row["used"] = RowUse.OF_HOST  # ... and has filled it
+    tables.control[0]["learned"] += 1
     node.turn()
     assert {row["row"] for row in node.describe() if row["destination"] == "10.0.0.77"} == {first}
 
@@ -306,6 +309,10 @@ def test_a_full_table_is_counted_and_leads_nowhere() -> None:
 def test_clients_leave_rows_for_endpoints() -> None:
     world = World([LAN], [neighbour(f"10.0.0.{host}") for host in range(100)])
     node = world.node()
+    assert len(node.describe()) in range(20, 30), "of those that nobody has asked for"
+    for host in range(100):
+        lookup(node.hops, wire(f"10.0.0.{host}"))
+        node.turn()
     assert node.rows_refused > 0
     assert node.row_for(ip("10.0.200.1")) != NOBODY
 
@@ -630,8 +637,9 @@ def test_packets_for_an_unresolved_client_ask_once_a_second() -> None:
 
 
 def test_a_client_is_rechecked_each_minute_and_a_silent_one_ever_less_often() -> None:
-    world = World([LAN], [neighbour("10.0.0.7", state=S.FAILED, mac=b"")])
+    world = World([LAN], [neighbour("10.0.0.7")])
     node = world.node()
+    world.tell(neighbour("10.0.0.7", b"", S.FAILED))
     lookup(node.hops, wire("10.0.0.7"))
     times = []
     for _ in range(700):
@@ -812,9 +820,60 @@ def test_clients_that_do_not_answer_do_not_keep_new_ones_out() -> None:
             for host in range(1, start, 7):
                 lookup(node.hops, socket.htonl(first + host))
             node.turn()
-    missing = [host for host in range(1, 12_001) if compiled_hops.host_row(node.hops, first + host) == MISS]
-    assert len(missing) < 1000  # those that met a crowd at their place: they ask again
-    assert node.rows_refused == 0
+    asked = {address - first for (_, address), _ in world.asked}
+    assert len({*range(1, 12_001)} - asked) < 1000  # those that met a crowd at their place: they ask again
+
+
+def test_made_up_addresses_on_the_link_take_no_rows_and_the_earliest_are_forgotten() -> None:
+    world = World([LAN, LAN6])
+    node = world.node()
+    first, others = ip("10.0.0.10"), SOUGHT + 100
+    for host in range(others):
+        compiled_hops.request(node.hops, first + host, 0)
+        node.turn()
+    assert (node.describe(), node.rows_refused) == ([], 0)
+    assert len(world.asked) == others
+    assert world.returned == {(2, first + host) for host in range(others - SOUGHT)}
+    world.tell(neighbour("10.0.0.200"))  # one of them was real
+    node.turn()
+    row = lookup(node.hops, wire("10.0.0.200"))
+    assert (world.mac(row), world.state(row)) == (M1, HopState.FORWARD)
+    world.now += SEEK_S
+    node.turn()
+    assert world.returned == {(2, first + host) for host in range(others)} - {(2, ip("10.0.0.200"))}
+
+
+def test_a_made_up_address_of_ipv6_takes_no_row_and_pins_no_name() -> None:
+    world = World([LAN6])
+    node = world.node()
+    assert look_up6(node, world.tables, "2001:db8::bad") == PENDING
+    node.turn()
+    assert ((2, ip("2001:db8::bad")), False) in world.asked
+    assert node.describe() == []
+    assert not world.tables.names["pins"].any()
+
+
+def test_a_client_that_answered_is_looked_at_once_a_minute() -> None:
+    world = World([LAN])
+    node = world.node()
+    lookup(node.hops, wire("10.0.0.7"))
+    node.turn()
+    world.tell(neighbour("10.0.0.7"))
+    node.turn()
+    world.asked.clear()
+    for _ in range(150):
+        world.now += 1.0
+        node.turn()
+    assert world.asked == [((2, ip("10.0.0.7")), False)] * 2
+    assert world.returned == set()
+
+
+def test_a_start_gives_back_what_a_predecessor_sought_in_vain() -> None:
+    lost, ours = neighbour("10.0.0.66", b"", S.FAILED, is_ours=True), neighbour("10.0.0.67", is_ours=True)
+    others = neighbour("10.0.0.68", b"", S.FAILED)
+    world = World([LAN], [lost, ours, others])
+    world.node()
+    assert world.returned == {lost.key}
 
 
 def test_sixty_five_thousand_hosts_keep_their_rows() -> None:
@@ -947,6 +1006,38 @@ def test_a_client_is_resolved_by_a_request_of_compiled_code(real: tuple[Lab, Nex
     assert found() == PENDING
     _until(node, lambda: (row := found()) > 0 and tables.next_hops[row]["state"] == HopState.FORWARD)
     assert _leads_to(tables, found(), "02:00:00:00:00:02")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("prefix", ["10.90.0.", "2001:db8:90::1"])
+def test_the_kernel_keeps_nothing_of_made_up_addresses(real: tuple[Lab, NextHops, Tables], prefix: str) -> None:
+    lab, node, tables = real
+    for host in range(10, 30):
+        text = f"{prefix}{host}"
+        assert (look_up6(node, tables, text) if ":" in text else lookup(node.hops, wire(text))) == PENDING
+    node.turn()
+    assert lab.ip("neigh show dev n0").count(prefix) == 20
+    assert not any(prefix in str(hop["destination"]) for hop in node.describe())
+    node._clock = lambda: time.monotonic() + SEEK_S
+    _until(node, lambda: prefix not in lab.ip("neigh show dev n0"))
+
+
+@pytest.mark.root
+def test_thousands_of_routes_share_the_rows_of_their_gateways(real: tuple[Lab, NextHops, Tables]) -> None:
+    lab, node, tables = real
+    batch = [f"route add 100.{n // 256}.{n % 256}.0/24 via 10.9{n % 2}.0.2" for n in range(4000)]
+    subprocess.run(["ip", "-n", lab.node, "-batch", "-"], input="\n".join(batch), text=True, check=True)
+
+    def way(n: int) -> int:
+        return int(lookup(node.hops, wire(f"100.{n // 256}.{n % 256}.7")))
+
+    _until(node, lambda: way(3998) > 0 and way(3999) > 0)
+    assert len({way(n) for n in range(4000)}) == 2
+    _until(node, lambda: _leads_to(tables, way(1), "02:00:00:00:01:02"))
+    assert node.row_for(ip("10.90.0.2")) != NOBODY
+    assert node.rows_refused == 0
+    lab.ip("route replace 100.0.0.0/24 via 10.91.0.2")
+    _until(node, lambda: way(0) == way(1) != way(2))
 
 
 @pytest.mark.root

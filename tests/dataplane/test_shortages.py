@@ -36,3 +36,14 @@ def test_what_there_was_no_room_for_is_told_once(counters: str, reason: Reason, 
     assert text.startswith("5 new connections ")
     assert words in text
     assert list(shortages.news()) == []
+
+
+def test_hosts_and_routes_that_found_no_row_are_told_once():
+    refused = 5  # before
+    shortages = Shortages(SETTINGS, Tables.in_memory(SMALL), lambda: refused)
+    assert list(shortages.news()) == []
+    refused = 8
+    ((told, text),) = shortages.news()
+    assert told == "next hops"
+    assert text.startswith("3 times a host or a route found no room")
+    assert list(shortages.news()) == []

@@ -132,3 +132,20 @@ def test_F080_F081_F084_floods_take_nothing_from_open_connections(site: Site, de
     site.daemon.signal(signal.SIGTERM)  # which it would tell of for a minute
     site.daemon.wait()
     site.daemon.start()
+
+
+def test_F084_neighbours_that_are_made_up_take_no_rows_and_leave_nothing_in_the_kernel(site: Site):
+    """Of as many as wait at a time, so that all are asked for."""
+    network = ".".join(site.ip("client").split(".")[:3])
+    sources = np.array([[*map(int, network.split(".")), host] for host in range(180, 220)], np.uint8)
+    with flooding(site, syn((site.web.at[0], 1), site.web.at)) as flood:
+        became = flood.send(sources, np.full(len(sources), 4000, np.uint16))
+    assert became == Counter({Reason.NO_NEXT_HOP: len(sources)})
+    made_up = {".".join(map(str, row)) for row in sources.tolist()}
+    assert not made_up & {hop["destination"] for hop in site.daemon.ask("nexthops")}
+
+    def known() -> set[str]:
+        listed = site.world.node.run(["ip", "neigh", "show"]).stdout
+        return made_up & {line.split()[0] for line in listed.splitlines()}
+
+    site.daemon.wait_for(lambda: not known(), 15)

@@ -28,7 +28,7 @@ from xdp.byteorder import swap32
 from xdp.clock import JiffyClock
 from xdp.names import Names, words_of
 from xdp.routes import RouteMap
-from xdp.schema import HopState, Limit, NameState, Reason, RouteTarget, State, Tag, verdict_of
+from xdp.schema import HopState, Limit, NameState, Reason, RouteTarget, RowUse, State, Tag, verdict_of
 from xdp.tables import Capacity, Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -215,6 +215,33 @@ def test_ways_that_xdp_may_learn_run_out_and_nothing_breaks(xdp: Kernel):
     reasons = [xdp.send(syn_of(4000, host=network + host))[0] for host in range(1, 10)]
     room = len(xdp.tables.next_hops) // Limit.LEARNED_SHARE
     assert reasons == [Reason.ADMITTED] * room + [Reason.NO_NEXT_HOP] * (9 - room)
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_ways_that_are_given_back_are_learned_again_and_others_are_not_touched(xdp: Kernel):
+    """However many clients XDP has met: it is what is taken now that counts."""
+    network = address("10.9.0.0:0")[0]
+    xdp.routes.replace({**ROUTES, (network, 16): int(RouteTarget.ON_LINK)})
+    room = len(xdp.tables.next_hops) // Limit.LEARNED_SHARE
+    learned = xdp.tables.next_hops[-room:]
+    for host in range(1, room + 2):
+        xdp.send(syn_of(4000, host=network + host))
+    before = learned.copy()
+    for turn in range(3 * room):
+        learned[1] = 0
+        assert xdp.send(syn_of(4000, host=network + 100 + turn))[0] == Reason.ADMITTED
+        assert swap32(learned[1]["destination"]) == network + 100 + turn
+    assert (learned[[0, 2, 3]] == before[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_a_row_that_another_cpu_is_filling_is_not_taken(xdp: Kernel):
+    network = address("10.9.0.0:0")[0]
+    xdp.routes.replace({**ROUTES, (network, 16): int(RouteTarget.ON_LINK)})
+    learned = xdp.tables.next_hops[-(len(xdp.tables.next_hops) // Limit.LEARNED_SHARE) :]
+    learned[0]["used"] = RowUse.TAKEN
+    assert xdp.send(syn_of(4000, host=network + 1))[0] == Reason.ADMITTED
+    assert learned["used"].tolist() == [RowUse.TAKEN, RowUse.OF_HOST, RowUse.FREE, RowUse.FREE]
 
 
 @pytest.mark.parametrize("xdp", [60_000], indirect=True)

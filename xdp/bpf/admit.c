@@ -11,6 +11,7 @@ enum {
 	SWAP_TRIES = 16,      /* of a word that others keep changing */
 	CLAIM_TRIES = 4,
 	HOST_TRIES = 8,
+	ROW_TRIES = 8,        /* rows looked at for a free one */
 	XDP_ENDPOINTS_TRIED = 2, /* when replies would clash; userspace tries more */
 	LEARNED_MTU = 65535,  /* not known here: the driver is the judge */
 };
@@ -329,23 +330,41 @@ static inline u64 *host_word(u32 address)
 	return 0;
 }
 
+/* Take a free row of next_hops for XDP to fill; none if it meets none. It looks on from where the last one was taken. */
+static inline struct next_hop *take_row(u32 *row, struct control *words)
+{
+	u32 rows = NEXT_HOPS_ROWS / LEARNED_SHARE, n;
+	u64 place = *(volatile u64 *)&words->learned;
+	struct next_hop *hop;
+
+	if (!rows)
+		return 0;
+#pragma nounroll
+	for (n = 0; n < ROW_TRIES; n++) {
+		*row = NEXT_HOPS_ROWS - rows + (u32)(place + n) % rows;
+		hop = next_hops.lookup(row);
+		if (hop && __sync_bool_compare_and_swap((u64 *)&hop->mtu, 0, (u64)ROW_TAKEN << 48))
+			return hop;
+	}
+	__sync_fetch_and_add(&words->learned, ROW_TRIES);
+	return 0;
+}
+
 /* Take a next hop for a client on the link: back to where its frame came from. Row 0, which leads nowhere, if none is left.
  * A row of an IPv6 client keeps its name, as those do that the control plane makes. */
 static inline u32 learn(struct xdp_md *ctx, __be32 client, u64 *word, const bool is_ipv6, struct control *words)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct name *name = is_ipv6 ? name_of(client) : 0;
-	u32 row, rows = NEXT_HOPS_ROWS / LEARNED_SHARE;
 	struct ethernet *ethernet = data;
 	struct next_hop *hop;
-	u64 count, fresh;
+	u64 fresh;
+	u32 row;
 
-	if ((void *)(ethernet + 1) > end || words->learned >= rows)
+	if ((void *)(ethernet + 1) > end)
 		return 0;
-	count = __sync_fetch_and_add(&words->learned, 1);
-	row = NEXT_HOPS_ROWS - rows + count;
-	hop = next_hops.lookup(&row);
-	if (count >= rows || !hop)
+	hop = take_row(&row, words);
+	if (!hop)
 		return 0;
 	__builtin_memcpy(hop->dst_mac, ethernet->src_mac, 6);
 	__builtin_memcpy(hop->src_mac, ethernet->dst_mac, 6);
@@ -356,11 +375,15 @@ static inline u32 learn(struct xdp_md *ctx, __be32 client, u64 *word, const bool
 	hop->state = HOP_FORWARD;
 	if (name)
 		__sync_fetch_and_add(&name->pins, 1);
-	asm volatile("" ::: "memory");
-	*(volatile u8 *)&hop->used = 1;
 	fresh = (u64)__builtin_bswap32(client) << 32 | row;
-	if (!__sync_bool_compare_and_swap(word, 0, fresh))
+	if (!__sync_bool_compare_and_swap(word, 0, fresh)) {
+		if (name)
+			__sync_fetch_and_add(&name->pins, -1);
+		*(volatile u64 *)&hop->mtu = 0; /* nobody has found it */
 		return *(volatile u64 *)word >> 32 == fresh >> 32 ? *(volatile u64 *)word : 0;
+	}
+	*(volatile u8 *)&hop->used = ROW_OF_HOST;
+	__sync_fetch_and_add(&words->learned, 1); /* the control plane looks for the row from here on */
 	return row;
 }
 

@@ -331,6 +331,14 @@ enum hop_state {
 	HOP_KERNEL,            /* the kernel routes what is for there: endpoints on this node */
 };
 
+/* Whose a row of next_hops is. XDP takes one by a compare-and-swap on its third word, from mtu to pad: 0 is free. */
+enum row_use {
+	ROW_FREE,
+	ROW_OF_HOST,
+	ROW_OF_ROUTES,         /* of all that lead the same way; destination and prefix_len are those of one of them */
+	ROW_TAKEN,             /* XDP is filling it */
+};
+
 /* Where a packet goes next. The twelve address bytes lie as in the frame. */
 struct next_hop {
 	__u8  dst_mac[6];
@@ -338,8 +346,8 @@ struct next_hop {
 	__u32 ifindex;
 	__u32 mtu;
 	__u8  state;
-	__u8  prefix_len;      /* 32, of IPv6 128: the row leads to one host; less: to what is behind a route's gateway */
-	__u8  used;            /* 1: handed out; row 0 never is, and stays unresolved */
+	__u8  prefix_len;      /* of a host 32, of IPv6 128 */
+	__u8  used;            /* enum row_use; row 0 is never handed out, and stays unresolved */
 	__u8  pad;
 	__be32 destination;    /* host or network that the row leads to: a successor resolves it anew */
 	__be32 source;         /* the node's own address on the way there; 0: none */
@@ -379,7 +387,7 @@ struct control {
 	__u64 extents;         /* bit k: flows may lie in extent k; and the range (below) that new ones go to */
 	__u64 busiest;         /* the range that most flows lie in: where they are looked for first */
 	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
-	__u64 learned;         /* next hops that XDP has taken for clients it has met */
+	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 ping;            /* enum ping */
 	__u64 names;           /* rows of `names` that are not free */
