@@ -25,6 +25,8 @@ from lb.model import (
 )
 from lb.not_yet import NOT_YET
 from lb.resolve import ranges_of_family, resolve
+from lb.rows import ranges_of, rows_of
+from xdp.schema import Protocol
 
 READY, SERVING = EndpointState.READY, EndpointState.SERVING
 TERMINATING, UNREADY = EndpointState.TERMINATING, EndpointState.UNREADY
@@ -104,6 +106,27 @@ def test_an_address_that_is_written_twice_is_one_frontend():
         FrontendKind.CLUSTER_IP,
         FrontendKind.LOAD_BALANCER,
     ]
+
+
+@pytest.mark.parametrize("allowed", [(), (ip_network("192.0.2.0/24"),)], ids=["not-allowed", "allowed"])
+def test_S6_S7_an_address_of_a_load_balancer_is_that_though_it_is_an_external_one_too(allowed):
+    balanced = ip_address("192.0.2.1")
+    ranges = (ip_network("203.0.113.0/24"),)
+    both = service(external_ips=(balanced,), ingress=(Ingress(balanced, 0),), source_ranges=ranges)
+    snapshot = resolve([both], [], HERE, allowed)
+    (port,) = snapshot.ports
+    assert [(frontend.kind, frontend.address) for frontend in port.frontends] == [
+        (FrontendKind.CLUSTER_IP, VIP),
+        (FrontendKind.LOAD_BALANCER, balanced),
+    ]
+    assert snapshot.not_honoured == ()
+    (filtered,) = [row for row in rows_of(snapshot) if row.frontends == ((balanced, 80, int(Protocol.TCP)),)]
+    assert filtered.ranges == ranges_of(ranges)
+
+
+def test_S7_source_ranges_hold_at_a_cluster_ip_that_a_load_balancer_has_too():
+    both = service(ingress=(Ingress(VIP, 0),), source_ranges=(ip_network("203.0.113.0/24"),))
+    assert [frontend.kind for frontend in resolved(both)[0].frontends] == [FrontendKind.LOAD_BALANCER]
 
 
 @pytest.mark.parametrize(
