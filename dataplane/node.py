@@ -43,7 +43,18 @@ from lb import maglev, manifests
 from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
-from lb.rows import Here, answering, echo_protocol, impatient, known_as, living, local_addresses, rows_of
+from lb.rows import (
+    Here,
+    answering,
+    echo_protocol,
+    hidden_node_ports,
+    impatient,
+    known_as,
+    living,
+    local_addresses,
+    rows_of,
+    vips_at,
+)
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, maps, removing
 from xdp.addresses import IPAddress, number_of
@@ -156,7 +167,11 @@ class Node:
         if changes is None or not self.here.has_timeouts(filter(None, changes.services.values())):
             return None
         self.desired += 1
-        return self.live.plan(changes, self.here)
+        here = self.here
+        plan = self.live.plan(changes, here)
+        addresses = here.node_port_addresses
+        # Where VIPs of the node's own addresses come or go, node ports of Services that have not changed go or come.
+        return plan if vips_at(addresses, plan.before) == vips_at(addresses, plan.after) else None
 
     def _start(self, stack: contextlib.ExitStack, first: Live) -> None:
         settings = self.settings
@@ -348,13 +363,14 @@ class Node:
     def _apply(self, live: Live) -> None:
         """Make the node do what all manifests say."""
         before, snapshot = self.snapshot, live.snapshot()
+        known = {*before.not_honoured, *hidden_node_ports(before.ports, self.here)}
         change = self._program(snapshot, self.here.administered)
-        known = set(before.not_honoured)
         self.live = live
         self._note_who_is_where(before.ports, snapshot.ports)
         self._forget_gone()
         self.next_hops.retain(live.endpoint_addresses())
-        self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
+        notes = dict.fromkeys([*snapshot.not_honoured, *hidden_node_ports(snapshot.ports, self.here)])
+        self._has_applied(change, [note for note in notes if note not in known])
 
     def _apply_plan(self, plan: Plan) -> None:
         """Make the node do what a few manifests have changed."""
@@ -366,7 +382,8 @@ class Node:
         self._forget_gone()
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
-        self._has_applied(change, plan.not_honoured)
+        hidden = [set(hidden_node_ports(ports, self.here)) for ports in (plan.before, plan.after)]
+        self._has_applied(change, [*plan.not_honoured, *(hidden[1] - hidden[0])])
 
     def _has_applied(self, change: Change, not_honoured: Iterable[NotHonoured]) -> None:
         for note in not_honoured:
@@ -428,7 +445,9 @@ class Node:
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
         timeouts = {port.options.timeouts_s for port in snapshot.ports} - {()}
         sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
-        here = Here(self._node_port_addresses(), settings.masquerades, families, states, sets)
+        addresses = self._node_port_addresses()
+        vips = vips_at(frozenset(addresses), snapshot.ports)
+        here = Here(addresses, settings.masquerades, families, states, sets, vips)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)

@@ -54,7 +54,8 @@ from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
 from tests.packets import Address, address
 from xdp import files, maps
-from xdp.addresses import host_bits, number_of, with_port
+from xdp.addresses import address_of, host_bits, number_of, with_port
+from xdp.byteorder import swap16, swap32
 from xdp.clock import ManualClock
 from xdp.errors import Error
 from xdp.files import SharedFile
@@ -382,6 +383,9 @@ class _NoEngine:
     def expect(self, rows: object, own: object) -> None:
         """Be told what the tables are about to say, which only engine `raw` listens to."""
 
+    def expect_more(self, rows: object) -> None:
+        """Be told what they are about to say as well."""
+
 
 class _Held(NamedTuple):
     """A frame that waits."""
@@ -439,6 +443,30 @@ class MemoryNode(ScenarioNode):
         node._apply(live)
         node.clear_up(node.services.take_parted())  # what its sweep would do
         node.end_strays()
+
+    def reload(self, *objects: Mapping[str, Any]) -> bool:
+        """Have the manifests be these objects, as a daemon whose file has changed; return whether all were read."""
+        aside = self._file.with_suffix(".aside")
+        aside.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
+        aside.rename(self._file)
+        plan = self._node._plan({str(self._file)})
+        if plan is not None:
+            self._node._apply_plan(plan)
+        else:
+            self._node._apply(self._node._load())
+        return plan is None
+
+    def programmed(self) -> dict[str, set[str]]:
+        """Return {frontend: the addresses of its endpoints} of IPv4, as packets find them."""
+        found = {}
+        tables = self._tables
+        for frontend in tables.frontends[(tables.frontends["used"] == 1) & (tables.frontends["port"] != 0)]:
+            row = tables.services[frontend["service"]]
+            slots = tables.maglev[row["first_slot"] : row["first_slot"] + row["slots"]]
+            hosts = tables.endpoints[np.unique(slots)]["addr"]
+            place = with_port(swap32(frontend["addr"]), swap16(frontend["port"]))
+            found[place] = {str(address_of(swap32(host))) for host in hosts}
+        return found
 
     def send_all(self, frames: Sequence[bytes], host: str = "client", ends: int | None = None) -> Sent:  # noqa: ARG002
         self.sent += len(frames)

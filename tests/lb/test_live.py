@@ -182,6 +182,9 @@ def _objects(choose: random.Random) -> list[dict[str, Any]]:
             spec: dict[str, Any] = {"clusterIP": f"10.96.0.{choose.randint(1, 12)}", "ports": [{"port": 80}]}
             if choose.random() < 0.2:
                 spec["externalIPs"] = [f"10.2.0.{choose.randint(1, 40)}"]
+            if choose.random() < 0.1:
+                spec["ports"][0] |= {"name": "a", "nodePort": 30000 + number}
+                spec["ports"].append({"name": "b", "port": 81, "nodePort": 30000 + choose.randint(1, 20)})
             made.append({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
         else:
             host = f"10.96.0.{number}" if choose.random() < 0.05 else f"10.2.0.{choose.randint(1, 40)}"

@@ -858,6 +858,16 @@ def test_S13_an_external_address_and_a_node_port_can_be_claimed_twice_as_well():
     )
 
 
+def test_S13_two_ports_of_one_service_want_different_node_ports():
+    web = SERVICE + "    nodePort: 30080\n  - name: admin\n    port: 81\n    nodePort: 30080\n"
+    place = "Service shop/web: spec.ports[1].nodePort"
+    assert problems(web) == [f"web.yaml:14: {place}: node port 30080/TCP belongs to spec.ports[0].nodePort already"]
+    assert load(web + "    protocol: UDP\n").services
+    checked = changed(SERVICE + "    nodePort: 30080\n", "clusterIP", "healthCheckNodePort: 30080\n  clusterIP")
+    place = "Service shop/web: spec.healthCheckNodePort"
+    assert problems(checked) == [f"web.yaml:7: {place}: node port 30080/TCP belongs to spec.ports[0].nodePort already"]
+
+
 def test_the_same_object_twice(tmp_path):
     assert problems(f"{SLICE}---\n{SLICE}") == [
         "web.yaml:19: EndpointSlice shop/web-1: metadata.name: an object of this kind and name is above already"
