@@ -833,6 +833,15 @@ def test_a_problem_is_a_configuration_error_with_exit_code_4():
     )
 
 
+@pytest.mark.parametrize("field", ["annotations", "name"])
+def test_what_is_nested_too_deep_is_an_error_of_the_manifest(field, tmp_path):
+    path = tmp_path / "web.json"
+    text = json.dumps({"kind": "Service", "apiVersion": "v1", "metadata": {field: {"a": "deep"}}})
+    path.write_text(text.replace('"deep"', "[" * 985 + "]" * 985))
+    with pytest.raises(ManifestError, match="is nested more than 100 levels deep"):
+        manifests.load([str(path)])
+
+
 def test_S13_two_services_on_one_vip_and_port():
     other = changed(SERVICE, "name: web", "name: shop")
     assert problems(f"{SERVICE}---\n{other}") == [
