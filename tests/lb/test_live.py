@@ -117,7 +117,7 @@ def test_S10_health_checks_follow_the_endpoints_here():
     here = [SliceEndpoint(IPv4Address("10.2.0.1"), EndpointState.READY, node_name="n1")]
     for endpoints, count in ((here, 1), ([], 0)):
         live.commit(live.plan(changes(asked, replace(part(1, 1), endpoints=tuple(endpoints)))))
-        assert live.snapshot().health_checks == (HealthCheck("shop", "web-1", 32000, count),)
+        assert live.snapshot().health_checks == (HealthCheck("shop", "web-1", 32000, count, 4),)
     live.commit(live.plan(changes(gone=(asked,))))
     assert live.snapshot().health_checks == ()
 

@@ -108,6 +108,24 @@ def test_an_address_that_is_written_twice_is_one_frontend():
     ]
 
 
+@pytest.mark.parametrize(("pods4", "pods6", "told"), [(1, 1, {4: 1, 6: 1}), (0, 2, {4: 0, 6: 2}), (2, 0, {4: 2, 6: 0})])
+def test_S10_a_pod_of_two_families_is_one_endpoint_to_who_asks_in_one(pods4, pods6, told):
+    asked = service(cluster_ips=(VIP, ip_address("fd00::10")), health_check_node_port=32000)
+    slices = [
+        slice_of(*[endpoint(f"10.0.0.{n}", node="node-1") for n in range(pods4)]),
+        slice_of(*[endpoint(f"fd00::{n}", node="node-1") for n in range(pods6)], address_type="IPv6", name="web-2"),
+    ]
+    assert {check.family: check.local_endpoints for check in resolve([asked], slices, HERE).health_checks} == told
+
+
+@pytest.mark.parametrize(
+    ("cluster_ips", "families"), [((VIP,), [4]), ((ip_address("fd00::10"),), [6]), ((), [4, 6])], ids=str
+)
+def test_S10_a_service_is_asked_about_in_the_families_that_it_has(cluster_ips, families):
+    asked = service(cluster_ips=cluster_ips, health_check_node_port=32000)
+    assert [check.family for check in resolve([asked], [], HERE).health_checks] == families
+
+
 @pytest.mark.parametrize("allowed", [(), (ip_network("192.0.2.0/24"),)], ids=["not-allowed", "allowed"])
 def test_S6_S7_an_address_of_a_load_balancer_is_that_though_it_is_an_external_one_too(allowed):
     balanced = ip_address("192.0.2.1")
