@@ -208,9 +208,10 @@ class NextHops:
 
     def _locals(self) -> Iterator[tuple[int, str]]:
         for row in self._rows.values():
-            link = self._mirror.interfaces.get(row.hop.ifindex)
-            if row.is_endpoint and row.hop.state is HopState.KERNEL and link and not self._mirror.is_ours(link.ifindex):
-                yield row.prefix[0], link.name
+            if row.is_endpoint and row.hop.state is HopState.KERNEL:
+                link = self._mirror.interfaces.get(row.hop.ifindex)
+                if link and not self._mirror.is_ours(link.ifindex):
+                    yield row.prefix[0], link.name
 
     def _as_we_go(self, prefix: Prefix, hop: Hop) -> Hop:
         """Return a hop as the network has it, changed where the kernel is to route."""
@@ -286,9 +287,16 @@ class NextHops:
         """Return the address that a number in tables stands for."""
         return number_of(self._names.address_of(number)) if 0 < number < Limit.MAX_NAMES else number
 
-    def describe(self) -> list[dict[str, object]]:
-        """Return every row as `turnout get nexthops` shows it."""
-        return [self._described(row) for row in sorted(self._rows.values(), key=lambda row: row.number)]
+    def describe(self, numbers: Collection[int] | None = None) -> list[dict[str, object]]:
+        """Return these rows, or all, as `turnout get nexthops` shows them."""
+        rows = self._rows.values() if numbers is None else [r for r in self._rows.values() if r.number in numbers]
+        return [self._described(row) for row in sorted(rows, key=lambda row: row.number)]
+
+    def out_of_reach(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of the rows by which nothing gets anywhere now."""
+        rows = self._table
+        is_out = (rows["state"] == HopState.FOREIGN) | (rows["state"] == HopState.UNRESOLVED)
+        return np.flatnonzero(is_out & (rows["used"] == 1))
 
     def _described(self, row: _Row) -> dict[str, object]:
         network, prefix_len = row.prefix

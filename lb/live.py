@@ -26,7 +26,7 @@ from lb.model import (
 from lb.not_yet import NOT_YET
 from lb.resolve import health_checks_of, resolve_service
 from lb.rows import NOTHING_HERE, FrontendKey, Here, ServiceRow, frontends_of, rows_of_port
-from xdp.addresses import IPAddress, IPNetwork
+from xdp.addresses import IPAddress, IPNetwork, number_of
 
 Name = tuple[str, str]  # namespace and name
 
@@ -78,6 +78,8 @@ class Live:
         self._joined: dict[Name, dict[Name, EndpointSlice]] = defaultdict(dict)  # by Service
         self._resolved: dict[Name, _Resolved] = {}
         self._users: Counter[IPAddress] | None = None  # of endpoints' addresses
+        self._candidates: Counter[int] = Counter()  # Service ports that have an endpoint to choose, by its place
+        self._served = 0
 
     @classmethod
     def of(
@@ -97,7 +99,19 @@ class Live:
                 name = service.namespace, service.name
                 live._services[name] = service
                 live._resolved[name] = live._resolve(service, live._joined.get(name, {}).values())
+            live._candidates.update(place for each in live._resolved.values() for place in _chosen_from(each))
+        live._served = sum(bool(each.ports) for each in live._resolved.values())
         return live
+
+    @property
+    def services(self) -> int:
+        """How many Services have something to be served."""
+        return self._served
+
+    @property
+    def endpoints(self) -> int:
+        """How many endpoints there are to choose from, for whatever Services and wherever they are."""
+        return len(self._candidates)
 
     def snapshot(self) -> Snapshot:
         """Return everything that the node is to do."""
@@ -137,6 +151,7 @@ class Live:
                 if not users[use]:
                     del users[use]
                     left.add(use)
+            self._count(before, now)
             if plan.changes.services.get(name, self._services.get(name)) is None:
                 self._resolved.pop(name, None)
             else:
@@ -160,6 +175,15 @@ class Live:
     def endpoint_addresses(self) -> Iterator[IPAddress]:
         """Yield the address of every endpoint, some more than once."""
         return (address for address, _ in self.places())
+
+    def _count(self, before: _Resolved, now: _Resolved) -> None:
+        """Keep `services` and `endpoints` right when a Service changes."""
+        self._served += bool(now.ports) - bool(before.ports)
+        self._candidates.update(_chosen_from(now))
+        for place in _chosen_from(before):
+            self._candidates[place] -= 1
+            if not self._candidates[place]:
+                del self._candidates[place]
 
     def _counted(self) -> Counter[IPAddress]:
         """Return how many endpoints have an address; counted when first asked."""
@@ -211,3 +235,10 @@ def _uses(resolved: _Resolved) -> Iterator[IPAddress]:
     for port in resolved.ports:
         for endpoint in port.endpoints:
             yield endpoint.address
+
+
+def _chosen_from(resolved: _Resolved) -> Iterator[int]:
+    """Yield the places of candidates as numbers: of what is counted by the hundred thousand they take least."""
+    for port in resolved.ports:
+        for endpoint in port.cluster:
+            yield number_of(endpoint.address) << 16 | endpoint.port

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from dataplane.nexthops import NextHops
+from dataplane.node import Node
 from tests.node import MemoryNode
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
@@ -64,6 +66,42 @@ def test_S13_a_node_port_gives_way_to_a_vip_of_the_nodes_own_and_comes_back(node
     node.reload(external, node_port, *slices)  # the node port comes behind
     assert_served(node, {**only_c, at[0]: "b"})
     assert [record.message for record in caplog.records if said in record.message]
+
+
+def test_status_looks_at_no_service_and_at_no_next_hop_that_is_well(node, monkeypatch):
+    """Of both there may be a hundred thousand, and new next hops are not resolved meanwhile."""
+    hosts = [f"10.2.{number >> 8}.{number & 255}" for number in range(1, 121)]  # no route leads there
+    near = str(next(iter(node.networks[0].hosts.values())).address.ip)
+    node.reload(service("b", {"port": 80}, clusterIP="10.96.0.2"), slice_of("b", *hosts, near))
+    node.reload(
+        service("b", {"port": 80}, clusterIP="10.96.0.2"),
+        service("c", {"port": 80}, clusterIP="10.96.0.3"),
+        slice_of("b", *hosts, near),
+        slice_of("c", hosts[0], near),
+    )
+    monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
+    describe = NextHops.describe
+
+    def described(self, numbers):
+        assert len(numbers) == 100
+        return describe(self, numbers)
+
+    monkeypatch.setattr(NextHops, "describe", described)
+    status = node.status()
+    assert (status["services"], status["endpoints"]) == (2, 121)
+    *told, more = status["why"]
+    assert told == [f"endpoint {host}: no route, or its neighbour does not answer" for host in hosts[:100]]
+    assert more == "20 more endpoints are out of reach; `turnout get nexthops` lists all"
+
+
+def test_who_is_no_endpoint_any_more_need_not_be_in_reach(node):
+    one = service("b", {"port": 80}, clusterIP="10.96.0.2")
+    node.reload(one, slice_of("b", "10.2.0.1"))
+    assert node.status()["state"] == "degraded"
+    away = slice_of("b", "10.2.0.1")
+    away["endpoints"][0]["conditions"] = {"ready": False}
+    node.reload(one, away)
+    assert (node.status()["state"], node.status()["endpoints"]) == ("ok", 0)
 
 
 def test_what_vips_of_the_nodes_own_do_not_concern_is_planned_alone(node):

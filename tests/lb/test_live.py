@@ -160,6 +160,8 @@ def test_any_changes_end_where_reading_everything_ends(seed: int):
         whole = resolve(services.values(), slices.values())
         assert sorted(map(_comparable, node.live.snapshot().ports)) == sorted(map(_comparable, whole.ports))
         assert set(node.live.snapshot().not_honoured) == set(whole.not_honoured)
+        assert node.live.services == len({(port.namespace, port.name) for port in whole.ports})
+        assert node.live.endpoints == len({(e.address, e.port) for port in whole.ports for e in port.cluster})
         other = Programmed()
         other.table.apply(rows_of(whole))
         assert node.packets_see() == other.packets_see()
