@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -367,7 +367,7 @@ class Node:
         change = self._program(snapshot, self.here.administered)
         self.live = live
         self._note_who_is_where(before.ports, snapshot.ports)
-        self._forget_gone()
+        self._forget_gone(self.here.administered)
         self.next_hops.retain(live.endpoint_addresses())
         notes = dict.fromkeys([*snapshot.not_honoured, *hidden_node_ports(snapshot.ports, self.here)])
         self._has_applied(change, [note for note in notes if note not in known])
@@ -377,9 +377,11 @@ class Node:
         self.engine.expect_more(plan.rows)
         self.next_hops.add_local(local_addresses(plan.rows))
         change = self.services.update(plan.rows, plan.without)
-        self.next_hops.leave(self.live.commit(plan))
+        left = self.live.commit(plan)
+        self.next_hops.leave(left)
         self._note_who_is_where(plan.before, plan.after)
-        self._forget_gone()
+        self._follow_vips([*plan.before, *plan.after])
+        self._forget_gone(self._may_have_gone(plan), left)
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
         hidden = [set(hidden_node_ports(ports, self.here)) for ports in (plan.before, plan.after)]
@@ -419,13 +421,33 @@ class Node:
         except OSError as error:
             self._note("Pods that may change while no daemon is there", error)
 
-    def _forget_gone(self) -> None:
-        """Forget what was said of endpoints that no manifest has any more."""
-        if not self.here.administered:
+    def _follow_vips(self, changed: Iterable[ServicePort]) -> None:
+        """Bring the VIPs to be announced up to date where these Service ports were changed."""
+        if self.announcer is None:
             return
-        there = set(self.live.places())
-        states = {place: said for place, said in self.here.administered.items() if place in there}
-        if states != self.here.administered:
+        touched = {number_of(each.address) for port in changed for each in port.frontends if each.address is not None}
+        there = {address for address in touched if self.services.is_vip(address)}
+        if there != touched & self._vips:
+            self._vips = self._vips - touched | there
+
+    def _may_have_gone(self, plan: Plan) -> Collection[Place]:
+        """Return which endpoints an operator has had a word of are in no Service any more that a plan is about."""
+        administered = self.here.administered
+        if not administered:
+            return ()
+        before, after = (
+            {(each.address, each.port) for port in ports for each in port.endpoints}
+            for ports in (plan.before, plan.after)
+        )
+        return before & administered.keys() - after
+
+    def _forget_gone(self, suspects: Collection[Place], left: Collection[IPAddress] = ()) -> None:
+        """Forget what was said of those of these endpoints that no manifest has any more, at `left` for certain."""
+        gone = {place for place in suspects if place[0] in left}
+        if others := set(suspects) - gone:
+            gone |= others.difference(self.live.places())
+        if gone:
+            states = {place: said for place, said in self.here.administered.items() if place not in gone}
             self.here = replace(self.here, administered=states)
             try:
                 administered.keep(self.settings.administered_path, states)
@@ -453,6 +475,7 @@ class Node:
         self.engine.expect(rows, own)
         change = self.services.apply(rows, own)
         self.here = here
+        self._vips = self.services.vips() if self.announcer is not None else self._vips
         return change
 
     def end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
@@ -480,10 +503,6 @@ class Node:
         return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)
 
     def _has_programmed(self, change: Change) -> None:
-        if self.announcer is not None:
-            own = self.next_hops.own_addresses()  # the kernel's to answer for
-            vips = {frontend.address for port in self.snapshot.ports for frontend in port.frontends}
-            self._vips = frozenset(number_of(vip) for vip in vips if vip is not None and vip not in own)
         self._changed.set()
         self._checks_changed.set()
         self._loads_changed.set()

@@ -77,7 +77,7 @@ class Live:
         self._slices: dict[Name, EndpointSlice] = {}
         self._joined: dict[Name, dict[Name, EndpointSlice]] = defaultdict(dict)  # by Service
         self._resolved: dict[Name, _Resolved] = {}
-        self._users: Counter[IPAddress] | None = None  # of endpoints' addresses
+        self._users: Counter[IPAddress] = Counter()  # of endpoints' addresses
         self._candidates: Counter[int] = Counter()  # Service ports that have an endpoint to choose, by its place
         self._served = 0
 
@@ -99,6 +99,7 @@ class Live:
                 name = service.namespace, service.name
                 live._services[name] = service
                 live._resolved[name] = live._resolve(service, live._joined.get(name, {}).values())
+            live._users.update(use for each in live._resolved.values() for use in _uses(each))
             live._candidates.update(place for each in live._resolved.values() for place in _chosen_from(each))
         live._served = sum(bool(each.ports) for each in live._resolved.values())
         return live
@@ -141,7 +142,7 @@ class Live:
 
     def commit(self, plan: Plan) -> set[IPAddress]:
         """Make a plan what is so; return the addresses that are no endpoint's any more."""
-        users = self._counted()
+        users = self._users
         left = set()
         for name, now in plan.resolved.items():
             before = self._resolved.get(name, _NOTHING)
@@ -184,12 +185,6 @@ class Live:
             self._candidates[place] -= 1
             if not self._candidates[place]:
                 del self._candidates[place]
-
-    def _counted(self) -> Counter[IPAddress]:
-        """Return how many endpoints have an address; counted when first asked."""
-        if self._users is None:
-            self._users = Counter(use for resolved in self._resolved.values() for use in _uses(resolved))
-        return self._users
 
     def _touched(self, changes: Changes) -> Iterable[Name]:
         """Return the Services that `changes` are about, in order and each once."""

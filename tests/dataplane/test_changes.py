@@ -11,7 +11,9 @@ import pytest
 
 from dataplane.nexthops import NextHops
 from dataplane.node import Node
+from lb.live import Live
 from tests.node import MemoryNode
+from xdp.addresses import address_of
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
 
@@ -102,6 +104,44 @@ def test_who_is_no_endpoint_any_more_need_not_be_in_reach(node):
     away["endpoints"][0]["conditions"] = {"ready": False}
     node.reload(one, away)
     assert (node.status()["state"], node.status()["endpoints"]) == ("ok", 0)
+
+
+def test_a_change_of_one_service_looks_at_no_other(tmp_path, monkeypatch):
+    node = MemoryNode(tmp_path, {"announce": "arp"})
+    one = service("b", {"port": 80}, clusterIP="10.96.0.2"), slice_of("b", "10.2.0.1", "10.2.0.2")
+    before = service("c", {"port": 80}, clusterIP="10.96.0.3"), slice_of("c", "10.2.0.3")
+    after = service("c", {"port": 80}, clusterIP="10.96.0.4"), slice_of("c", "10.2.0.4")
+    node.reload(*one, *before)
+    node.answer("administer", endpoints=["10.2.0.1:8080", "10.2.0.3:8080"], state="drain")
+    monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
+    monkeypatch.setattr(Live, "places", lambda _: pytest.fail("a look at all endpoints"))
+    for objects, vips, drained in (
+        ((*one, *after), {"10.96.0.2", "10.96.0.4"}, {"10.2.0.1"}),
+        ((*one, after[1]), {"10.96.0.2"}, {"10.2.0.1"}),
+        (after, {"10.96.0.4"}, set()),
+    ):
+        assert not node.reload(*objects)
+        assert {str(address_of(vip)) for vip in node._node._vips} == vips
+        assert {str(address) for address, _ in node._node.here.administered} == drained
+
+
+def test_what_is_said_of_an_endpoint_is_kept_while_another_service_has_it(tmp_path):
+    node = MemoryNode(tmp_path)
+    both = service("b", {"port": 80}, clusterIP="10.96.0.2"), service("c", {"port": 80}, clusterIP="10.96.0.3")
+    node.reload(*both, slice_of("b", "10.2.0.1"), slice_of("c", "10.2.0.1"))
+    node.answer("administer", endpoints=["10.2.0.1:8080"], state="drain")
+    node.reload(*both, slice_of("b", "10.2.0.1"))
+    assert len(node._node.here.administered) == 1
+    node.reload(*both, slice_of("b", "10.2.0.1", port=8081))
+    assert not node._node.here.administered
+
+
+def test_an_address_that_two_services_have_is_a_vip_until_both_have_gone(tmp_path):
+    node = MemoryNode(tmp_path, {"announce": "arp", "allow-external-ips": "0.0.0.0/0"})
+    both = [service(name, {"port": port}, externalIPs=["192.0.2.1"]) for name, port in (("b", 80), ("c", 81))]
+    for objects in (both, both[1:], [], both[:1]):
+        node.reload(*objects)
+        assert len(node._node._vips) == bool(objects)
 
 
 def test_what_vips_of_the_nodes_own_do_not_concern_is_planned_alone(node):
