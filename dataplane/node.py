@@ -36,6 +36,7 @@ from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
 from dataplane.sockets import Sockets
 from dataplane.ticks import every, next_tick, tick
+from dataplane.unswept import Unswept
 from dataplane.vlans import words_of
 from dataplane.watch import changes
 from dataplane.whereabouts import Whereabouts
@@ -120,6 +121,7 @@ class Node:
         self._signal = signal.SIGTERM
         self._lost_seen = 0
         self._vips: frozenset[int] = frozenset()
+        self._unswept: Unswept | None = None  # None: connections of all Services
         self._has_served = False
         self.announcer = Announcer() if settings.announce == "arp" else None
         self._sockets: Sockets | None = None
@@ -376,7 +378,11 @@ class Node:
         """Make the node do what a few manifests have changed."""
         self.engine.expect_more(plan.rows)
         self.next_hops.add_local(local_addresses(plan.rows))
+        names = Names(self.shared.tables)
+        before = [known_as(frontend, names) for frontend in plan.without]  # while these have names
         change = self.services.update(plan.rows, plan.without)
+        if self._unswept is not None:
+            self._unswept.add(plan.resolved, before)
         left = self.live.commit(plan)
         self.next_hops.leave(left)
         self._note_who_is_where(plan.before, plan.after)
@@ -469,12 +475,12 @@ class Node:
         sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
         addresses = self._node_port_addresses()
         vips = vips_at(frozenset(addresses), snapshot.ports)
-        here = Here(addresses, settings.masquerades, families, states, sets, vips)
+        here = Here(addresses, settings.masquerades, families, states, sets, vips=vips)
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         self.engine.expect(rows, own)
         change = self.services.apply(rows, own)
-        self.here = here
+        self.here, self._unswept = here, None
         self._vips = self.services.vips() if self.announcer is not None else self._vips
         return change
 
@@ -538,7 +544,7 @@ class Node:
         try:
             while True:
                 self._checks_changed.clear()
-                problems = await self.health_checks.apply(self.snapshot.health_checks, self._node_port_addresses())
+                problems = await self.health_checks.apply(self.live.health_checks(), self._node_port_addresses())
                 for problem in problems:
                     self._note("health check", problem)
                 with contextlib.suppress(TimeoutError):
@@ -554,13 +560,19 @@ class Node:
             await asyncio.to_thread(self.services.forget, self.clock.now())
             if self._changed.is_set():
                 self._changed.clear()
-                parted = self.services.take_parted()
-                await asyncio.to_thread(self.flows.wait_for_grace)
-                self.clear_up(parted)
-                await asyncio.to_thread(self.end_strays)
-                await asyncio.to_thread(self.engine.tidy, self.flows)
+                await self._clear_up_behind(self.services.take_parted(), self.take_unswept())
             slices = -(-self.flows.slots_of_a_pass // _SWEEP_SLOTS)
             await tick(self._changed, next_tick(seconds_of_a_pass(cpu_s * slices) / slices))
+
+    async def _clear_up_behind(self, parted: Parted, unswept: Unswept | None) -> None:
+        try:
+            await asyncio.to_thread(self.flows.wait_for_grace)
+            self.clear_up(parted)
+            await asyncio.to_thread(self.end_strays, unswept)
+            await asyncio.to_thread(self.engine.tidy, self.flows)
+        except Exception:
+            self._unswept = None  # what was taken is lost
+            raise
 
     def _sweep_slice(self) -> float:
         """Sweep a slice of the flows; return the seconds of CPU that it took."""
@@ -593,20 +605,34 @@ class Node:
         self.services.forget(self.clock.now(), parted.endpoints)
         self.services.release(parted)
 
-    def end_strays(self) -> None:
+    def take_unswept(self) -> Unswept | None:
+        """Return what has changed since the last call, None for everything: for `end_strays` after a grace period."""
+        unswept, self._unswept = self._unswept, Unswept()
+        return unswept
+
+    def end_strays(self, unswept: Unswept | None = None) -> None:
         """End UDP flows whose Service has their endpoint no more, and echoes: by themselves they never would (C8).
 
         TCP goes on, but for Services that would rather have it reset.
 
         After a grace period: a packet that chose such an endpoint before the change has inserted its flow by then.
+        Of few Services that have changed, in the end only these are looked at.
         """
-        names = Names(self.shared.tables)
+        names, later = Names(self.shared.tables), self._unswept
+        if unswept is None or later is None:
+            unswept, snapshot = None, self.snapshot
+        else:  # a frontend that one has lost may be another's by now
+            snapshot = self.live.snapshot_of(unswept.services | later.services)
         for protocol in (Protocol.UDP, Protocol.UDP | Protocol.IPV6):
-            self.flows.keep_only(protocol, living(self.snapshot, self.here, protocol, names))
+            pairs = living(snapshot, self.here, protocol, names)
+            if unswept is None:
+                self.flows.keep_only(protocol, pairs)
+            else:
+                self.flows.reset_others(protocol, unswept.frontends_of(protocol), pairs)
         for protocol in (Protocol.TCP, Protocol.TCP | Protocol.IPV6):
-            lost = impatient(self.snapshot, self.here, protocol, names)
+            lost = impatient(snapshot, self.here, protocol, names)
             if lost:
-                self.flows.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
+                self.flows.reset_others(protocol, lost, living(snapshot, self.here, protocol, names))
         if self.settings.ping == "forward":
             for family in (4, 6):
                 self.flows.keep_only(echo_protocol(family), answering(self.snapshot, self.here, family, names))

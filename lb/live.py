@@ -80,6 +80,7 @@ class Live:
         self._users: Counter[IPAddress] = Counter()  # of endpoints' addresses
         self._candidates: Counter[int] = Counter()  # Service ports that have an endpoint to choose, by its place
         self._served = 0
+        self._checks: dict[Name, tuple[HealthCheck, ...]] = {}  # of Services that have any
 
     @classmethod
     def of(
@@ -101,6 +102,7 @@ class Live:
                 live._resolved[name] = live._resolve(service, live._joined.get(name, {}).values())
             live._users.update(use for each in live._resolved.values() for use in _uses(each))
             live._candidates.update(place for each in live._resolved.values() for place in _chosen_from(each))
+        live._checks = {name: each.health_checks for name, each in live._resolved.items() if each.health_checks}
         live._served = sum(bool(each.ports) for each in live._resolved.values())
         return live
 
@@ -122,6 +124,15 @@ class Live:
             tuple([note for each in resolved for note in each.not_honoured]),
             tuple([check for each in resolved for check in each.health_checks]),
         )
+
+    def health_checks(self) -> list[HealthCheck]:
+        """Return the health checks of all Services."""
+        return [check for checks in self._checks.values() for check in checks]
+
+    def snapshot_of(self, services: Iterable[Name]) -> Snapshot:
+        """Return the Service ports of these Services that there are, and no more."""
+        resolved = [self._resolved.get(name, _NOTHING) for name in services]
+        return Snapshot(tuple([port for each in resolved for port in each.ports]), ())
 
     def plan(self, changes: Changes, here: Here = NOTHING_HERE) -> Plan:
         """Return what `changes` come to where the rows are those of `here`; nothing has changed yet."""
@@ -153,6 +164,9 @@ class Live:
                     del users[use]
                     left.add(use)
             self._count(before, now)
+            self._checks.pop(name, None)
+            if now.health_checks:
+                self._checks[name] = now.health_checks
             if plan.changes.services.get(name, self._services.get(name)) is None:
                 self._resolved.pop(name, None)
             else:

@@ -50,6 +50,7 @@ from dataplane.settings import OPTIONS, Settings
 from dataplane.shortages import Shortages
 from dataplane.vlans import words_of
 from lb import maglev
+from lb.manifests import Reader
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
 from tests.packets import Address, address
@@ -445,15 +446,27 @@ class MemoryNode(ScenarioNode):
         node.end_strays()
 
     def reload(self, *objects: Mapping[str, Any]) -> bool:
-        """Have the manifests be these objects, as a daemon whose file has changed; return whether all were read."""
-        aside = self._file.with_suffix(".aside")
-        aside.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
-        aside.rename(self._file)
-        plan = self._node._plan({str(self._file)})
+        """Have the manifests be these, as a daemon whose files have changed, one an object; tell if all were read."""
+        folder = self._file.parent / "objects"
+        if not folder.exists():
+            folder.mkdir()
+            self._node._manifests = Reader([str(folder)])
+        wanted = {folder / f"{each['kind']}-{each['metadata']['name']}.json": json.dumps(each) for each in objects}
+        changed = {path for path in folder.glob("*.json") if path not in wanted}
+        for path in changed:
+            path.unlink()
+        for path, text in wanted.items():
+            if not path.exists() or path.read_text() != text:
+                path.with_suffix(".aside").write_text(text)
+                path.with_suffix(".aside").rename(path)
+                changed.add(path)
+        plan = self._node._plan({*map(str, changed)})
         if plan is not None:
             self._node._apply_plan(plan)
         else:
             self._node._apply(self._node._load())
+        self._node.clear_up(self._node.services.take_parted())
+        self._node.end_strays(self._node.take_unswept())
         return plan is None
 
     def programmed(self) -> dict[str, set[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from dataplane.nexthops import NextHops
 from dataplane.node import Node
 from lb.live import Live
-from tests.node import MemoryNode
+from tests.node import MemoryNode, Service
+from tests.packets import syn, udp
 from xdp.addresses import address_of
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
@@ -113,6 +115,7 @@ def test_a_change_of_one_service_looks_at_no_other(tmp_path, monkeypatch):
     after = service("c", {"port": 80}, clusterIP="10.96.0.4"), slice_of("c", "10.2.0.4")
     node.reload(*one, *before)
     node.answer("administer", endpoints=["10.2.0.1:8080", "10.2.0.3:8080"], state="drain")
+    node.reload(*one, *before)  # and all connections have been looked at since
     monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
     monkeypatch.setattr(Live, "places", lambda _: pytest.fail("a look at all endpoints"))
     for objects, vips, drained in (
@@ -142,6 +145,43 @@ def test_an_address_that_two_services_have_is_a_vip_until_both_have_gone(tmp_pat
     for objects in (both, both[1:], [], both[:1]):
         node.reload(*objects)
         assert len(node._node._vips) == bool(objects)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_C8_what_loses_its_endpoint_by_a_change_is_what_a_look_at_everything_finds(tmp_path, family, seed):
+    choose = random.Random(seed)
+    node = MemoryNode(tmp_path, family=family)
+    vips = [node.vip(number, 53) for number in (1, 2)]  # that go from one Service to another now and then
+    endpoints = [node.endpoint(host) for host in ("web-1", "web-2", "web-3")]
+    services: dict[str, Service] = {}
+    alone, ended = 0, 0
+    for turn in range(40):
+        name = choose.choice("abc")
+        services.pop(name, None)
+        free = sorted({*vips} - {each.frontend for each in services.values()})
+        if free and choose.random() < 0.8:
+            annotations = {"turnout.dev/endpoint-removed": choose.choice(("keep", "reset"))}
+            some = tuple(choose.sample(endpoints, choose.randint(0, 3)))
+            services[name] = Service(name, choose.choice(free), some, choose.choice(("UDP", "TCP")), annotations)
+        before = shown(node)
+        alone += not node.reload(*(part for each in services.values() for part in each.objects()))
+        after = shown(node)
+        ended += before != after
+        node._node.end_strays()
+        assert shown(node) == after
+        for each in services.values():
+            for port in range(3):
+                client = node.client()[0], 40_000 + 10 * turn + port
+                node.send((udp if each.protocol == "UDP" else syn)(client, each.at))
+    assert alone > 30
+    assert ended > 4
+
+
+def shown(node: MemoryNode) -> set[tuple[str, ...]]:
+    """Return what is to be seen of connections, but for their counters."""
+    flows = node.flows()
+    return {(each["protocol"], *(each[k] for k in ("client", "frontend", "endpoint", "state"))) for each in flows}
 
 
 def test_what_vips_of_the_nodes_own_do_not_concern_is_planned_alone(node):

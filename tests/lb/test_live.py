@@ -118,8 +118,10 @@ def test_S10_health_checks_follow_the_endpoints_here():
     for endpoints, count in ((here, 1), ([], 0)):
         live.commit(live.plan(changes(asked, replace(part(1, 1), endpoints=tuple(endpoints)))))
         assert live.snapshot().health_checks == (HealthCheck("shop", "web-1", 32000, count, 4),)
+        assert live.health_checks() == list(live.snapshot().health_checks)
     live.commit(live.plan(changes(gone=(asked,))))
     assert live.snapshot().health_checks == ()
+    assert live.health_checks() == []
 
 
 def test_a_plan_that_is_dropped_leaves_no_trace():
