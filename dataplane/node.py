@@ -121,6 +121,7 @@ class Node:
         self._signal = signal.SIGTERM
         self._lost_seen = 0
         self._vips: frozenset[int] = frozenset()
+        self._hidden: set[NotHonoured] = set()  # node ports, by VIPs of the node's own
         self._unswept: Unswept | None = None  # None: connections of all Services
         self._has_served = False
         self.announcer = Announcer() if settings.announce == "arp" else None
@@ -365,14 +366,13 @@ class Node:
     def _apply(self, live: Live) -> None:
         """Make the node do what all manifests say."""
         before, snapshot = self.snapshot, live.snapshot()
-        known = {*before.not_honoured, *hidden_node_ports(before.ports, self.here)}
         change = self._program(snapshot, self.here.administered)
+        known = set(before.not_honoured)
         self.live = live
         self._note_who_is_where(before.ports, snapshot.ports)
         self._forget_gone(self.here.administered)
         self.next_hops.retain(live.endpoint_addresses())
-        notes = dict.fromkeys([*snapshot.not_honoured, *hidden_node_ports(snapshot.ports, self.here)])
-        self._has_applied(change, [note for note in notes if note not in known])
+        self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
 
     def _apply_plan(self, plan: Plan) -> None:
         """Make the node do what a few manifests have changed."""
@@ -390,8 +390,9 @@ class Node:
         self._forget_gone(self._may_have_gone(plan), left)
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
-        hidden = [set(hidden_node_ports(ports, self.here)) for ports in (plan.before, plan.after)]
-        self._has_applied(change, [*plan.not_honoured, *(hidden[1] - hidden[0])])
+        seen, come = (set(hidden_node_ports(ports, self.here)) for ports in (plan.before, plan.after))
+        self._tell_hidden(self._hidden - seen | come)
+        self._has_applied(change, plan.not_honoured)
 
     def _has_applied(self, change: Change, not_honoured: Iterable[NotHonoured]) -> None:
         for note in not_honoured:
@@ -481,8 +482,15 @@ class Node:
         self.engine.expect(rows, own)
         change = self.services.apply(rows, own)
         self.here, self._unswept = here, None
+        self._tell_hidden(set(hidden_node_ports(snapshot.ports, here)))
         self._vips = self.services.vips() if self.announcer is not None else self._vips
         return change
+
+    def _tell_hidden(self, now: set[NotHonoured]) -> None:
+        """Say which node ports give way to a VIP, if they have not until now."""
+        for note in sorted(now - self._hidden):
+            log.warning("%s", note)
+        self._hidden = now
 
     def end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
         """End the connections to endpoints whose place is another Pod's, before that one is given any (C9).

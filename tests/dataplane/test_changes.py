@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,18 @@ def test_S13_a_node_port_gives_way_to_a_vip_of_the_nodes_own_and_comes_back(node
     node.reload(external, node_port, *slices)  # the node port comes behind
     assert_served(node, {**only_c, at[0]: "b"})
     assert [record.message for record in caplog.records if said in record.message]
+
+
+def test_S13_a_node_port_gives_way_when_the_node_gets_the_address_of_a_vip(node, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    external = service("b", {"port": 30080}, externalIPs=["192.0.2.1"])
+    node_port = service("c", {"port": 80, "nodePort": 30080}, clusterIP="10.96.0.3", type="NodePort")
+    node.reload(external, node_port, *[slice_of(name, *hosts) for name, hosts in HOSTS.items()])
+    assert "192.0.2.1:30080" not in caplog.text
+    monkeypatch.setattr(node._node.next_hops, "node_port_addresses", lambda _: (ip_address("192.0.2.1"),))
+    node._node._reprogram()
+    assert_served(node, {"192.0.2.1:30080": "b", "10.96.0.3:80": "c"})
+    assert caplog.text.count("node port 192.0.2.1:30080/TCP is a VIP of Service port default/b:30080") == 1
 
 
 def test_status_looks_at_no_service_and_at_no_next_hop_that_is_well(node, monkeypatch):
