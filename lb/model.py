@@ -244,7 +244,7 @@ class NotHonoured(NamedTuple):
 class HealthCheck(NamedTuple):
     """A port of the node at which load balancers ask how many endpoints of a Service are here, and ready (S10).
 
-    One of each family, at the node's addresses of it: a Pod with addresses of both is one endpoint to who asks.
+    One for each family, at the node's addresses of it: a Pod with addresses of both is one endpoint to who asks.
     """
 
     namespace: str

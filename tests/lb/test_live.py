@@ -117,7 +117,9 @@ def test_S10_health_checks_follow_the_endpoints_here():
     here = [SliceEndpoint(IPv4Address("10.2.0.1"), EndpointState.READY, node_name="n1")]
     for endpoints, count in ((here, 1), ([], 0)):
         live.commit(live.plan(changes(asked, replace(part(1, 1), endpoints=tuple(endpoints)))))
-        assert live.snapshot().health_checks == (HealthCheck("shop", "web-1", 32000, count, 4),)
+        assert live.snapshot().health_checks == tuple(
+            HealthCheck("shop", "web-1", 32000, count, family) for family in (4, 6)
+        )
         assert live.health_checks() == list(live.snapshot().health_checks)
     live.commit(live.plan(changes(gone=(asked,))))
     assert live.snapshot().health_checks == ()
