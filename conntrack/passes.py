@@ -122,9 +122,10 @@ def withdraw_strays(tables, slots, protocol, frontends, endpoints):
 
 @compiled
 def reset_strays(tables, slots, protocol, wanted, frontends, endpoints):
-    """Have those of a protocol's connections to one of `wanted` reset that `withdraw_strays` would end.
+    """Have those of a protocol's connections to one of `wanted` reset, if it is TCP, that `withdraw_strays` would end.
 
-    Return how many were not already. `wanted` is a u64 array of `place_key`s of frontends, and ascends.
+    Others are withdrawn. Return how many were not already. `wanted` is a u64 array of `place_key`s of frontends, and
+    ascends.
     """
     count = 0
     for slot in slots:
@@ -132,9 +133,13 @@ def reset_strays(tables, slots, protocol, wanted, frontends, endpoints):
         if record.protocol != protocol or record.state & _STATE_BITS == _RESET:
             continue
         frontend = _frontend_of(record)
-        if _has(wanted, frontend) and not _has_pair(frontends, endpoints, frontend, _endpoint_of(record)):
+        if not _has(wanted, frontend) or _has_pair(frontends, endpoints, frontend, _endpoint_of(record)):
+            continue
+        if protocol & ~_IPV6 == _TCP:
             _reset(tables.flows, record)
             count += 1
+        else:
+            count += withdraw(tables, slot)
     return count
 
 

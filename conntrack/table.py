@@ -16,7 +16,7 @@ from xdp import naming
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
 from xdp.errors import TableFullError
-from xdp.schema import Direction, Limit, State
+from xdp.schema import Direction, Limit, Protocol, State
 from xdp.tables import Tables
 
 _BITMAP = (1 << Limit.EXTENTS) - 1
@@ -253,14 +253,22 @@ class FlowTable:
             return int(passes.withdraw_strays(self._tables, slots, np.uint8(protocol), *_ascending(pairs)))
 
     def reset_others(self, protocol: int, frontends: Iterable[Place], pairs: Iterable[tuple[Place, Place]]) -> int:
-        """Have the connections of these frontends reset but those of these pairs; return how many. As `keep_only`."""
+        """End the connections of these frontends but those of these pairs, TCP by having it reset; return how many.
+
+        As `keep_only`, for the price of these frontends and pairs.
+        """
         wanted = np.array(sorted(map(_key_of, frontends)), np.uint64)
         if not len(wanted):
             return 0
         kept = _ascending(pairs)
-        return self._twice(
-            lambda: passes.reset_strays(self._tables, self._originals(), np.uint8(protocol), wanted, *kept)
-        )
+
+        def end() -> int:
+            return int(passes.reset_strays(self._tables, self._originals(), np.uint8(protocol), wanted, *kept))
+
+        if protocol & ~Protocol.IPV6 == Protocol.TCP:
+            return self._twice(end)
+        with self._looking:
+            return end()
 
     def end_at(self, protocol: int, endpoints: Iterable[Place]) -> int:
         """End a protocol's connections to these endpoints, TCP by having it reset; return how many. Host numbers."""

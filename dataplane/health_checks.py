@@ -1,6 +1,7 @@
 """Health check node ports: a load balancer asks there whether this node has endpoints of a Service (S10).
 
 HTTP on the addresses of node ports, whatever the path: 200 with endpoints of the Service on this node, 503 without.
+They are counted in the family of the address that was asked.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ class HealthChecks:
 
     def __init__(self, is_healthy: Callable[[], bool]) -> None:
         self._is_healthy = is_healthy
-        self._checks: dict[int, HealthCheck] = {}
+        self._checks: dict[tuple[int, int], HealthCheck] = {}  # by family and port
         self._servers: dict[Place, asyncio.Server] = {}
         self._clients = 0
 
     async def apply(self, checks: Iterable[HealthCheck], addresses: Iterable[IPAddress]) -> list[str]:
         """Answer for these at these addresses, and for nothing else; return what is wrong, in words."""
-        self._checks = {check.port: check for check in checks}
-        wanted = {(address, port) for address in addresses for port in self._checks}
+        self._checks = {(check.family, check.port): check for check in checks}
+        given = list(addresses)
+        wanted = {(address, port) for family, port in self._checks for address in given if address.version == family}
         for stale in self._servers.keys() - wanted:
             self._servers.pop(stale).close()
         problems = []
@@ -46,7 +48,7 @@ class HealthChecks:
                     self._serve, str(address), port, limit=_LONGEST_REQUEST
                 )
             except OSError as error:
-                check = self._checks[port]
+                check = self._checks[address.version, port]
                 name = f"{check.namespace}/{check.name}"
                 problems.append(
                     f"{with_port(address, port)} of Service {name}: cannot be listened on ({error.strerror})"
@@ -64,7 +66,8 @@ class HealthChecks:
             if self._clients <= _MOST_CLIENTS:
                 async with asyncio.timeout(_SILENCE_S):
                     await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self.answer(writer.get_extra_info("sockname")[1]))
+                    host, port = writer.get_extra_info("sockname")[:2]
+                    writer.write(self.answer(6 if ":" in host else 4, port))
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # slow, silent, rude or gone
@@ -73,9 +76,9 @@ class HealthChecks:
             with contextlib.suppress(OSError):
                 writer.close()
 
-    def answer(self, port: int) -> bytes:
-        """Return the whole HTTP answer to who asks at a port."""
-        check = self._checks.get(port)
+    def answer(self, family: int, port: int) -> bytes:
+        """Return the whole HTTP answer to who asks at a port of an address of that family."""
+        check = self._checks.get((family, port))
         if check is None:  # it went away in this moment
             return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         is_healthy = self._is_healthy()

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,9 @@ from prometheus_client.registry import Collector
 from xdp.errors import Error, MissingFeatureError, UsageError
 
 _ANSWER_S = 5.0  # a scrape gives up sooner than Prometheus does (10 s)
-_SLOW_CLIENT_S = 10.0
+_CLIENT_S = 10.0  # from its connection until it has its answer; who is slower is let go
+_LOOK_UP_S = 0.05  # how often the server looks whether it is to stop, or a client has been here for too long
+_MOST_CLIENTS = 64  # each has a thread; a scraper is one at a time
 
 _VERDICTS = ("forwarded", "passed", "dropped", "punted")  # of a path, they add up to `received`
 _COUNTS = {
@@ -133,14 +136,40 @@ class NodeCollector(Collector):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _SLOW_CLIENT_S
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Say nothing: a line per scrape is of no use to anybody."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Gives every client a thread, of which there are not too many, and not for too long."""
+
     daemon_threads = True
+    request_queue_size = _MOST_CLIENTS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._deadlines: dict[Any, float] = {}  # by the clients' sockets
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a client if there are not too many."""
+        if len(self._deadlines) >= _MOST_CLIENTS:
+            super().shutdown_request(request)
+            return
+        self._deadlines[request] = time.monotonic() + _CLIENT_S
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Let go who has been here for too long: a socket's own timeout begins anew with every byte."""
+        now = time.monotonic()
+        for request, deadline in list(self._deadlines.items()):
+            if now > deadline:
+                with contextlib.suppress(OSError):  # it is going at this moment
+                    request.shutdown(socket.SHUT_RDWR)  # its thread wakes, and closes it
+
+    def shutdown_request(self, request: Any) -> None:
+        """Part with a client."""
+        self._deadlines.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the client has gone away."""
@@ -177,7 +206,7 @@ def serve(address: tuple[str, int], answer: Answer) -> Iterator[int]:
     registry.register(NodeCollector(ask))
     with _listening(address) as server:
         server.set_app(make_wsgi_app(registry))
-        thread = threading.Thread(target=partial(server.serve_forever, 0.05), name="metrics", daemon=True)
+        thread = threading.Thread(target=partial(server.serve_forever, _LOOK_UP_S), name="metrics", daemon=True)
         thread.start()
         try:
             yield server.server_port

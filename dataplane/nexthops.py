@@ -242,9 +242,17 @@ class NextHops:
         """Return the addresses that node ports are served at (Mirror.node_port_addresses)."""
         return self._mirror.node_port_addresses(networks)
 
-    def describe(self) -> list[dict[str, object]]:
-        """Return every row as `turnout get nexthops` shows it."""
-        return [self._described(row) for row in sorted(self.rows.all.values(), key=lambda row: row.number)]
+    def describe(self, numbers: Collection[int] | None = None) -> list[dict[str, object]]:
+        """Return these rows, or all, as `turnout get nexthops` shows them."""
+        rows = self.rows.all.values()
+        wanted = rows if numbers is None else [row for row in rows if row.number in numbers]
+        return [self._described(row) for row in sorted(wanted, key=lambda row: row.number)]
+
+    def out_of_reach(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of the rows by which nothing gets anywhere now."""
+        rows = self._table
+        is_out = (rows["state"] == HopState.FOREIGN) | (rows["state"] == HopState.UNRESOLVED)
+        return np.flatnonzero(is_out & (rows["used"] == 1))
 
     def _described(self, row: Row) -> dict[str, object]:
         network, prefix_len = row.prefix

@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
 from dataplane.sockets import Sockets
 from dataplane.ticks import every, next_tick, tick
+from dataplane.unswept import Unswept
 from dataplane.vlans import words_of
 from dataplane.watch import changes
 from dataplane.whereabouts import Whereabouts
@@ -46,7 +47,18 @@ from lb import maglev, manifests
 from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
-from lb.rows import Here, answering, echo_protocol, impatient, known_as, living, local_addresses, rows_of
+from lb.rows import (
+    Here,
+    answering,
+    echo_protocol,
+    hidden_node_ports,
+    impatient,
+    known_as,
+    living,
+    local_addresses,
+    rows_of,
+    vips_at,
+)
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, maps, removing
 from xdp.addresses import IPAddress, number_of
@@ -113,6 +125,8 @@ class Node:
         self._signal = signal.SIGTERM
         self._lost_seen = 0
         self._vips: frozenset[int] = frozenset()
+        self._hidden: set[NotHonoured] = set()  # node ports, by VIPs of the node's own
+        self._unswept: Unswept | None = None  # None: connections of all Services
         self._has_served = False
         self.announcer = Announcer() if settings.announce == "arp" else None
         self._sockets: Sockets | None = None
@@ -162,7 +176,11 @@ class Node:
         if changes is None or not self.here.has_timeouts(filter(None, changes.services.values())):
             return None
         self.desired += 1
-        return self.live.plan(changes, self.here)
+        here = self.here
+        plan = self.live.plan(changes, here)
+        addresses = here.node_port_addresses
+        # Where VIPs of the node's own addresses come or go, node ports of Services that have not changed go or come.
+        return plan if vips_at(addresses, plan.before) == vips_at(addresses, plan.after) else None
 
     def _start(self, stack: contextlib.ExitStack, first: Live) -> None:
         settings = self.settings
@@ -382,7 +400,7 @@ class Node:
         known = set(before.not_honoured)
         self.live = live
         self._note_who_is_where(before.ports, snapshot.ports)
-        self._forget_gone()
+        self._forget_gone(self.here.administered)
         self.next_hops.retain(live.endpoint_addresses())
         self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
 
@@ -390,12 +408,20 @@ class Node:
         """Make the node do what a few manifests have changed."""
         self.engine.expect_more(plan.rows)
         self.next_hops.add_local(local_addresses(plan.rows))
+        names = Names(self.shared.tables)
+        before = [known_as(frontend, names) for frontend in plan.without]  # while these have names
         change = self.services.update(plan.rows, plan.without)
-        self.next_hops.leave(self.live.commit(plan))
+        if self._unswept is not None:
+            self._unswept.add(plan.resolved, before)
+        left = self.live.commit(plan)
+        self.next_hops.leave(left)
         self._note_who_is_where(plan.before, plan.after)
-        self._forget_gone()
+        self._follow_vips([*plan.before, *plan.after])
+        self._forget_gone(self._may_have_gone(plan), left)
         if self.engine.needs_rows:
             self.engine.expect(rows_of(self.snapshot, self.here), self.next_hops.own_addresses())
+        seen, come = (set(hidden_node_ports(ports, self.here)) for ports in (plan.before, plan.after))
+        self._tell_hidden(self._hidden - seen | come)
         self._has_applied(change, plan.not_honoured)
 
     def _has_applied(self, change: Change, not_honoured: Iterable[NotHonoured]) -> None:
@@ -432,13 +458,33 @@ class Node:
         except OSError as error:
             self._note("Pods that may change while no daemon is there", error)
 
-    def _forget_gone(self) -> None:
-        """Forget what was said of endpoints that no manifest has any more."""
-        if not self.here.administered:
+    def _follow_vips(self, changed: Iterable[ServicePort]) -> None:
+        """Bring the VIPs to be announced up to date where these Service ports were changed."""
+        if self.announcer is None:
             return
-        there = set(self.live.places())
-        states = {place: said for place, said in self.here.administered.items() if place in there}
-        if states != self.here.administered:
+        touched = {number_of(each.address) for port in changed for each in port.frontends if each.address is not None}
+        there = {address for address in touched if self.services.is_vip(address)}
+        if there != touched & self._vips:
+            self._vips = self._vips - touched | there
+
+    def _may_have_gone(self, plan: Plan) -> Collection[Place]:
+        """Return which endpoints an operator has had a word of are in no Service any more that a plan is about."""
+        administered = self.here.administered
+        if not administered:
+            return ()
+        before, after = (
+            {(each.address, each.port) for port in ports for each in port.endpoints}
+            for ports in (plan.before, plan.after)
+        )
+        return before & administered.keys() - after
+
+    def _forget_gone(self, suspects: Collection[Place], left: Collection[IPAddress] = ()) -> None:
+        """Forget what was said of those of these endpoints that no manifest has any more, at `left` for certain."""
+        gone = {place for place in suspects if place[0] in left}
+        if others := set(suspects) - gone:
+            gone |= others.difference(self.live.places())
+        if gone:
+            states = {place: said for place, said in self.here.administered.items() if place not in gone}
             self.here = replace(self.here, administered=states)
             try:
                 administered.keep(self.settings.administered_path, states)
@@ -458,14 +504,30 @@ class Node:
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
         timeouts = {port.options.timeouts_s for port in snapshot.ports} - {()}
         sets = self.flows.timeout_sets(timeouts, self.here.timeout_sets.values())
-        leads = self.clients is not None
-        here = Here(self._node_port_addresses(), settings.masquerades, families, states, sets, leads)
+        addresses = self._node_port_addresses()
+        here = Here(
+            addresses,
+            settings.masquerades,
+            families,
+            states,
+            sets,
+            leads_clients=self.clients is not None,
+            vips=vips_at(frozenset(addresses), snapshot.ports),
+        )
         rows = rows_of(snapshot, here)
         self.next_hops.add_local(local_addresses(rows))
         with self.engine.expecting(rows, own):
             change = self.services.apply(rows, own)
-        self.here = here
+        self.here, self._unswept = here, None
+        self._tell_hidden(set(hidden_node_ports(snapshot.ports, here)))
+        self._vips = self.services.vips() if self.announcer is not None else self._vips
         return change
+
+    def _tell_hidden(self, now: set[NotHonoured]) -> None:
+        """Say which node ports give way to a VIP, if they have not until now."""
+        for note in sorted(now - self._hidden):
+            log.warning("%s", note)
+        self._hidden = now
 
     def end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
         """End the connections to endpoints whose place is another Pod's, before that one is given any (C9).
@@ -496,10 +558,6 @@ class Node:
         return self.next_hops.node_port_addresses(self.settings.nodeport_addresses)
 
     def _has_programmed(self, change: Change) -> None:
-        if self.announcer is not None:
-            own = self.next_hops.own_addresses()  # the kernel's to answer for
-            vips = {frontend.address for port in self.snapshot.ports for frontend in port.frontends}
-            self._vips = frozenset(number_of(vip) for vip in vips if vip is not None and vip not in own)
         self._changed.set()
         self._checks_changed.set()
         self._loads_changed.set()
@@ -535,7 +593,7 @@ class Node:
         try:
             while True:
                 self._checks_changed.clear()
-                problems = await self.health_checks.apply(self.snapshot.health_checks, self._node_port_addresses())
+                problems = await self.health_checks.apply(self.live.health_checks(), self._node_port_addresses())
                 for problem in problems:
                     self._note("health check", problem)
                 with contextlib.suppress(TimeoutError):
@@ -551,13 +609,19 @@ class Node:
             await asyncio.to_thread(self.services.forget, self.clock.now())
             if self._changed.is_set():
                 self._changed.clear()
-                parted = self.services.take_parted()
-                await asyncio.to_thread(self.flows.wait_for_grace)
-                self.clear_up(parted)
-                await asyncio.to_thread(self.end_strays)
-                await asyncio.to_thread(self.engine.tidy, self.flows)
+                await self._clear_up_behind(self.services.take_parted(), self.take_unswept())
             slices = -(-self.flows.slots_of_a_pass // _SWEEP_SLOTS)
             await tick(self._changed, next_tick(seconds_of_a_pass(cpu_s * slices) / slices))
+
+    async def _clear_up_behind(self, parted: Parted, unswept: Unswept | None) -> None:
+        try:
+            await asyncio.to_thread(self.flows.wait_for_grace)
+            self.clear_up(parted)
+            await asyncio.to_thread(self.end_strays, unswept)
+            await asyncio.to_thread(self.engine.tidy, self.flows)
+        except Exception:
+            self._unswept = None  # what was taken is lost
+            raise
 
     def _sweep_slice(self) -> float:
         """Sweep a slice of the flows; return the seconds of CPU that it took."""
@@ -590,21 +654,35 @@ class Node:
         self.services.forget(self.clock.now(), parted.endpoints)
         self.services.release(parted)
 
-    def end_strays(self) -> None:
+    def take_unswept(self) -> Unswept | None:
+        """Return what has changed since the last call, None for everything: for `end_strays` after a grace period."""
+        unswept, self._unswept = self._unswept, Unswept()
+        return unswept
+
+    def end_strays(self, unswept: Unswept | None = None) -> None:
         """End UDP flows whose Service has their endpoint no more, and echoes: by themselves they never would (C8).
 
         TCP goes on, but for Services that would rather have it reset.
 
         After a grace period: a packet that chose such an endpoint before the change has inserted its flow by then.
+        Of few Services that have changed, in the end only these are looked at.
         """
-        names = Names(self.shared.tables)
+        names, later = Names(self.shared.tables), self._unswept
+        if unswept is None or later is None:
+            unswept, snapshot = None, self.snapshot
+        else:  # a frontend that one has lost may be another's by now
+            snapshot = self.live.snapshot_of(unswept.services | later.services)
         for holder in self._holders():
             for protocol in (Protocol.UDP, Protocol.UDP | Protocol.IPV6):
-                holder.keep_only(protocol, living(self.snapshot, self.here, protocol, names))
+                pairs = living(snapshot, self.here, protocol, names)
+                if unswept is None:
+                    holder.keep_only(protocol, pairs)
+                else:
+                    holder.reset_others(protocol, unswept.frontends_of(protocol), pairs)
             for protocol in (Protocol.TCP, Protocol.TCP | Protocol.IPV6):
-                lost = impatient(self.snapshot, self.here, protocol, names)
+                lost = impatient(snapshot, self.here, protocol, names)
                 if lost:
-                    holder.reset_others(protocol, lost, living(self.snapshot, self.here, protocol, names))
+                    holder.reset_others(protocol, lost, living(snapshot, self.here, protocol, names))
         if self.settings.ping == "forward":
             for family in (4, 6):
                 self.flows.keep_only(echo_protocol(family), answering(self.snapshot, self.here, family, names))

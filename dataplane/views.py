@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dataplane.node import Node
 
 _TROUBLE_SHOWN_S = 60.0
+_MOST_TOLD = 100  # endpoints of which all that is wrong is told one by one
 _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 
 
@@ -119,16 +120,7 @@ def _complaints(node: Node) -> list[str]:
         found += node.announcer.conflicts(now)
     given = node.next_hops.given()
     found += [f"{name}: the interface is down" for name, link in given.items() if not link.is_up]
-    endpoints = {str(endpoint.address) for port in node.snapshot.ports for endpoint in port.cluster}
-    for hop in node.next_hops.describe():
-        if hop["destination"] in endpoints and hop["state"] == "foreign":
-            unless = f" ({node.engine.why_no_egress})" if node.engine.why_no_egress else ""
-            found.append(
-                f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; "
-                f"add -i {hop['interface']}, or the nodeName {node.settings.node_name} if it is on this node{unless}"
-            )
-        elif hop["destination"] in endpoints and hop["state"] == "unresolved":
-            found.append(f"endpoint {hop['destination']}: no route, or its neighbour does not answer")
+    found += _out_of_reach(node)
     found += [
         f"{name}: takes no redirected frames, and what leaves there is routed by the kernel; "
         "a veth's far end needs an XDP program or GRO"
@@ -148,6 +140,25 @@ def _complaints_of_clients(node: Node) -> list[str]:
     return [part.why for part in (node.clients, node.led) if part is not None and part.why]
 
 
+def _out_of_reach(node: Node) -> Iterator[str]:
+    """Yield the endpoints that no packets get to, and why, in words."""
+    numbers = node.next_hops.out_of_reach()
+    if not len(numbers):
+        return
+    numbers = np.intersect1d(numbers, node.services.next_hops())  # the others are clients', or of endpoints that were
+    for hop in node.next_hops.describe(set(numbers[:_MOST_TOLD].tolist())):
+        if hop["state"] == "foreign":
+            unless = f" ({node.engine.why_no_egress})" if node.engine.why_no_egress else ""
+            yield (
+                f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; "
+                f"add -i {hop['interface']}, or the nodeName {node.settings.node_name} if it is on this node{unless}"
+            )
+        else:
+            yield f"endpoint {hop['destination']}: no route, or its neighbour does not answer"
+    if len(numbers) > _MOST_TOLD:
+        yield f"{len(numbers) - _MOST_TOLD} more endpoints are out of reach; `turnout get nexthops` lists all"
+
+
 def _name_of(ifindex: int) -> str:
     try:
         return socket.if_indextoname(ifindex)
@@ -158,14 +169,13 @@ def _name_of(ifindex: int) -> str:
 def status(node: Node) -> dict[str, Any]:
     """Return the state of the node in one answer."""
     why = _complaints(node)
-    keys = {port.key for port in node.snapshot.ports}
     return {
         "state": "failed" if not node.engine.is_alive else "degraded" if why else "ok",
         "why": why,
         "engine": node.engine.name,
         "uptime_s": round(time.monotonic() - node.started, 1),
-        "services": len({key.partition(":")[0] for key in keys}),
-        "endpoints": len({(e.address, e.port) for port in node.snapshot.ports for e in port.cluster}),
+        "services": node.live.services,
+        "endpoints": node.live.endpoints,
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
         "snat_ports_left_out": len(node.occupied),

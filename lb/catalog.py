@@ -83,9 +83,10 @@ def _cluster_ips(service: Service) -> Iterable[object]:
 
 
 def _alone(service: Service) -> Iterator[Hashable]:
-    """Yield what no other object may have as well."""
+    """Yield what nothing else may have as well, not even of the same Service: what it wants twice comes twice."""
     yield "Service", service.namespace, service.name
-    yield from {(address, port, protocol) for address, port, protocol, _ in claims(service)}
+    for address, port, protocol, _ in claims(service):
+        yield address, port, protocol
 
 
 def _of_service(service: Service) -> Iterator[Hashable]:

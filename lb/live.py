@@ -26,7 +26,7 @@ from lb.model import (
 from lb.not_yet import NOT_YET
 from lb.resolve import health_checks_of, resolve_service
 from lb.rows import NOTHING_HERE, FrontendKey, Here, ServiceRow, frontends_of, rows_of_port
-from xdp.addresses import IPAddress, IPNetwork
+from xdp.addresses import IPAddress, IPNetwork, number_of
 
 Name = tuple[str, str]  # namespace and name
 
@@ -77,7 +77,10 @@ class Live:
         self._slices: dict[Name, EndpointSlice] = {}
         self._joined: dict[Name, dict[Name, EndpointSlice]] = defaultdict(dict)  # by Service
         self._resolved: dict[Name, _Resolved] = {}
-        self._users: Counter[IPAddress] | None = None  # of endpoints' addresses
+        self._users: Counter[IPAddress] = Counter()  # of endpoints' addresses
+        self._candidates: Counter[int] = Counter()  # Service ports that have an endpoint to choose, by its place
+        self._served = 0
+        self._checks: dict[Name, tuple[HealthCheck, ...]] = {}  # of Services that have any
 
     @classmethod
     def of(
@@ -97,7 +100,21 @@ class Live:
                 name = service.namespace, service.name
                 live._services[name] = service
                 live._resolved[name] = live._resolve(service, live._joined.get(name, {}).values())
+            live._users.update(use for each in live._resolved.values() for use in _uses(each))
+            live._candidates.update(place for each in live._resolved.values() for place in _chosen_from(each))
+        live._checks = {name: each.health_checks for name, each in live._resolved.items() if each.health_checks}
+        live._served = sum(bool(each.ports) for each in live._resolved.values())
         return live
+
+    @property
+    def services(self) -> int:
+        """How many Services have something to be served."""
+        return self._served
+
+    @property
+    def endpoints(self) -> int:
+        """How many endpoints there are to choose from, for whatever Services and wherever they are."""
+        return len(self._candidates)
 
     def snapshot(self) -> Snapshot:
         """Return everything that the node is to do."""
@@ -107,6 +124,15 @@ class Live:
             tuple([note for each in resolved for note in each.not_honoured]),
             tuple([check for each in resolved for check in each.health_checks]),
         )
+
+    def health_checks(self) -> list[HealthCheck]:
+        """Return the health checks of all Services."""
+        return [check for checks in self._checks.values() for check in checks]
+
+    def snapshot_of(self, services: Iterable[Name]) -> Snapshot:
+        """Return the Service ports of these Services that there are, and no more."""
+        resolved = [self._resolved.get(name, _NOTHING) for name in services]
+        return Snapshot(tuple([port for each in resolved for port in each.ports]), ())
 
     def plan(self, changes: Changes, here: Here = NOTHING_HERE) -> Plan:
         """Return what `changes` come to where the rows are those of `here`; nothing has changed yet."""
@@ -127,7 +153,7 @@ class Live:
 
     def commit(self, plan: Plan) -> set[IPAddress]:
         """Make a plan what is so; return the addresses that are no endpoint's any more."""
-        users = self._counted()
+        users = self._users
         left = set()
         for name, now in plan.resolved.items():
             before = self._resolved.get(name, _NOTHING)
@@ -137,6 +163,10 @@ class Live:
                 if not users[use]:
                     del users[use]
                     left.add(use)
+            self._count(before, now)
+            self._checks.pop(name, None)
+            if now.health_checks:
+                self._checks[name] = now.health_checks
             if plan.changes.services.get(name, self._services.get(name)) is None:
                 self._resolved.pop(name, None)
             else:
@@ -161,11 +191,14 @@ class Live:
         """Yield the address of every endpoint, some more than once."""
         return (address for address, _ in self.places())
 
-    def _counted(self) -> Counter[IPAddress]:
-        """Return how many endpoints have an address; counted when first asked."""
-        if self._users is None:
-            self._users = Counter(use for resolved in self._resolved.values() for use in _uses(resolved))
-        return self._users
+    def _count(self, before: _Resolved, now: _Resolved) -> None:
+        """Keep `services` and `endpoints` right when a Service changes."""
+        self._served += bool(now.ports) - bool(before.ports)
+        self._candidates.update(_chosen_from(now))
+        for place in _chosen_from(before):
+            self._candidates[place] -= 1
+            if not self._candidates[place]:
+                del self._candidates[place]
 
     def _touched(self, changes: Changes) -> Iterable[Name]:
         """Return the Services that `changes` are about, in order and each once."""
@@ -211,3 +244,10 @@ def _uses(resolved: _Resolved) -> Iterator[IPAddress]:
     for port in resolved.ports:
         for endpoint in port.endpoints:
             yield endpoint.address
+
+
+def _chosen_from(resolved: _Resolved) -> Iterator[int]:
+    """Yield the places of candidates as numbers: of what is counted by the hundred thousand they take least."""
+    for port in resolved.ports:
+        for endpoint in port.cluster:
+            yield number_of(endpoint.address) << 16 | endpoint.port

@@ -567,13 +567,15 @@ def _same_names(objects: Sequence[tuple[str, str, _Origin]]) -> Iterator[_Found]
 
 
 def _same_claims(services: Sequence[tuple[Service, _Origin]]) -> Iterator[_Found]:
-    """Find Services that want the same address, port and protocol (S13)."""
-    first: dict[tuple[Any, int, str], tuple[Service, _Origin]] = {}
+    """Find what wants an address, port and protocol that is another's (S13): of another Service, or of its own."""
+    first: dict[tuple[Any, int, str], tuple[documents.Path, _Origin]] = {}
     for service, origin in services:
         for address, port, protocol, path in claims(service):
-            owner, other = first.setdefault((address, port, protocol), (service, origin))
-            if owner is not service:
+            owner, other = first.setdefault((address, port, protocol), (path, origin))
+            if other is not origin:
                 yield _Found(origin, path, f"{_spot(address, port, protocol)} belongs to {other.name} already")
+            elif owner != path:
+                yield _Found(origin, path, f"{_spot(address, port, protocol)} belongs to {dotted(owner)} already")
 
 
 def _spot(address: Any, port: int, protocol: str) -> str:

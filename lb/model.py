@@ -242,12 +242,16 @@ class NotHonoured(NamedTuple):
 
 
 class HealthCheck(NamedTuple):
-    """A port of the node at which load balancers ask how many endpoints of a Service are here, and ready (S10)."""
+    """A port of the node at which load balancers ask how many endpoints of a Service are here, and ready (S10).
+
+    One for each family, at the node's addresses of it: a Pod with addresses of both is one endpoint to who asks.
+    """
 
     namespace: str
     name: str
     port: int
     local_endpoints: int
+    family: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +277,23 @@ def vips(service: Service) -> Iterator[tuple[FrontendKind, IPAddress, tuple[str 
     if not (service.external_ips or service.ingress):
         yield from _written_vips(service)  # one of each family: nothing comes twice
         return
-    seen: set[IPAddress] = set()
+    found: dict[IPAddress, tuple[FrontendKind, tuple[str | int, ...]]] = {}
     for kind, address, path in _written_vips(service):
-        if address not in seen:
-            seen.add(address)
-            yield kind, address, path
+        if address not in found or _outdoes(kind, found[address][0], service):
+            found[address] = kind, path
+    for address, (kind, path) in found.items():
+        yield kind, address, path
+
+
+def _outdoes(kind: FrontendKind, other: FrontendKind, service: Service) -> bool:
+    """Return whether an address that is written as `other` is served as `kind`, which comes behind it.
+
+    An address of a load balancer is not lost because it is an external one, too, which may not be allowed; and source
+    ranges hold at it, whatever else it is (S7; kube-proxy's nftables filter by address and port before they translate).
+    """
+    if kind is not FrontendKind.LOAD_BALANCER:
+        return False
+    return other is FrontendKind.EXTERNAL_IP or (other is FrontendKind.CLUSTER_IP and bool(service.source_ranges))
 
 
 def _written_vips(service: Service) -> Iterator[tuple[FrontendKind, IPAddress, tuple[str | int, ...]]]:

@@ -59,11 +59,26 @@ def resolve(
 
 
 def health_checks_of(service: Service, ports: Iterable[ServicePort], node: NodeView) -> tuple[HealthCheck, ...]:
-    """Return where a Service with these ports is to be asked about its endpoints here, if anywhere."""
+    """Return where a Service with these ports is to be asked about its endpoints here, if anywhere.
+
+    By family, as kube-proxy has it: an endpoint of IPv6 is of no use to a load balancer that comes over IPv4. Only of a
+    Service of one family who asks over the other means that one.
+    """
     if not (service.health_check_node_port and service.is_proxied and node.name):
         return ()
     ready = {endpoint.address for port in ports for endpoint in port.local if endpoint.state is EndpointState.READY}
-    return (HealthCheck(service.namespace, service.name, service.health_check_node_port, len(ready)),)
+    count = {family: sum(address.version == family for address in ready) for family, _ in _FAMILIES}
+    its = [family for family in count if _has_family(service, family)]
+    return tuple(
+        HealthCheck(
+            service.namespace,
+            service.name,
+            service.health_check_node_port,
+            count[family if family in its else its[0]],
+            family,
+        )
+        for family in count
+    )
 
 
 def resolve_service(

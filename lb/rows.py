@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import TYPE_CHECKING, NamedTuple
 
 from lb.garbage import no_collections
-from lb.model import AdminState, Endpoint, EndpointState, FrontendKind, Place, Service, ServicePort, Snapshot
-from xdp.addresses import IPAddress, IPNetwork, number_of
+from lb.model import (
+    AdminState,
+    Endpoint,
+    EndpointState,
+    FrontendKind,
+    NotHonoured,
+    Place,
+    Service,
+    ServicePort,
+    Snapshot,
+)
+from xdp.addresses import IPAddress, IPNetwork, number_of, with_port
 from xdp.schema import Masquerade, MidStream, Protocol, Scheduler, WhenStalled
 
 if TYPE_CHECKING:
@@ -56,6 +66,7 @@ class Here:
     administered: Mapping[Place, AdminState] = field(default_factory=dict)  # who is not ready for all, by an operator
     timeout_sets: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict)  # by what Services ask for
     leads_clients: bool = False  # those on the node itself, who are inside the cluster, to endpoints as they connect
+    vips: Mapping[FrontendKey, str] = field(default_factory=dict)  # at node_port_addresses, and whose (`vips_at`)
 
     def state_of(self, endpoint: Endpoint) -> AdminState:
         """Return what the operator wants of an endpoint."""
@@ -80,6 +91,32 @@ _SCHEDULERS = {
 }
 
 
+def vips_at(addresses: Collection[IPAddress], ports: Iterable[ServicePort]) -> dict[FrontendKey, str]:
+    """Return the VIPs among addresses of the node, each with the key of the Service port that has it.
+
+    A node port of the same number gives way there (S13), as kube-proxy looks at VIPs first: manifests alone do not tell
+    that the two meet.
+    """
+    return {
+        (address, number, int(Protocol[port.protocol])): port.key
+        for port in (ports if addresses else ())
+        for _, address, number in port.frontends
+        if address in addresses and address is not None
+    }
+
+
+def hidden_node_ports(ports: Iterable[ServicePort], here: Here) -> Iterator[NotHonoured]:
+    """Yield the node ports that give way to a VIP of another Service port."""
+    for port in ports if here.vips else ():
+        for kind, _, number in port.frontends:
+            for own in here.node_port_addresses if kind is FrontendKind.NODE_PORT else ():
+                owner = here.vips.get((own, number, int(Protocol[port.protocol])), port.key)
+                if own.version == port.family and owner != port.key:
+                    spot = f"{with_port(own, number)}/{port.protocol}"
+                    why = f"node port {spot} is a VIP of Service port {owner}; left out at that address"
+                    yield NotHonoured(f"Service {port.namespace}/{port.name}", "spec.ports", why)
+
+
 def rows_of(snapshot: Snapshot, here: Here = NOTHING_HERE) -> list[ServiceRow]:
     """Return the rows of `snapshot`: one for the frontends of a Service port that are to be treated alike."""
     with no_collections():
@@ -92,8 +129,9 @@ def frontends_of(port: ServicePort, here: Here) -> Iterator[tuple[FrontendKind, 
     for kind, address, number in port.frontends:
         if kind is FrontendKind.NODE_PORT:
             for own in here.node_port_addresses:
-                if own.version == port.family:
-                    yield kind, (own, number, protocol)
+                frontend = own, number, protocol
+                if own.version == port.family and not (here.vips and frontend in here.vips):
+                    yield kind, frontend
         elif address is not None:
             yield kind, (address, number, protocol)
 

@@ -565,6 +565,20 @@ class ServiceTable:
         parted, self._parted = self._parted, Parted([], [])
         return parted
 
+    def vips(self) -> frozenset[int]:
+        """Return all addresses that are VIPs, as numbers: those of frontends, and not the node's own."""
+        return frozenset([vip >> 24 for vip in self._frontends_at if vip in self._place])
+
+    def is_vip(self, address: int) -> bool:
+        """Tell whether an address, as a number, is a VIP."""
+        return address << 24 in self._place
+
+    def next_hops(self) -> npt.NDArray[np.uint32]:
+        """Return the rows of the next hops that endpoints have, ascending and each once."""
+        rows = np.fromiter(self._endpoint_row.values(), np.int64, len(self._endpoint_row))
+        found: npt.NDArray[np.uint32] = np.unique(self._tables.endpoints["next_hop"][rows])
+        return found
+
     def loaded(self) -> tuple[list[int], npt.NDArray[np.void]]:
         """Return the rows of the endpoints that least connections chooses among, ascending, and what they say now."""
         content = self._content

@@ -50,11 +50,13 @@ from dataplane.settings import OPTIONS, Settings
 from dataplane.shortages import Shortages
 from dataplane.vlans import words_of
 from lb import maglev
+from lb.manifests import Reader
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
 from tests.packets import Address, address
 from xdp import files, maps
-from xdp.addresses import host_bits, number_of, with_port
+from xdp.addresses import address_of, host_bits, number_of, with_port
+from xdp.byteorder import swap16, swap32
 from xdp.clock import ManualClock
 from xdp.errors import Error
 from xdp.files import SharedFile
@@ -383,6 +385,9 @@ class _NoEngine:
         """Be told what the tables are about to say, which only engine `raw` listens to."""
         return contextlib.nullcontext()
 
+    def expect_more(self, rows: object) -> None:
+        """Be told what they are about to say as well."""
+
 
 class _Held(NamedTuple):
     """A frame that waits."""
@@ -440,6 +445,42 @@ class MemoryNode(ScenarioNode):
         node._apply(live)
         node.clear_up(node.services.take_parted())  # what its sweep would do
         node.end_strays()
+
+    def reload(self, *objects: Mapping[str, Any]) -> bool:
+        """Have the manifests be these, as a daemon whose files have changed, one an object; tell if all were read."""
+        folder = self._file.parent / "objects"
+        if not folder.exists():
+            folder.mkdir()
+            self._node._manifests = Reader([str(folder)])
+        wanted = {folder / f"{each['kind']}-{each['metadata']['name']}.json": json.dumps(each) for each in objects}
+        changed = {path for path in folder.glob("*.json") if path not in wanted}
+        for path in changed:
+            path.unlink()
+        for path, text in wanted.items():
+            if not path.exists() or path.read_text() != text:
+                path.with_suffix(".aside").write_text(text)
+                path.with_suffix(".aside").rename(path)
+                changed.add(path)
+        plan = self._node._plan({*map(str, changed)})
+        if plan is not None:
+            self._node._apply_plan(plan)
+        else:
+            self._node._apply(self._node._load())
+        self._node.clear_up(self._node.services.take_parted())
+        self._node.end_strays(self._node.take_unswept())
+        return plan is None
+
+    def programmed(self) -> dict[str, set[str]]:
+        """Return {frontend: the addresses of its endpoints} of IPv4, as packets find them."""
+        found = {}
+        tables = self._tables
+        for frontend in tables.frontends[(tables.frontends["used"] == 1) & (tables.frontends["port"] != 0)]:
+            row = tables.services[frontend["service"]]
+            slots = tables.maglev[row["first_slot"] : row["first_slot"] + row["slots"]]
+            hosts = tables.endpoints[np.unique(slots)]["addr"]
+            place = with_port(swap32(frontend["addr"]), swap16(frontend["port"]))
+            found[place] = {str(address_of(swap32(host))) for host in hosts}
+        return found
 
     def send_all(self, frames: Sequence[bytes], host: str = "client", ends: int | None = None) -> Sent:  # noqa: ARG002
         self.sent += len(frames)

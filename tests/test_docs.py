@@ -90,6 +90,16 @@ def test_every_annotation_is_told_with_its_state():
             assert not any(annotations._CHOICES[name](choice) for choice in choices), name
             assert all(choice in annotations._CHOICES[name]("?") for choice in choices), name
             assert choices[0] == getattr(model.DEFAULT_OPTIONS, name.replace("-", "_")), name
+    _, listed = told["timeouts"][3].split(" of ", 1)
+    assert re.findall(r"`([^`]+)`", listed) == list(annotations._TIMEOUTS)
+
+
+def test_the_readme_and_the_help_agree_on_how_long_the_demo_takes():
+    from dataplane import cli
+
+    told = re.search(r"The demo takes ([a-z ]+),", (ROOT / "README.md").read_text())
+    assert told is not None
+    assert f"; {told[1]}, and nothing is left behind" in " ".join(str(cli.demo.help).split())
 
 
 def test_every_metric_is_told_with_its_labels():

@@ -454,6 +454,15 @@ def test_C8_the_connections_to_many_endpoints_are_ended_in_one_pass(flows: Flows
     assert [number for number in numbers if flows.find(number) != MISS] == [n for n in numbers if n % 3 == 0]
 
 
+def test_C8_what_has_no_rst_is_ended_at_once_where_a_frontend_has_lost_its_endpoint(flows: Flows):
+    for number in range(3):
+        flows.insert(number, protocol=np.uint8(Protocol.UDP))
+    assert flows.table.reset_others(Protocol.UDP, [(1, 1)], []) == 0
+    assert flows.table.reset_others(Protocol.UDP, [(1, 1), FRONTEND], [(FRONTEND, ENDPOINT)]) == 0
+    assert flows.table.reset_others(Protocol.UDP, [(1, 1), FRONTEND], [((1, 1), ENDPOINT)]) == 3
+    assert flows.table.used() == 0
+
+
 def test_C8_connections_are_reset_where_their_service_says_so_and_has_lost_their_endpoint(flows: Flows):
     kept, lost, other = (flows.insert(number, State.ESTABLISHED) for number in range(3))
     flows.tables.flows[lost]["new_dst_addr"] = swap32(ENDPOINT[0] + 1)

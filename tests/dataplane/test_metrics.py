@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import socket
+import threading
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dataplane import metrics
 from dataplane.metrics import check, serve
+from perf.world import wait_until
 from tests.statuses import STATUS
 from xdp.errors import Error, UsageError
 
@@ -137,3 +142,55 @@ def test_a_port_that_is_taken_is_named():
 def test_an_address_that_is_not_ours_is_wrong_usage():
     with pytest.raises(UsageError, match=r"--metrics 192.0.2.1:9100: .*expected an address of this machine"):
         entered(("192.0.2.1", 9100))
+
+
+def in_loop(scenario, answer=lambda *_: STATUS):
+    """Serve, and run `scenario(port)` in a thread meanwhile."""
+
+    async def run():
+        with serve(("127.0.0.1", 0), answer) as port:
+            return await asyncio.to_thread(scenario, port)
+
+    return asyncio.run(run())
+
+
+def is_answered(port):
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        return b"turnout_up 1" in answer.read()
+    return False
+
+
+def test_a_client_that_says_a_byte_now_and_then_is_let_go(monkeypatch):
+    monkeypatch.setattr(metrics, "_CLIENT_S", 0.5)
+
+    def scenario(port):
+        began, until = time.monotonic(), time.monotonic() + 5
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as slow, contextlib.suppress(OSError):
+            slow.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+            slow.settimeout(0.1)
+            while time.monotonic() < until:
+                slow.sendall(b"x")
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(1):
+                        break
+        return time.monotonic() - began
+
+    assert 0.4 < in_loop(scenario) < 4
+
+
+def test_clients_beyond_the_most_are_turned_away_until_others_have_gone(monkeypatch):
+    monkeypatch.setattr(metrics, "_CLIENT_S", 60.0)
+
+    def scenario(port):
+        with contextlib.ExitStack() as stack:
+            clients = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                for _ in range(metrics._MOST_CLIENTS + 10)
+            ]
+            for client in clients[metrics._MOST_CLIENTS :]:
+                assert client.recv(1) == b""
+            threads = sum("process_request_thread" in thread.name for thread in threading.enumerate())
+            assert threads == metrics._MOST_CLIENTS
+        assert wait_until(lambda: is_answered(port), 20)
+
+    in_loop(scenario)

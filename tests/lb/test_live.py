@@ -117,9 +117,13 @@ def test_S10_health_checks_follow_the_endpoints_here():
     here = [SliceEndpoint(IPv4Address("10.2.0.1"), EndpointState.READY, node_name="n1")]
     for endpoints, count in ((here, 1), ([], 0)):
         live.commit(live.plan(changes(asked, replace(part(1, 1), endpoints=tuple(endpoints)))))
-        assert live.snapshot().health_checks == (HealthCheck("shop", "web-1", 32000, count),)
+        assert live.snapshot().health_checks == tuple(
+            HealthCheck("shop", "web-1", 32000, count, family) for family in (4, 6)
+        )
+        assert live.health_checks() == list(live.snapshot().health_checks)
     live.commit(live.plan(changes(gone=(asked,))))
     assert live.snapshot().health_checks == ()
+    assert live.health_checks() == []
 
 
 def test_a_plan_that_is_dropped_leaves_no_trace():
@@ -160,6 +164,8 @@ def test_any_changes_end_where_reading_everything_ends(seed: int):
         whole = resolve(services.values(), slices.values())
         assert sorted(map(_comparable, node.live.snapshot().ports)) == sorted(map(_comparable, whole.ports))
         assert set(node.live.snapshot().not_honoured) == set(whole.not_honoured)
+        assert node.live.services == len({(port.namespace, port.name) for port in whole.ports})
+        assert node.live.endpoints == len({(e.address, e.port) for port in whole.ports for e in port.cluster})
         other = Programmed()
         other.table.apply(rows_of(whole))
         assert node.packets_see() == other.packets_see()
@@ -182,6 +188,9 @@ def _objects(choose: random.Random) -> list[dict[str, Any]]:
             spec: dict[str, Any] = {"clusterIP": f"10.96.0.{choose.randint(1, 12)}", "ports": [{"port": 80}]}
             if choose.random() < 0.2:
                 spec["externalIPs"] = [f"10.2.0.{choose.randint(1, 40)}"]
+            if choose.random() < 0.1:
+                spec["ports"][0] |= {"name": "a", "nodePort": 30000 + number}
+                spec["ports"].append({"name": "b", "port": 81, "nodePort": 30000 + choose.randint(1, 20)})
             made.append({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
         else:
             host = f"10.96.0.{number}" if choose.random() < 0.05 else f"10.2.0.{choose.randint(1, 40)}"

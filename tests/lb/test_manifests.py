@@ -833,6 +833,15 @@ def test_a_problem_is_a_configuration_error_with_exit_code_4():
     )
 
 
+@pytest.mark.parametrize("field", ["annotations", "name"])
+def test_what_is_nested_too_deep_is_an_error_of_the_manifest(field, tmp_path):
+    path = tmp_path / "web.json"
+    text = json.dumps({"kind": "Service", "apiVersion": "v1", "metadata": {field: {"a": "deep"}}})
+    path.write_text(text.replace('"deep"', "[" * 985 + "]" * 985))
+    with pytest.raises(ManifestError, match="is nested more than 100 levels deep"):
+        manifests.load([str(path)])
+
+
 def test_S13_two_services_on_one_vip_and_port():
     other = changed(SERVICE, "name: web", "name: shop")
     assert problems(f"{SERVICE}---\n{other}") == [
@@ -856,6 +865,16 @@ def test_S13_an_external_address_and_a_node_port_can_be_claimed_twice_as_well():
         "web.yaml:23: Service shop/shop: spec.ports[0].nodePort: node port 30080/TCP belongs to "
         "Service shop/web already"
     )
+
+
+def test_S13_two_ports_of_one_service_want_different_node_ports():
+    web = SERVICE + "    nodePort: 30080\n  - name: admin\n    port: 81\n    nodePort: 30080\n"
+    place = "Service shop/web: spec.ports[1].nodePort"
+    assert problems(web) == [f"web.yaml:14: {place}: node port 30080/TCP belongs to spec.ports[0].nodePort already"]
+    assert load(web + "    protocol: UDP\n").services
+    checked = changed(SERVICE + "    nodePort: 30080\n", "clusterIP", "healthCheckNodePort: 30080\n  clusterIP")
+    place = "Service shop/web: spec.healthCheckNodePort"
+    assert problems(checked) == [f"web.yaml:7: {place}: node port 30080/TCP belongs to spec.ports[0].nodePort already"]
 
 
 def test_the_same_object_twice(tmp_path):

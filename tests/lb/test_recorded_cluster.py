@@ -222,9 +222,10 @@ def test_the_watch_streams_end_in_the_cluster_as_it_was_afterwards(tmp_path):
 
 @pytest.mark.parametrize(("node", "endpoints"), [("node-1", 0), ("node-2", 1), ("node-3", 1), ("node-4", 1)])
 def test_S10_a_load_balancer_is_told_how_many_endpoints_a_node_has(cluster, node, endpoints):
-    (check,) = view(cluster, node).health_checks
+    check, check6 = view(cluster, node).health_checks
     (spec,) = [service for service in cluster.services if service.name == "ingress"]
-    assert check == HealthCheck("infra", "ingress", spec.health_check_node_port, endpoints)
+    assert check == HealthCheck("infra", "ingress", spec.health_check_node_port, endpoints, 4)
+    assert check6 == check._replace(family=6)
 
 
 OWN = IPv4Address("192.168.10.1")

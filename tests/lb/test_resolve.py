@@ -25,6 +25,8 @@ from lb.model import (
 )
 from lb.not_yet import NOT_YET
 from lb.resolve import ranges_of_family, resolve
+from lb.rows import ranges_of, rows_of
+from xdp.schema import Protocol
 
 READY, SERVING = EndpointState.READY, EndpointState.SERVING
 TERMINATING, UNREADY = EndpointState.TERMINATING, EndpointState.UNREADY
@@ -104,6 +106,48 @@ def test_an_address_that_is_written_twice_is_one_frontend():
         FrontendKind.CLUSTER_IP,
         FrontendKind.LOAD_BALANCER,
     ]
+
+
+@pytest.mark.parametrize(("pods4", "pods6", "told"), [(1, 1, {4: 1, 6: 1}), (0, 2, {4: 0, 6: 2}), (2, 0, {4: 2, 6: 0})])
+def test_S10_a_pod_of_two_families_is_one_endpoint_to_who_asks_in_one(pods4, pods6, told):
+    asked = service(cluster_ips=(VIP, ip_address("fd00::10")), health_check_node_port=32000)
+    slices = [
+        slice_of(*[endpoint(f"10.0.0.{n}", node="node-1") for n in range(pods4)]),
+        slice_of(*[endpoint(f"fd00::{n}", node="node-1") for n in range(pods6)], address_type="IPv6", name="web-2"),
+    ]
+    assert {check.family: check.local_endpoints for check in resolve([asked], slices, HERE).health_checks} == told
+
+
+@pytest.mark.parametrize(("cluster_ip", "told"), [(VIP, 1), (ip_address("fd00::10"), 2)], ids=str)
+def test_S10_of_a_service_of_one_family_it_is_meant_over_either(cluster_ip, told):
+    asked = service(cluster_ips=(cluster_ip,), health_check_node_port=32000)
+    slices = [
+        slice_of(endpoint("10.0.0.1", node="node-1")),
+        slice_of(*[endpoint(f"fd00::{n}", node="node-1") for n in (1, 2)], address_type="IPv6", name="web-2"),
+    ]
+    checks = resolve([asked], slices, HERE).health_checks
+    assert [(check.family, check.local_endpoints) for check in checks] == [(4, told), (6, told)]
+
+
+@pytest.mark.parametrize("allowed", [(), (ip_network("192.0.2.0/24"),)], ids=["not-allowed", "allowed"])
+def test_S6_S7_an_address_of_a_load_balancer_is_that_though_it_is_an_external_one_too(allowed):
+    balanced = ip_address("192.0.2.1")
+    ranges = (ip_network("203.0.113.0/24"),)
+    both = service(external_ips=(balanced,), ingress=(Ingress(balanced, 0),), source_ranges=ranges)
+    snapshot = resolve([both], [], HERE, allowed)
+    (port,) = snapshot.ports
+    assert [(frontend.kind, frontend.address) for frontend in port.frontends] == [
+        (FrontendKind.CLUSTER_IP, VIP),
+        (FrontendKind.LOAD_BALANCER, balanced),
+    ]
+    assert snapshot.not_honoured == ()
+    (filtered,) = [row for row in rows_of(snapshot) if row.frontends == ((balanced, 80, int(Protocol.TCP)),)]
+    assert filtered.ranges == ranges_of(ranges)
+
+
+def test_S7_source_ranges_hold_at_a_cluster_ip_that_a_load_balancer_has_too():
+    both = service(ingress=(Ingress(VIP, 0),), source_ranges=(ip_network("203.0.113.0/24"),))
+    assert [frontend.kind for frontend in resolved(both)[0].frontends] == [FrontendKind.LOAD_BALANCER]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,204 @@
+"""A node whose manifests change a little: as if all had been read again."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataplane.nexthops import NextHops
+from dataplane.node import Node
+from lb.live import Live
+from tests.node import MemoryNode, Service
+from tests.packets import syn, udp
+from xdp.addresses import address_of
+
+HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[MemoryNode]:
+    return MemoryNode(tmp_path, {"allow-external-ips": "0.0.0.0/0"})
+
+
+def service(name: str, port: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    ports = [{"protocol": "TCP", **port}]
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": ports, **spec}}
+
+
+def slice_of(name: str, *hosts: str, port: int = 8080) -> dict[str, Any]:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [host]} for host in hosts],
+        "ports": [{"name": "", "port": port}],
+    }
+
+
+def assert_served(node: MemoryNode, wanted: dict[str, str]) -> None:
+    """Check {frontend: the name of its Service}, as it is shown and as packets find it."""
+    assert {place: each["name"] for each in node.answer("services") for place in each["frontends"]} == wanted
+    assert node.programmed() == {place: HOSTS[name] for place, name in wanted.items()}
+
+
+def test_S13_a_node_port_gives_way_to_a_vip_of_the_nodes_own_and_comes_back(node, caplog):
+    caplog.set_level(logging.WARNING)
+    own = [str(network.node_interface.address.ip) for network in node.networks]
+    at = [f"{address}:30080" for address in own]
+    external = service("b", {"port": 30080}, externalIPs=own[:1])
+    node_port = service("c", {"port": 80, "nodePort": 30080}, clusterIP="10.96.0.3", type="NodePort")
+    slices = [slice_of(name, *hosts) for name, hosts in HOSTS.items()]
+    only_c = {**dict.fromkeys(at, "c"), "10.96.0.3:80": "c"}
+    said = f"Service default/c: spec.ports: node port {at[0]}/TCP is a VIP of Service port default/b:30080"
+
+    node.reload(node_port, *slices)
+    assert_served(node, only_c)
+    for objects in ((external, node_port), (node_port, external)):
+        node.reload(*objects, *slices)
+        assert_served(node, {**only_c, at[0]: "b"})
+        assert [record.message for record in caplog.records if said in record.message]
+        caplog.clear()
+        node.reload(node_port, *slices)
+        assert_served(node, only_c)
+    node.reload(external, *slices)
+    node.reload(external, node_port, *slices)  # the node port comes behind
+    assert_served(node, {**only_c, at[0]: "b"})
+    assert [record.message for record in caplog.records if said in record.message]
+
+
+def test_S13_a_node_port_gives_way_when_the_node_gets_the_address_of_a_vip(node, caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
+    external = service("b", {"port": 30080}, externalIPs=["192.0.2.1"])
+    node_port = service("c", {"port": 80, "nodePort": 30080}, clusterIP="10.96.0.3", type="NodePort")
+    node.reload(external, node_port, *[slice_of(name, *hosts) for name, hosts in HOSTS.items()])
+    assert "192.0.2.1:30080" not in caplog.text
+    monkeypatch.setattr(node._node.next_hops, "node_port_addresses", lambda _: (ip_address("192.0.2.1"),))
+    node._node._reprogram()
+    assert_served(node, {"192.0.2.1:30080": "b", "10.96.0.3:80": "c"})
+    assert caplog.text.count("node port 192.0.2.1:30080/TCP is a VIP of Service port default/b:30080") == 1
+
+
+def test_status_looks_at_no_service_and_at_no_next_hop_that_is_well(node, monkeypatch):
+    """Of both there may be a hundred thousand, and new next hops are not resolved meanwhile."""
+    hosts = [f"10.2.{number >> 8}.{number & 255}" for number in range(1, 121)]  # no route leads there
+    near = str(next(iter(node.networks[0].hosts.values())).address.ip)
+    node.reload(service("b", {"port": 80}, clusterIP="10.96.0.2"), slice_of("b", *hosts, near))
+    node.reload(
+        service("b", {"port": 80}, clusterIP="10.96.0.2"),
+        service("c", {"port": 80}, clusterIP="10.96.0.3"),
+        slice_of("b", *hosts, near),
+        slice_of("c", hosts[0], near),
+    )
+    monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
+    describe = NextHops.describe
+
+    def described(self, numbers):
+        assert len(numbers) == 100
+        return describe(self, numbers)
+
+    monkeypatch.setattr(NextHops, "describe", described)
+    status = node.status()
+    assert (status["services"], status["endpoints"]) == (2, 121)
+    *told, more = status["why"]
+    assert told == [f"endpoint {host}: no route, or its neighbour does not answer" for host in hosts[:100]]
+    assert more == "20 more endpoints are out of reach; `turnout get nexthops` lists all"
+
+
+def test_who_is_no_endpoint_any_more_need_not_be_in_reach(node):
+    one = service("b", {"port": 80}, clusterIP="10.96.0.2")
+    node.reload(one, slice_of("b", "10.2.0.1"))
+    assert node.status()["state"] == "degraded"
+    away = slice_of("b", "10.2.0.1")
+    away["endpoints"][0]["conditions"] = {"ready": False}
+    node.reload(one, away)
+    assert (node.status()["state"], node.status()["endpoints"]) == ("ok", 0)
+
+
+def test_a_change_of_one_service_looks_at_no_other(tmp_path, monkeypatch):
+    node = MemoryNode(tmp_path, {"announce": "arp"})
+    one = service("b", {"port": 80}, clusterIP="10.96.0.2"), slice_of("b", "10.2.0.1", "10.2.0.2")
+    before = service("c", {"port": 80}, clusterIP="10.96.0.3"), slice_of("c", "10.2.0.3")
+    after = service("c", {"port": 80}, clusterIP="10.96.0.4"), slice_of("c", "10.2.0.4")
+    node.reload(*one, *before)
+    node.answer("administer", endpoints=["10.2.0.1:8080", "10.2.0.3:8080"], state="drain")
+    node.reload(*one, *before)  # and all connections have been looked at since
+    monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
+    monkeypatch.setattr(Live, "places", lambda _: pytest.fail("a look at all endpoints"))
+    for objects, vips, drained in (
+        ((*one, *after), {"10.96.0.2", "10.96.0.4"}, {"10.2.0.1"}),
+        ((*one, after[1]), {"10.96.0.2"}, {"10.2.0.1"}),
+        (after, {"10.96.0.4"}, set()),
+    ):
+        assert not node.reload(*objects)
+        assert {str(address_of(vip)) for vip in node._node._vips} == vips
+        assert {str(address) for address, _ in node._node.here.administered} == drained
+
+
+def test_what_is_said_of_an_endpoint_is_kept_while_another_service_has_it(tmp_path):
+    node = MemoryNode(tmp_path)
+    both = service("b", {"port": 80}, clusterIP="10.96.0.2"), service("c", {"port": 80}, clusterIP="10.96.0.3")
+    node.reload(*both, slice_of("b", "10.2.0.1"), slice_of("c", "10.2.0.1"))
+    node.answer("administer", endpoints=["10.2.0.1:8080"], state="drain")
+    node.reload(*both, slice_of("b", "10.2.0.1"))
+    assert len(node._node.here.administered) == 1
+    node.reload(*both, slice_of("b", "10.2.0.1", port=8081))
+    assert not node._node.here.administered
+
+
+def test_an_address_that_two_services_have_is_a_vip_until_both_have_gone(tmp_path):
+    node = MemoryNode(tmp_path, {"announce": "arp", "allow-external-ips": "0.0.0.0/0"})
+    both = [service(name, {"port": port}, externalIPs=["192.0.2.1"]) for name, port in (("b", 80), ("c", 81))]
+    for objects in (both, both[1:], [], both[:1]):
+        node.reload(*objects)
+        assert len(node._node._vips) == bool(objects)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_C8_what_loses_its_endpoint_by_a_change_is_what_a_look_at_everything_finds(tmp_path, family, seed):
+    choose = random.Random(seed)
+    node = MemoryNode(tmp_path, family=family)
+    vips = [node.vip(number, 53) for number in (1, 2)]  # that go from one Service to another now and then
+    endpoints = [node.endpoint(host) for host in ("web-1", "web-2", "web-3")]
+    services: dict[str, Service] = {}
+    alone, ended = 0, 0
+    for turn in range(40):
+        name = choose.choice("abc")
+        services.pop(name, None)
+        free = sorted({*vips} - {each.frontend for each in services.values()})
+        if free and choose.random() < 0.8:
+            annotations = {"turnout.dev/endpoint-removed": choose.choice(("keep", "reset"))}
+            some = tuple(choose.sample(endpoints, choose.randint(0, 3)))
+            services[name] = Service(name, choose.choice(free), some, choose.choice(("UDP", "TCP")), annotations)
+        before = shown(node)
+        alone += not node.reload(*(part for each in services.values() for part in each.objects()))
+        after = shown(node)
+        ended += before != after
+        node._node.end_strays()
+        assert shown(node) == after
+        for each in services.values():
+            for port in range(3):
+                client = node.client()[0], 40_000 + 10 * turn + port
+                node.send((udp if each.protocol == "UDP" else syn)(client, each.at))
+    assert alone > 30
+    assert ended > 4
+
+
+def shown(node: MemoryNode) -> set[tuple[str, ...]]:
+    """Return what is to be seen of connections, but for their counters."""
+    flows = node.flows()
+    return {(each["protocol"], *(each[k] for k in ("client", "frontend", "endpoint", "state"))) for each in flows}
+
+
+def test_what_vips_of_the_nodes_own_do_not_concern_is_planned_alone(node):
+    own = str(node.networks[0].node_interface.address.ip)
+    external = service("b", {"port": 30080}, externalIPs=[own])
+    node.reload(external, slice_of("b", "10.2.0.1"))
+    assert not node.reload(external, slice_of("b", "10.2.0.1", "10.2.0.2"))
