@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from xdp import kernel
+from xdp.errors import Error
+from xdp.writing import write
 
 _HERE = Path(__file__).resolve().parent
 _KEEP = 64  # programs, of 100 KB each
@@ -120,12 +122,9 @@ def read(place: Path) -> Program | None:
 
 def keep(program: Program, place: Path) -> None:
     """Keep a program in a file, and drop those not used for longest. Where nothing can be written, nothing is kept."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, Error):
         place.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"instructions": program.instructions.hex(), "maps": program.maps})
-        fresh = place.with_suffix(f".{os.getpid()}")
-        fresh.write_text(text)
-        fresh.rename(place)
+        write(place, json.dumps({"instructions": program.instructions.hex(), "maps": program.maps}))
         others = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for old in others[:-_KEEP]:
             old.unlink(missing_ok=True)

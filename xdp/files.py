@@ -22,6 +22,7 @@ from xdp import maps, removing
 from xdp.errors import Error, LayoutError, NotRunningError
 from xdp.removing import LAYOUT_NAME
 from xdp.tables import Capacity, Tables
+from xdp.writing import explained, write
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ROW_ALIGNMENT = 4096
@@ -65,16 +66,15 @@ def open_or_create(folder: Path, capacity: Capacity) -> SharedFile:
         return open_tables(folder, capacity)
     removing.files(folder)
     try:
-        folder.mkdir(parents=True, mode=0o700)
-        with (folder / "tables").open("xb") as file:
-            os.posix_fallocate(file.fileno(), 0, _size(capacity))
-        tables = _map(folder, capacity, read_only=False)
-        described = {**maps.describe(capacity), "boot": _boot()}
-        (folder / "layout.new").write_text(json.dumps(described))
-        (folder / "layout.new").rename(folder / LAYOUT_NAME)
-    except OSError as error:
+        with explained(folder, f"no room for {_size(capacity) >> 20} MB of tables"):
+            folder.mkdir(parents=True, mode=0o700)
+            with (folder / "tables").open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, _size(capacity))
+            tables = _map(folder, capacity, read_only=False)
+            write(folder / LAYOUT_NAME, json.dumps({**maps.describe(capacity), "boot": _boot()}))
+    except Error as error:
         removing.files(folder)
-        raise NoRoomError(f"{folder}: no room for {_size(capacity) >> 20} MB of tables ({error.strerror})") from None
+        raise NoRoomError(str(error)) from None
     return SharedFile(capacity, tables, is_new=True)
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 from xdp import cache, kernel
 from xdp.compile import Function, headers_of, macros, text_of
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
+from xdp.writing import explained
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMPILE_TIMEOUT_S = 60
@@ -194,8 +195,7 @@ def attach_egress(program: int, interface: str, pin: Path) -> Attachment:
         detach(pin)  # its interface has gone, perhaps to be made again under the same name
     link = kernel.link_create_egress(program, ifindex)
     try:
-        pin.parent.mkdir(parents=True, exist_ok=True)
-        kernel.pin(link, pin)
+        _pin(link, pin)
     finally:
         os.close(link)
     return Attachment(interface, ifindex, "egress", "", pin, was_replaced=False)
@@ -215,8 +215,8 @@ def is_attached(attachment: Attachment, program_id: int) -> bool:
 
 def rename(attachment: Attachment, interface: str, pin: Path) -> Attachment:
     """Move the pin of an interface that is called otherwise now."""
-    with contextlib.suppress(FileNotFoundError):  # then whoever looks after it attaches anew
-        attachment.pin.rename(pin)
+    with explained(pin, "cannot be renamed"), contextlib.suppress(FileNotFoundError):
+        attachment.pin.rename(pin)  # if it is not there, whoever looks after it attaches anew
     return replace(attachment, interface=interface, pin=pin)
 
 
@@ -253,11 +253,16 @@ def _create_pinned(program: int, ifindex: int, mode: WantedMode, pin: Path) -> t
     """Attach on a new link that is pinned at `pin`; return (mode, why not native)."""
     link, got, why = _create(program, ifindex, mode)
     try:
-        pin.parent.mkdir(parents=True, exist_ok=True)
-        kernel.pin(link, pin)
+        _pin(link, pin)
     finally:
         os.close(link)  # without a pin, this detaches
     return got, why
+
+
+def _pin(link: int, pin: Path) -> None:
+    with explained(pin.parent, "the folder of pins cannot be made"):
+        pin.parent.mkdir(parents=True, exist_ok=True)
+    kernel.pin(link, pin)
 
 
 def _create(program: int, ifindex: int, mode: WantedMode) -> tuple[int, str, str]:
