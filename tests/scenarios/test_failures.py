@@ -245,6 +245,23 @@ def test_changes_of_services_move_no_connection(site):
             wait_for_packets(site, 300)
 
 
+def test_F122_told_to_read_again_and_again_it_changes_nothing(site):
+    """While files change, too: the last state of them is what runs."""
+    with undisturbed(site):
+        before = site.daemon.ask("status")["revision"]["programmed"]
+        for number in range(100):
+            site.daemon.signal(signal.SIGHUP)
+            if number % 20 == 10:
+                more = Service(f"more-{number}", site.vip(78, 80), site.web.endpoints)
+                write_manifests(site.daemon.file, [site.web, site.dns, more])
+        write_manifests(site.daemon.file, [site.web, site.dns])
+        site.daemon.signal(signal.SIGHUP)
+        site.daemon.wait_for_services(site.web, site.dns)
+        site.wait_until_ok()
+        assert site.daemon.ask("status")["revision"]["programmed"] > before
+        wait_for_packets(site, 300)
+
+
 # The network.
 
 
@@ -319,6 +336,17 @@ def test_a_stopped_node_forwards_what_it_knows_until_detach_removes_everything(s
     site.daemon.turnout("detach")
     assert left_behind(site) == []
     assert site.daemon.turnout("detach").returncode == 0  # there is nothing to do, and nothing wrong with that
+
+
+def test_F126_told_to_stop_twice_it_stops_once(site):
+    with site.asking() as ask:
+        name = ask()
+        for _ in range(5):
+            site.daemon.signal(signal.SIGTERM)
+        assert site.daemon.wait() == 0
+        assert ask() == name
+    assert "Traceback" not in site.daemon.said()
+    site.daemon.start()
 
 
 def test_ctrl_c_removes_everything(site):

@@ -245,3 +245,32 @@ def test_N4_only_so_many_fragments_wait(node):
     sent = node.send_all([fragment_of(whole, 0, 8, number=700)], ends=65)
     assert sent.reasons == Counter({Reason.ADMITTED: 1, Reason.FORWARDED: 64})
     assert len(sent.left) == 65
+
+
+def test_F034_F036_datagrams_and_segments_of_one_client_with_the_same_number_are_told_apart(node):
+    """The last piece of either is of a byte or two, and they come in turns."""
+    web = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
+    dns = node.of_family(DNS).with_endpoints(node.endpoint("web-2", 5353))
+    node.apply(web, dns)
+    client = node.client()
+    node.send(syn(client, web.at))
+    segment = bytes(tcp_packet(client, web.at, "PA", bytes(1021)))  # of 1041 bytes with its header
+    datagram = udp(client, dns.at, bytes(1034))  # of 1042
+    sent = []
+    for cut in ((0, 1040), (1040, 1042)):
+        for whole, endpoint in ((segment, node.at("web-1", 8080)), (datagram, node.at("web-2", 5353))):
+            frame = fragment_of(whole, *cut, number=36)
+            assert node.send(frame).left == [sent_on(node, frame, whole, client, endpoint)]
+            sent.append(frame)
+    assert len(set(sent)) == 4
+
+
+def test_F039_no_piece_of_a_datagram_goes_to_another_endpoint_when_its_own_is_removed(node):
+    service, client = serve(node, "web-1"), node.client()
+    whole = udp(client, service.at, PAYLOAD)
+    first, second, last = pieces(whole)
+    assert node.send(first).left == [sent_on(node, first, whole, client, node.at("web-1", 5353))]
+    serve(node, "web-2")
+    for rest in (second, last):
+        dropped(node.send(rest), Reason.FRAGMENT_ALONE)
+    assert node.send_all(pieces(whole)).left[0][0] == "web-2"

@@ -347,6 +347,7 @@ def _tcp() -> Rows:
         "tcp-fast-open": (with_tcp_options(_SYN, bytes((34, 10, *range(8))), b"GET / HTTP/1.1"), there),
         "tcp-reserved-bits": (patched(_SYN, _TCP4 + 12, 0x5F), there),
         "tcp-ecn": (bytes(tcp_packet(CLIENT, VIP, "SEC")), there),
+        "tcp-window-0": (patched(_SYN, _TCP4 + 14, 0, 0), there),
         "tcp-urgent-without-the-flag": (patched(_SYN, _TCP4 + 18, 0xFF, 0xFF), there),
         **{f"tcp-source-{name}": (syn((CLIENT[0], source)), there) for name, (source, _) in ports.items()},
         **{f"ipv6-tcp-source-{name}": (syn((CLIENT6[0], source), VIP6), there) for name, (source, _) in ports.items()},
@@ -441,6 +442,16 @@ def test_N8_every_value_of_tos_is_kept(family: int, twins: Twins):
         sent = Ether(twins.send(packets.data(*ends, tos=tos), compare=False).frame)
         assert (sent[IP].tos if family == 4 else sent[IPv6].tc) == tos
     twins.compare_records()
+
+
+def test_F047_another_flow_label_is_the_same_connection(twins: Twins):
+    first = twins.send(syn(CLIENT6, VIP6, fl=0x12345))
+    assert first.reason == Reason.ADMITTED
+    endpoint = packets.addresses_of(first.frame)[1]
+    for label in (0, 0x54321, 0xFFFFF):
+        sent = twins.send(packets.data(CLIENT6, VIP6, fl=label))
+        assert (sent.reason, packets.addresses_of(sent.frame)[1]) == (Reason.FORWARDED, endpoint)
+        assert Ether(sent.frame)[IPv6].fl == label
 
 
 def _errors_about_a_known_packet(twins: Twins, family: int) -> tuple[bytes, int]:
