@@ -90,6 +90,7 @@ class Filter:
         Without interfaces there is none. MissingFeatureError or AttachError: it cannot be had; errors as
         writing.explained: nobody could be told of it.
         """
+        was_noted = self._record.exists()
         if interfaces:
             write(self._record, " ".join([self._table, *interfaces]) + "\n")
         self.interfaces = interfaces
@@ -98,7 +99,12 @@ class Filter:
             return
         lines = [f"add table netdev {self._table}", f"delete table netdev {self._table}", self._declaration()]
         spared = self._differences(_spared(frozenset()), _spared(self._spared))
-        _nft([*lines, *self._changes(Places(), places), *spared])
+        try:
+            _nft([*lines, *self._changes(Places(), places), *spared])
+        except BaseException:
+            if not was_noted:
+                remove_file(self._record)
+            raise
         self._places = places
 
     def update(self, places: Places) -> None:

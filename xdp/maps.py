@@ -14,8 +14,8 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -192,6 +192,7 @@ def _create(folder: Path, capacity: Capacity) -> SharedMaps:
     for name in kernel.pinned_maps(folder):
         (folder / name).unlink()
     with ExitStack() as undo:
+        undo.callback(_leave_nothing, folder, kinds(capacity))
         descriptors = {}
         for name, kind in kinds(capacity).items():
             descriptors[name] = fd = kernel.map_create(
@@ -204,6 +205,14 @@ def _create(folder: Path, capacity: Capacity) -> SharedMaps:
             kernel.pin(fd, folder / name)
         undo.pop_all()
     return SharedMaps(folder, capacity, tables, descriptors, is_new=True)
+
+
+def _leave_nothing(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a creation that failed has made; it has no descriptor to spare for looking what that is."""
+    with suppress(OSError):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _map(capacity: Capacity, descriptors: dict[str, int], read_only: bool) -> Tables:

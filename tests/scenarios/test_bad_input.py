@@ -243,6 +243,14 @@ def test_without_a_bpffs_engine_xdp_is_a_missing_feature(world, web, tmp_path):
     assert_nothing_was_touched(world)
 
 
+@pytest.mark.parametrize(("engine", "limit"), [("xdp", 20), ("xdp", 60), ("raw", 12), ("raw", 20), ("raw", 28)])
+def test_F112_too_few_descriptors_are_told_and_leave_nothing(world, web, engine, limit):
+    done = turnout(world.node, *run_args(web, "--engine", engine), prefix=("prlimit", f"--nofile={limit}"))
+    assert_one_line(done, 1, "oo many open files")
+    assert "internal error" not in done.stderr
+    assert_nothing_was_touched(world)
+
+
 def without_bcc(folder: Path) -> dict[str, str]:
     """Return the environment of a machine that has no bcc."""
     (folder / "lib").mkdir()
