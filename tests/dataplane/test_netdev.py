@@ -57,6 +57,7 @@ def test_any_bytes_are_attributes_or_none(data: bytes) -> None:
         assert len(value) <= len(data)
 
 
+@pytest.mark.faults(107)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_messages_or_none(data: bytes) -> None:
     for _, _, _, payload in messages(data):
@@ -348,6 +349,7 @@ def test_a_neighbour_on_no_interface_is_refused_by_errno(netdev: NetDev) -> None
     netdev.let_go([key])  # nothing to give back: no error
 
 
+@pytest.mark.faults(107)
 @pytest.mark.root
 def test_lost_events_are_reported_and_the_next_ones_arrive(lab: Lab, netdev: NetDev) -> None:
     v0 = netdev.interface("v0").ifindex

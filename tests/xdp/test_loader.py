@@ -174,6 +174,7 @@ loader.attach(kernel.open_pinned(Path(sys.argv[1])), "eth0", "native", Path(sys.
     assert not loader.detach(pin)
 
 
+@pytest.mark.faults(98)
 def test_a_program_of_somebody_else_is_left_alone(loaded: Loaded, world: World, pin: Path):
     with world.node.entered():
         foreign = kernel.link_create_xdp(loaded.second, socket.if_nametoindex("eth0"), "generic")

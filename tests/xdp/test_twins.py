@@ -1010,6 +1010,7 @@ def test_N9_ipv6_packets_with_extension_headers_go_their_way(kind: str, protocol
         assert twins.send(plain).frame == packets.rewritten(plain, CLIENT6, endpoint, there)
 
 
+@pytest.mark.faults(42)
 def test_N9_an_ipv6_packet_is_routed_by_its_sender_nowhere(twins: Twins):
     """A routing header with hops to come, or of the type that is forbidden; of a flow, too. Nobody is told."""
     assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
@@ -1089,6 +1090,7 @@ def test_N4_fragments_of_nobody_are_passed(twins: Twins):
             assert twins.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
 
 
+@pytest.mark.faults(40)
 def test_N4_N7_the_rest_of_a_datagram_without_a_checksum_does_not_wait(twins: Twins):
     whole = packets.unsummed(packets.udp(CLIENT6, DNS_VIP6, bytes(192)))
     first, second = (packets.fragment_of(whole, *cut) for cut in ((0, 104), (104, 200)))
@@ -1101,6 +1103,7 @@ def test_N4_N7_the_rest_of_a_datagram_without_a_checksum_does_not_wait(twins: Tw
         assert twins.send(stranger) == (Reason.OTHER_FRAGMENT, stranger, 0)
 
 
+@pytest.mark.faults(44)
 def test_N4_the_only_fragment_of_an_ipv6_datagram_is_a_packet_like_others(twins: Twins):
     """RFC 6946: whatever else of that number is under way."""
     protocol = Protocol.UDP | Protocol.IPV6
