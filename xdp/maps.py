@@ -29,6 +29,7 @@ from xdp.errors import LayoutError, NotRunningError
 from xdp.removing import LAYOUT_NAME
 from xdp.schema import Limit, Stage
 from xdp.tables import Capacity, Tables
+from xdp.writing import explained
 
 _LAYOUT_ROW = struct.pack("=I", 0)
 _SHOWN = 3  # differences that a message names
@@ -173,11 +174,9 @@ def _shown(value: Any) -> str:
 def _locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it alone: nobody creates, opens or removes half a set of maps meanwhile."""
     kernel.mount_bpffs(folder.parent)
-    try:
+    with explained(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise kernel.KernelError(f"{folder}: {error.strerror}", error.errno or errno.EIO) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

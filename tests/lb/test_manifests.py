@@ -907,6 +907,13 @@ def test_files_that_cannot_be_read(tmp_path):
     ]
 
 
+def test_F120_ten_megabytes_are_read(tmp_path):
+    path, line = tmp_path / "web.yaml", "# " + 97 * "x" + "\n"
+    path.write_text(SERVICE + "\n" + 50_000 * line + f"---\n{SLICE}\n" + 50_000 * line)
+    found = manifests.load([str(path)])
+    assert (len(found.services), len(found.slices)) == (1, 1)
+
+
 def test_line_numbers_of_json(tmp_path):
     import yaml
 

@@ -69,6 +69,20 @@ def test_F112_a_start_in_a_read_only_run_folder_says_so_and_leaves_nothing(world
         assert line.startswith(f"turnout: {daemon.settings.lock_path}: cannot be made: Read-only file system; mount it")
 
 
+def test_F100_a_start_over_a_read_only_bpffs_says_so_and_leaves_nothing(world: World, disk: Path):
+    (disk / "bpf").unlink()
+    (disk / "bpf").mkdir()
+    world.node.run(["mount", "-t", "bpf", "bpf", str(disk / "bpf")])
+    try:
+        with Daemon(world, "xdp") as daemon:
+            remount(disk / "bpf", "ro")
+            line = start_in_vain(daemon)
+            remount(disk / "bpf", "rw")
+            assert line.startswith(f"turnout: {daemon.settings.pins}: cannot be made: Read-only file system; mount it")
+    finally:
+        world.node.run(["umount", str(disk / "bpf")])
+
+
 # As many inodes as there is room for: the folder, its link, the lock, the socket, and no more.
 @pytest.mark.parametrize(
     ("engine", "inodes", "what"),
