@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -449,6 +450,25 @@ def test_lost_events_are_made_up_for_by_reading_everything_again() -> None:
     assert world.mac(row) == M2
     assert ((2, ip("10.0.0.8")), True) in world.asked  # gone: the row stays in use meanwhile
     assert world.state(other) is HopState.FORWARD
+
+
+def test_F107_what_could_not_be_read_is_read_with_the_next_turn() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    row, routes = node.row_for(ip("10.0.0.7")), world.routes
+
+    def refuse() -> list[Route]:
+        raise OSError(errno.EMSGSIZE, "Message too long")
+
+    world.entries = {(2, ip("10.0.0.7")): neighbour("10.0.0.7", M2)}
+    world.pending.is_overrun = True
+    world.routes = refuse  # type: ignore[assignment]
+    with pytest.raises(OSError, match="Message too long"):
+        node.turn()
+    world.pending = Changes()
+    world.routes = routes  # type: ignore[assignment]
+    node.turn()
+    assert world.mac(row) == M2
 
 
 def test_an_endpoint_that_is_dropped_is_no_longer_kept_but_its_row_stays() -> None:
