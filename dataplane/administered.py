@@ -13,18 +13,17 @@ from pathlib import Path
 
 from lb.model import AdminState, Place
 from xdp.addresses import read_place, with_port
+from xdp.writing import remove, write
 
 log = logging.getLogger(__name__)
 
 
 def keep(path: Path, states: Mapping[Place, AdminState]) -> None:
-    """Write the endpoints that are not ready for all to a file; without any there is none. OSError: it cannot be."""
-    if not states:
-        path.unlink(missing_ok=True)
-        return
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({with_port(*place): state for place, state in states.items()}) + "\n")
-    draft.replace(path)
+    """Write the endpoints that are not ready for all to a file; without any there is none. Errors as `write`."""
+    if states:
+        write(path, json.dumps({with_port(*place): state for place, state in states.items()}) + "\n")
+    else:
+        remove(path)
 
 
 def kept(path: Path) -> dict[Place, AdminState]:

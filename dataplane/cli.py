@@ -6,6 +6,7 @@ stdout is data, stderr is messages. Everything heavy is imported where it is use
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -22,6 +23,15 @@ from dataplane.settings import DEFAULT_SNAT_PORTS, Settings, merge
 from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError
 
 _EXIT_OF_STATE = {"ok": 0, "degraded": 5, "failed": 1}
+# What the machine lacks, wherever it is noticed, is no bug of ours.
+_SHORTAGES = {
+    errno.EMFILE: "raise the limit (`ulimit -n`, or LimitNOFILE= of a systemd unit)",
+    errno.ENFILE: "raise fs.file-max, or stop what has so many open",
+    errno.ENOSPC: "free some space (`df -h`, `df -i`)",
+    errno.EDQUOT: "free some space (`quota`)",
+    errno.EROFS: "mount it writable",
+    errno.ENOMEM: "free some memory, or give a smaller --capacity",
+}
 _INTERRUPTED = 130  # as a shell says it: 128 + SIGINT
 _POLL_S = 0.1
 _DRAIN_POLL_S = 0.5  # the node looks at every connection
@@ -80,6 +90,10 @@ def _tell(error: BaseException, is_debug: bool) -> int:
         return error.exit_code
     if isinstance(error, MemoryError):
         _say("turnout: out of memory; give a smaller --capacity")
+        return 1
+    if isinstance(error, OSError) and error.errno in _SHORTAGES:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"turnout: {where}{_lower_first(error.strerror or str(error))}; {_SHORTAGES[error.errno]}")
         return 1
     hint = "" if is_debug else "; --debug shows where"
     _say(f"turnout: internal error: {type(error).__name__}: {error}{hint}; please report it")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
+from xdp.writing import explained
 
 if TYPE_CHECKING:
     from dataplane.settings import Settings
@@ -62,23 +63,28 @@ class Lock:
         _check_length(self._socket_path)  # now, and not when programs are attached already
         while not self._has_lock():
             pass  # the one before us removed the file between our two steps
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            with explained(self._path):
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except Error:
+            self._let_go()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(OSError):  # whoever wants the name finds a file that nobody holds
+            self._path.unlink()
         self._close()
 
     def _has_lock(self) -> bool:
         """Lock the file and return whether it is still the one of that name; make it if there is none."""
-        try:
+        with explained(self._path, "cannot be made"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except PermissionError:
-            raise MissingFeatureError(f"{self._path}: not permitted; run as root") from None
-        except OSError as error:
-            raise Error(f"{self._path}: cannot be made: {error.strerror}; is {self._path.parent} a folder?") from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(self._fd).st_ino == self._path.stat().st_ino:
@@ -103,6 +109,7 @@ class Lock:
 class Server:
     """Answers on the control socket while the context lasts. To be entered by the one who holds the Lock.
 
+    Before that it may have its address already, with `bind`: whoever asks is told that nobody is there.
     `answer(command, options)` runs in the event loop; it returns plain data or raises an Error.
     """
 
@@ -111,12 +118,29 @@ class Server:
         self._answer = answer
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
         self._inode = 0
 
+    def bind(self) -> socket.socket:
+        """Have the socket's address, or raise an Error; nobody can connect yet. `close` gives it up."""
+        if self._listener is None:
+            self._listener = _bound(str(self._path))
+            self._inode = self._path.stat().st_ino
+        return self._listener
+
+    def close(self) -> None:
+        """Give up the address."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                if self._path.stat().st_ino == self._inode:
+                    self._path.unlink()
+
     async def __aenter__(self) -> Self:
-        listener = _listen(str(self._path))
-        self._inode = self._path.stat().st_ino
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=_LONGEST_REQUEST)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=self.bind(), limit=_LONGEST_REQUEST, backlog=_MOST_CLIENTS
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -126,9 +150,7 @@ class Server:
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        self.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -215,20 +237,20 @@ def _check_length(path: str) -> None:
         raise ConfigError(f"{path}: too long for a socket ({_LONGEST_PATH} bytes at most); give a shorter --name")
 
 
-def _listen(path: str) -> socket.socket:
-    """Return a listening socket at `path`, readable and writable by its owner; what a dead daemon left is removed."""
+def _bound(path: str) -> socket.socket:
+    """Return a socket at `path`, readable and writable by its owner; what a dead daemon left is removed."""
     _check_length(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     mask = os.umask(0o177)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).unlink()
-        listener.bind(path)
-        listener.listen(_MOST_CLIENTS)
+        with explained(Path(path), "the control socket cannot be made"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(path).unlink()
+            listener.bind(path)
         listener.setblocking(False)
-    except OSError as error:
+    except Error:
         listener.close()
-        raise Error(f"{path}: the control socket cannot be made: {error.strerror}") from None
+        raise
     finally:
         os.umask(mask)
     return listener

@@ -116,6 +116,11 @@ class Crew:
         self._workers = []
 
 
+def in_words(name: str, error: Error | OSError) -> str:
+    """Return what keeps an interface from being served, its name first."""
+    return str(error) if str(error).startswith(f"{name}: ") else f"{name}: {error}"
+
+
 def set_link(node: Node, interface: Interface) -> None:
     """Tell a packet loop where its answers go out."""
     node.link[0]["mac"] = int.from_bytes(interface.mac, "little")

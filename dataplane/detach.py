@@ -29,6 +29,7 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
     from dataplane import reserved
     from dataplane.offloads import Offloads
     from xdp import loader, removing
+    from xdp.writing import remove
 
     pins = {interface_of(pin): pin for pin in settings.link_pins()}
     removed = [] if interfaces and pins else remove_raw(settings)
@@ -56,9 +57,9 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
             settings.pins.rmdir()
         removed.append(f"{settings.pins}: the tables")
     if not settings.link_pins():
-        settings.offloads_path.unlink(missing_ok=True)  # of interfaces that have gone
-        settings.administered_path.unlink(missing_ok=True)
-        settings.whereabouts_path.unlink(missing_ok=True)
+        # Of offloads, those of interfaces that have gone.
+        for path in (settings.offloads_path, settings.administered_path, settings.whereabouts_path):
+            remove(path)
         reserved.give_back(settings.reserved_path)
     with contextlib.suppress(OSError):
         settings.socket_path.unlink()  # of a daemon that was killed

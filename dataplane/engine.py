@@ -24,7 +24,7 @@ from conntrack.table import FlowTable
 from dataplane import vlans, wire
 from dataplane.afxdp import Socket, Umem
 from dataplane.context import Masquerading, new_node
-from dataplane.crew import Crew, Queue, need_ethernet, set_link
+from dataplane.crew import Crew, Queue, in_words, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.handback import open_handback
 from dataplane.hops_compiled import Hops
@@ -255,11 +255,15 @@ class Engine(Crew):
             self._offloads.restore([ifindex], ["vlanfilter"])
         attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
         self.attachments[name] = attachment
+        self._suit_gro(attachment)
+        self._attach_egress(name)
+
+    def _suit_gro(self, attachment: Attachment) -> None:
+        """Have GRO off where it is in the program's way."""
         if attachment.mode == "generic":
             self._offloads.switch_off(attachment.ifindex, "gro")
         else:
             self._offloads.restore([attachment.ifindex], ["gro"])
-        self._attach_egress(name)
 
     def _attach_egress(self, name: str) -> None:
         if self.serves_through_kernel:
@@ -306,8 +310,8 @@ class Engine(Crew):
             before = line.why
             try:
                 line.why = self._follow(name, line, given.get(name), flows)
-            except Error as error:
-                line.why = str(error)
+            except (Error, OSError) as error:
+                line.why = in_words(name, error)
             if line.why != before:
                 log.log(logging.WARNING if line.why else logging.INFO, "%s", line.why or f"{name}: served again")
 
@@ -351,6 +355,8 @@ class Engine(Crew):
             self._attach(name)
             if attachment is not None and not self.attachments[name].was_replaced:
                 log.warning("%s: its XDP program had been taken off; it is back", name)
+        else:
+            self._suit_gro(attachment)  # it may not have come so far the last time
         if not self._is_egress_attached(name):
             self._attach_egress(name)
         return self._complaint(name, link)

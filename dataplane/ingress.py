@@ -35,6 +35,8 @@ from dataplane.settings import DEFAULT_SNAT_PORTS, PRIVILEGED_SNAT_PORTS, PortRa
 from xdp.addresses import address_of, is_ipv6
 from xdp.errors import AttachError, Error, MissingFeatureError
 from xdp.schema import Protocol
+from xdp.writing import remove as remove_file
+from xdp.writing import write
 
 if TYPE_CHECKING:
     from dataplane.originals import Place  # brings compiled code with it, which removing a filter needs not
@@ -85,16 +87,24 @@ class Filter:
     def start(self, places: Places, interfaces: Sequence[str]) -> None:
         """Put the table there, in place of an earlier one: packets see the one or the other.
 
-        Without interfaces there is none. MissingFeatureError or AttachError: it cannot be had.
+        Without interfaces there is none. MissingFeatureError or AttachError: it cannot be had; errors as
+        writing.explained: nobody could be told of it.
         """
+        was_noted = self._record.exists()
+        if interfaces:
+            write(self._record, " ".join([self._table, *interfaces]) + "\n")
         self.interfaces = interfaces
         if not interfaces:
             self.remove()
             return
-        self._record.write_text(" ".join([self._table, *interfaces]) + "\n")
         lines = [f"add table netdev {self._table}", f"delete table netdev {self._table}", self._declaration()]
         spared = self._differences(_spared(frozenset()), _spared(self._spared))
-        _nft([*lines, *self._changes(Places(), places), *spared])
+        try:
+            _nft([*lines, *self._changes(Places(), places), *spared])
+        except BaseException:
+            if not was_noted:
+                remove_file(self._record)
+            raise
         self._places = places
 
     def update(self, places: Places) -> None:
@@ -310,7 +320,7 @@ def remove(record: Path) -> list[str] | None:
         return None
     if table:
         _nft([f"add table netdev {table}", f"delete table netdev {table}"])
-    record.unlink(missing_ok=True)
+    remove_file(record)
     return interfaces
 
 

@@ -339,11 +339,9 @@ class NetlinkSocket:
                 if sequence != self._sequence:
                     continue
                 was_interrupted |= bool(its_flags & _DUMP_INTERRUPTED)
-                if kind_of_answer == _DONE:
-                    return answer, was_interrupted
-                if kind_of_answer == _ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code:
+                if kind_of_answer in (_DONE, _ERROR):  # a list that ends early says why at its end
+                    code = -struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else 0
+                    if code > 0:
                         raise OSError(code, os.strerror(code))
                     return answer, was_interrupted
                 answer.append((kind_of_answer, bytes(payload)))

@@ -113,6 +113,7 @@ class NextHops:
         self._requests = np.zeros(_REQUESTS, np.uint32)
         self._next_place = 0  # of the board of requests
         self._is_stale = False  # interfaces or routes have changed since they were read
+        self._has_missed = False  # changes of neighbours
         self._next_load_s = 0.0
         self.when_links_change: Callable[[], None] = lambda: None
         self.when_addresses_change: Callable[[], None] = lambda: None
@@ -309,14 +310,16 @@ class NextHops:
         now = self._clock()
         changes = self._netdev.changes()
         self._is_stale |= changes.links_or_routes or changes.is_overrun
+        has_missed, self._has_missed = self._has_missed or changes.is_overrun, True  # if this turn comes to no end
         # The kernel does not tell which routes an interface took with it, nor which one a new route replaced: a change
         # means reading all of them, and how long that took decides when it may happen again.
         if self._is_stale and now >= self._next_load_s:
             self._load(now)
-        if changes.is_overrun:
+        if has_missed:
             self._load_neighbours()
         elif changes.neighbours:
             self._apply(changes.neighbours)
+        self._has_missed = False
         self._look_after(self.rows.learned())
         self._serve_requests(now)
         self._asking.look_again(now)
@@ -338,9 +341,9 @@ class NextHops:
         return self._mirror.own_addresses(), self._mirror.node_port_addresses()
 
     def _read(self) -> None:
-        self._is_stale = False
         self._mirror.set_interfaces(self._netdev.interfaces())
         self._mirror.set_routes(self._netdev.routes())
+        self._is_stale = False  # now that both could be read
 
     def _resolve_all(self) -> None:
         self._index_routes()

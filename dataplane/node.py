@@ -67,6 +67,7 @@ from xdp.errors import ConfigError, Error, MissingFeatureError, UsageError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Ping, Protocol, Reason
+from xdp.writing import remove
 
 _SWEEP_SLOTS = 1 << 20  # at a time: 20 ms when all are in use
 _CALIBRATE_S = 5.0  # two clocks that drift by 500 ppm at worst: half a jiffy
@@ -151,11 +152,14 @@ class Node:
         settings = self.settings
         with contextlib.ExitStack() as stack:
             stack.enter_context(Lock(settings))
+            server = Server(settings, self.answer)
+            stack.callback(server.close)
+            server.bind()  # while nothing is attached yet
             self._files = changes(settings.files)  # from here on: what is written while we start is not missed
             first = self._load()
             try:
                 self._start(stack, first)
-                await self._serve()
+                await self._serve(server)
             except KeyboardInterrupt:  # while starting
                 self._signal = signal.SIGINT
                 raise
@@ -283,7 +287,7 @@ class Node:
 
     # Serving.
 
-    async def _serve(self) -> None:
+    async def _serve(self, server: Server) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: self._note("event loop", context.get("exception") or context))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -311,7 +315,7 @@ class Node:
             jobs["tidy"] = self._tidy
         if self.announcer is not None:
             jobs["announcing"] = lambda: every(_ANNOUNCE_S, self._announce)
-        async with Server(self.settings, self.answer), asyncio.TaskGroup() as group:
+        async with server, asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._keep_up(name, job)) for name, job in jobs.items()]
             with self._metrics():
                 await self._stopping.wait()
@@ -444,18 +448,17 @@ class Node:
         states = {**self.here.administered, **dict.fromkeys(places, AdminState(state))}
         states = {place: said for place, said in states.items() if said is not AdminState.READY}
         self._has_programmed(self._program(self.snapshot, states))
-        path = self.settings.administered_path
         try:
-            administered.keep(path, states)
-        except OSError as error:
-            raise Error(f"{path}: {error.strerror}; it is so, but a restart will forget it") from None
+            administered.keep(self.settings.administered_path, states)
+        except Error as error:
+            raise Error(f"it is so, but a restart will forget it: {error}") from None
         return asyncio.to_thread(views.administered, self, places)
 
     def _note_who_is_where(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
         changed = self._incarnations.remember(before, after)
         try:
             self._whereabouts.add(changed, lambda: self._incarnations.everybody(self.snapshot.ports))
-        except OSError as error:
+        except Error as error:
             self._note("Pods that may change while no daemon is there", error)
 
     def _follow_vips(self, changed: Iterable[ServicePort]) -> None:
@@ -488,7 +491,7 @@ class Node:
             self.here = replace(self.here, administered=states)
             try:
                 administered.keep(self.settings.administered_path, states)
-            except OSError as error:
+            except Error as error:
                 self._note("endpoints that are drained", error)
 
     def _reprogram(self) -> None:
@@ -751,7 +754,7 @@ class Node:
             detach_hooks(settings)
             removing.maps(settings.pins)
             removing.files(settings.table_folder)
-            settings.administered_path.unlink(missing_ok=True)
+            remove(settings.administered_path)
             self._whereabouts.forget()
             log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
         elif goes_on:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataplane.netdev import has_feature, has_gro, set_feature, set_gro
+from xdp.errors import Error
+from xdp.writing import remove, write
 
 _log = logging.getLogger(__name__)
 _Changed = frozenset[tuple[str, int]]
@@ -69,7 +71,10 @@ class Offloads:
         self._refused: _Changed = frozenset()
 
     def switch_off(self, ifindex: int, which: str) -> None:
-        """Switch an offload off on an interface, if it is on; a driver that refuses is complained about."""
+        """Switch an offload off on an interface, if it is on; a driver that refuses is complained about.
+
+        Errors as writing.explained: the record cannot be written, and the offload stays on.
+        """
         name, offload, change = _name_of(ifindex), OFFLOADS[which], (which, ifindex)
         refused, self._refused = self._refused, self._refused - {change}
         if not name or not offload.is_on(name):
@@ -89,7 +94,10 @@ class Offloads:
         return sorted(f"{name}: {OFFLOADS[which].otherwise}" for name, which in named if name)
 
     def restore(self, ifindexes: Collection[int] | None = None, which: Collection[str] = tuple(OFFLOADS)) -> None:
-        """Switch these offloads on again on these interfaces, or all, as far as they were."""
+        """Switch these offloads on again on these interfaces, or all, as far as they were.
+
+        Where the record cannot be written, it says too much: whoever reads it switches on what is on.
+        """
         wanted = frozenset(
             (kind, ifindex)
             for kind, ifindex in self._changed | self._refused
@@ -99,21 +107,21 @@ class Offloads:
             name = _name_of(ifindex)
             if name:
                 OFFLOADS[kind].switch(name, is_on=True)
-        self._write(self._changed - wanted)
         self._refused -= wanted
+        try:
+            self._write(self._changed - wanted)
+        except Error as error:
+            _log.warning("%s", error)
 
     def _write(self, changed: _Changed) -> None:
         if changed == self._changed:
             return
+        if changed:
+            told = {f"{which}_was_on": sorted(index for kind, index in changed if kind == which) for which in OFFLOADS}
+            write(self._record, json.dumps(told))
+        else:
+            remove(self._record)
         self._changed = changed
-        if not changed:
-            self._record.unlink(missing_ok=True)
-            return
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._record.with_name(f"{self._record.name}.new")
-        told = {f"{which}_was_on": sorted(index for kind, index in changed if kind == which) for which in OFFLOADS}
-        beside.write_text(json.dumps(told))
-        beside.replace(self._record)
 
 
 def _read(record: Path) -> _Changed:

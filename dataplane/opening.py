@@ -24,6 +24,7 @@ from xdp.clock import Clock, JiffyClock, MonotonicClock
 from xdp.errors import AttachError, MissingFeatureError
 from xdp.schema import Reason, Verdict
 from xdp.tables import Capacity, Tables
+from xdp.writing import explained
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ def _refuse_foreign_programs(settings: Settings, interfaces: Sequence[Interface]
         if state is not None and not pin.exists():
             renamed = loader.find_renamed(settings.link_pins(), interface.ifindex)
             if renamed is not None:  # since an earlier daemon attached it
-                renamed.rename(pin)
+                with explained(pin, "cannot be renamed"):
+                    renamed.rename(pin)
                 continue
             raise AttachError(
                 f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; "

@@ -17,7 +17,7 @@ import numpy as np
 
 from conntrack.table import FlowTable
 from dataplane.context import Masquerading, new_node
-from dataplane.crew import Crew, Queue, need_ethernet, set_link
+from dataplane.crew import Crew, Queue, in_words, need_ethernet, set_link
 from dataplane.fragments import new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
@@ -290,8 +290,8 @@ class RawEngine(Crew):
                 before = line.why
                 try:
                     line.why = self._follow(name, line, given.get(name))
-                except Error as error:
-                    line.why = str(error)
+                except (Error, OSError) as error:
+                    line.why = in_words(name, error)
                 if line.why != before:
                     log.log(logging.WARNING if line.why else logging.INFO, "%s", line.why or f"{name}: served again")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from dataplane.settings import PortRange
 from xdp import kernel
 from xdp.errors import Error
+from xdp.writing import remove, write
 
 _SYSCTL = "net/ipv4/ip_local_reserved_ports"
 
@@ -27,19 +28,20 @@ def reserve(ports: PortRange, record: Path) -> None:
         before = read_ports(kernel.read_sysctl(_SYSCTL))
         added = set(range(ports.first, ports.last + 1)) - before
         if added:
-            record.write_text(as_text(added) + "\n")
+            write(record, as_text(added) + "\n")
             kernel.write_sysctl(_SYSCTL, as_text(before | added))
     except Error as error:
-        record.unlink(missing_ok=True)
+        with contextlib.suppress(Error):
+            remove(record)
         log.warning("ports %s are not reserved for masquerading: %s", ports, error)
 
 
 def give_back(record: Path) -> None:
-    """Take back what `reserve` noted in `record`, and the note. Error: the kernel refused it."""
+    """Take back what `reserve` noted in `record`, and the note. Error: the kernel refused it, or the file system."""
     with contextlib.suppress(FileNotFoundError):
         added = read_ports(record.read_text())
         kernel.write_sysctl(_SYSCTL, as_text(read_ports(kernel.read_sysctl(_SYSCTL)) - added))
-        record.unlink()
+        remove(record)
 
 
 def read_ports(text: str) -> set[int]:

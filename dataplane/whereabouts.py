@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from lb.incarnations import Seat
+from xdp.writing import explained, remove, write
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Whereabouts:
         return found
 
     def add(self, changed: Mapping[Seat, str], everybody: Callable[[], Mapping[Seat, str]]) -> None:
-        """Note who is where now, of `everybody` only what has changed. OSError: it cannot be written.
+        """Note who is where now, of `everybody` only what has changed. Errors as writing.explained.
 
         What could not be is made good with the next change.
         """
@@ -63,22 +64,20 @@ class Whereabouts:
             self._write_anew(everybody())
             return
         self._is_broken = True
-        with self._path.open("a") as file:
+        with explained(self._path), self._path.open("a") as file:
             file.write(_text_of(changed))
         self._lines += len(changed)
         self._is_broken = False
 
     def _write_anew(self, everybody: Mapping[Seat, str]) -> None:
         self._is_broken = True
-        draft = self._path.with_suffix(".draft")
-        draft.write_text(_text_of(everybody))
-        draft.replace(self._path)
+        write(self._path, _text_of(everybody))
         self._lines = self._wanted = len(everybody)
         self._is_broken = False
 
     def forget(self) -> None:
         """Remove the file: there are no connections that anybody could be mistaken in."""
-        self._path.unlink(missing_ok=True)
+        remove(self._path)
 
 
 def _text_of(seats: Mapping[Seat, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import re
 import subprocess
@@ -21,6 +22,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "LICENSES"
 STAGES = ("parse", "flow", "service", "punt", "rewrite")
 BEHAVIOURS = [f"{letter}{number}" for letter, count in zip("SETCN", (13, 8, 15, 13, 9), strict=True)
               for number in range(1, count + 1)] + ["M", "L", "H", "A"]  # fmt: skip
+FAULTS = [f"F{number:03}" for number in range(1, 133)]
 
 
 def section(text: str, heading: str) -> str:
@@ -102,6 +104,7 @@ def test_the_readme_and_the_help_agree_on_how_long_the_demo_takes():
     assert f"; {told[1]}, and nothing is left behind" in " ".join(str(cli.demo.help).split())
 
 
+@pytest.mark.faults(86)
 def test_every_metric_is_told_with_its_labels():
     from dataplane import metrics
 
@@ -205,6 +208,53 @@ def test_what_is_said_not_to_be_tested_by_name_is_not():
 def test_what_is_missing_has_a_note_of_what_happens_instead():
     for name, _, state, note in rows((DOCS / "behaviours.md").read_text()):
         assert note or state == "done", name
+
+
+def states_of_faults() -> dict[str, str]:
+    return {cells[0]: cells[2] for cells in rows((DOCS / "faults.md").read_text())}
+
+
+def faults_under_test() -> set[str]:
+    """Return the ids in the names of tests (test_F032_F084_...) and in their marks (`faults(32, 84)`)."""
+    found: set[str] = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                found.update(re.findall(r"(?<=_)F\d+(?=_)", node.name))
+                found.update(f"F{number:03}" for mark in node.decorator_list for number in numbers_of(mark))
+    return found
+
+
+def numbers_of(mark: ast.expr) -> list[int]:
+    """Return the numbers of a decorator that is a mark of faults."""
+    if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.faults":
+        return [ast.literal_eval(number) for number in mark.args]
+    return []
+
+
+def test_every_fault_is_listed_once():
+    listed = Counter(cells[0] for cells in rows((DOCS / "faults.md").read_text()))
+    assert list(listed) == FAULTS
+    assert set(listed.values()) == {1}
+    assert set(states_of_faults().values()) == {"done", "part", "not yet", "not applicable"}
+
+
+def test_a_fault_that_is_dealt_with_is_tested_by_its_number():
+    states = states_of_faults()
+    assert not {name for name, state in states.items() if state in ("done", "part")} - faults_under_test()
+    assert not faults_under_test() - {*FAULTS}
+
+
+def test_a_fault_that_is_not_dealt_with_has_a_note():
+    for name, _, state, note in rows((DOCS / "faults.md").read_text()):
+        assert note or state == "done", name
+
+
+def test_the_numbers_of_faults_in_the_text_are_those_that_are_counted():
+    text = (DOCS / "faults.md").read_text()
+    counted = Counter(states_of_faults().values())
+    said = {state: int(count) for count, state in re.findall(r"(\d+) (done|part|not yet|not applicable)", text)}
+    assert said == counted
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

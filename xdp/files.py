@@ -20,8 +20,9 @@ import numpy as np
 
 from xdp import maps, removing
 from xdp.errors import Error, LayoutError, NotRunningError
-from xdp.removing import LAYOUT_NAME
+from xdp.removing import LAYOUT_NAME, TABLES_NAME
 from xdp.tables import Capacity, Tables
+from xdp.writing import explained, write
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ROW_ALIGNMENT = 4096
@@ -65,16 +66,15 @@ def open_or_create(folder: Path, capacity: Capacity) -> SharedFile:
         return open_tables(folder, capacity)
     removing.files(folder)
     try:
-        folder.mkdir(parents=True, mode=0o700)
-        with (folder / "tables").open("xb") as file:
-            os.posix_fallocate(file.fileno(), 0, _size(capacity))
-        tables = _map(folder, capacity, read_only=False)
-        described = {**maps.describe(capacity), "boot": _boot()}
-        (folder / "layout.new").write_text(json.dumps(described))
-        (folder / "layout.new").rename(folder / LAYOUT_NAME)
-    except OSError as error:
+        with explained(folder, f"no room for {_size(capacity) >> 20} MB of tables"):
+            folder.mkdir(parents=True, mode=0o700)
+            with (folder / TABLES_NAME).open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, _size(capacity))
+            tables = _map(folder, capacity, read_only=False)
+            write(folder / LAYOUT_NAME, json.dumps({**maps.describe(capacity), "boot": _boot()}))
+    except Error as error:
         removing.files(folder)
-        raise NoRoomError(f"{folder}: no room for {_size(capacity) >> 20} MB of tables ({error.strerror})") from None
+        raise NoRoomError(str(error)) from None
     return SharedFile(capacity, tables, is_new=True)
 
 
@@ -89,7 +89,7 @@ def open_tables(folder: Path, capacity: Capacity | None = None, *, read_only: bo
     stored.pop("boot")
     maps.refuse_differences(folder, stored, capacity)
     capacity = Capacity(**stored["capacity"])
-    if (folder / "tables").stat().st_size < _size(capacity):
+    if (folder / TABLES_NAME).stat().st_size < _size(capacity):
         raise LayoutError(f"{folder}/tables was cut short by somebody; `turnout detach` first")
     return SharedFile(capacity, _map(folder, capacity, read_only), is_new=False)
 
@@ -128,7 +128,7 @@ def _size(capacity: Capacity) -> int:
 
 def _map(folder: Path, capacity: Capacity, read_only: bool) -> Tables:
     access = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
-    with (folder / "tables").open("rb" if read_only else "r+b") as file:
+    with (folder / TABLES_NAME).open("rb" if read_only else "r+b") as file:
         memory = mmap.mmap(file.fileno(), _size(capacity), mmap.MAP_SHARED, access)
     return Tables.over(
         {name: np.frombuffer(memory, dtype, rows, offset) for name, dtype, rows, offset in _places(capacity) if name}

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from xdp.declared import declared
 from xdp.errors import AttachError, Error, MissingFeatureError
+from xdp.writing import explained
 
 Mode = Literal["native", "generic"]
 
@@ -316,7 +317,8 @@ def replace_pin(fd: int, path: Path) -> None:
     beside = path.with_name(f"{path.name}+{os.getpid()}")  # bpffs reserves names with a dot
     beside.unlink(missing_ok=True)
     pin(fd, beside)
-    beside.rename(path)
+    with explained(path, "cannot be replaced"):
+        beside.rename(path)
 
 
 def open_pinned(path: Path) -> int:

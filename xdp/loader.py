@@ -20,6 +20,7 @@ from typing import Literal
 from xdp import cache, kept, kernel
 from xdp.compile import PROGRAM_TYPES, Function, headers_of, macros, text_of
 from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
+from xdp.writing import explained
 
 _ROOT = Path(__file__).resolve().parent.parent
 _COMPILE_TIMEOUT_S = 60
@@ -241,8 +242,8 @@ def is_attached(attachment: Attachment, program_id: int) -> bool:
 
 def rename(attachment: Attachment, interface: str, pin: Path) -> Attachment:
     """Move the pin of an interface that is called otherwise now."""
-    with contextlib.suppress(FileNotFoundError):  # then whoever looks after it attaches anew
-        attachment.pin.rename(pin)
+    with explained(pin, "cannot be renamed"), contextlib.suppress(FileNotFoundError):
+        attachment.pin.rename(pin)  # if it is not there, whoever looks after it attaches anew
     return replace(attachment, interface=interface, pin=pin)
 
 
@@ -279,7 +280,8 @@ def _create_pinned(program: int, ifindex: int, mode: WantedMode, pin: Path) -> t
 def _pin_link(link: int, pin: Path) -> None:
     """Pin a link, and close its descriptor: without a pin, that detaches."""
     try:
-        pin.parent.mkdir(parents=True, exist_ok=True)
+        with explained(pin.parent, "the folder of pins cannot be made"):
+            pin.parent.mkdir(parents=True, exist_ok=True)
         kernel.pin(link, pin)
     finally:
         os.close(link)

@@ -14,8 +14,8 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from xdp.errors import LayoutError, NotRunningError
 from xdp.removing import LAYOUT_NAME
 from xdp.schema import Limit, Stage
 from xdp.tables import Capacity, Tables
+from xdp.writing import explained
 
 _LAYOUT_ROW = struct.pack("=I", 0)
 _SHOWN = 3  # differences that a message names
@@ -179,11 +180,9 @@ def _shown(value: Any) -> str:
 def _locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it alone: nobody creates, opens or removes half a set of maps meanwhile."""
     kernel.mount_bpffs(folder.parent)
-    try:
+    with explained(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise kernel.KernelError(f"{folder}: {error.strerror}", error.errno or errno.EIO) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -198,6 +197,7 @@ def _create(folder: Path, capacity: Capacity) -> SharedMaps:
     for name in kernel.pinned_maps(folder):
         (folder / name).unlink()
     with ExitStack() as undo:
+        undo.callback(_leave_nothing, folder, kinds(capacity))
         descriptors = {}
         for name, kind in kinds(capacity).items():
             descriptors[name] = fd = kernel.map_create(
@@ -210,6 +210,14 @@ def _create(folder: Path, capacity: Capacity) -> SharedMaps:
             kernel.pin(fd, folder / name)
         undo.pop_all()
     return SharedMaps(folder, capacity, tables, descriptors, is_new=True)
+
+
+def _leave_nothing(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a creation that failed has made; it has no descriptor to spare for looking what that is."""
+    with suppress(OSError):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _map(capacity: Capacity, descriptors: dict[str, int], read_only: bool) -> Tables:

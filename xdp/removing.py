@@ -8,6 +8,7 @@ from pathlib import Path
 from xdp import kernel
 
 LAYOUT_NAME = "layout"  # of what says that a folder has all its tables
+TABLES_NAME = "tables"  # of the one file that has them
 
 
 def maps(folder: Path) -> None:
@@ -25,6 +26,10 @@ def files(folder: Path) -> bool:
     """Remove the tables in `folder`, and it; return whether there was anything."""
     if not folder.exists():
         return False
-    (folder / LAYOUT_NAME).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in (LAYOUT_NAME, TABLES_NAME):  # by their names, as it takes a descriptor to look for others
+        (folder / name).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
     return True

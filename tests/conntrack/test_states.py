@@ -55,6 +55,7 @@ def test_flags_that_stacks_send(flags: int, event: Event):
     assert event_of(flags) is event
 
 
+@pytest.mark.faults(52)
 @pytest.mark.parametrize(
     "flags",
     [
@@ -115,18 +116,21 @@ def test_c2_a_handshake_establishes():
     assert through(S.SYN_SENT, (REPLY, E.SYN_ACK), (ORIGINAL, E.ACK)) is S.ESTABLISHED
 
 
+@pytest.mark.faults(56, 57)
 def test_c2_repeated_handshake_packets_change_nothing():
     assert through(S.SYN_SENT, (ORIGINAL, E.SYN)) is S.SYN_SENT
     assert through(S.SYN_RECEIVED, (REPLY, E.SYN_ACK), (ORIGINAL, E.SYN)) is S.SYN_RECEIVED
     assert through(S.ESTABLISHED, (REPLY, E.SYN_ACK), (ORIGINAL, E.SYN)) is S.ESTABLISHED
 
 
+@pytest.mark.faults(61, 65)
 def test_c2_simultaneous_open():
     assert through(S.SYN_SENT, (REPLY, E.SYN), (ORIGINAL, E.SYN_ACK), (REPLY, E.SYN_ACK), (ORIGINAL, E.ACK)) is (
         S.ESTABLISHED
     )
 
 
+@pytest.mark.faults(60)
 @pytest.mark.parametrize("state", [S.SYN_RECEIVED, S.ESTABLISHED])
 def test_c2_a_fin_of_one_side_keeps_the_other(state: State):
     assert through(state, (ORIGINAL, E.FIN)) is S.FIN_ORIGINAL
@@ -136,6 +140,7 @@ def test_c2_a_fin_of_one_side_keeps_the_other(state: State):
     assert states.TIMEOUT_S[S.FIN_ORIGINAL] == states.TIMEOUT_S[S.FIN_REPLY] == states.TIMEOUT_S[S.ESTABLISHED]
 
 
+@pytest.mark.faults(60)
 @pytest.mark.parametrize("first", BOTH)
 def test_c2_fins_of_both_sides_close_in_either_order(first: Direction):
     assert through(S.ESTABLISHED, (first, E.FIN), (Direction(1 - first), E.FIN)) is S.TIME_WAIT
@@ -145,6 +150,7 @@ def test_c2_a_syn_begins_anew_on_what_is_closing_only():
     assert set(states.REOPENS) == {S.TIME_WAIT, S.CLOSING, S.RESET}
 
 
+@pytest.mark.faults(59)
 @pytest.mark.parametrize("way", BOTH)
 @pytest.mark.parametrize("state", [S.SYN_RECEIVED, S.ESTABLISHED, S.FIN_ORIGINAL, S.FIN_REPLY])
 def test_c3_a_rst_shortens_a_connection_s_life_and_data_revives_it(state: State, way: Direction):

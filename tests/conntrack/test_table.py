@@ -339,6 +339,7 @@ def test_packets_of_one_direction_keep_both(way: Direction, flows: Flows):
     assert flows.find(1) == MISS
 
 
+@pytest.mark.faults(119)
 def test_time_may_wrap_round():
     flows = Flows(10)
     flows.clock.advance((2**32 - 1000 * 250 - 100) / 250)  # 100 jiffies before the clock wraps
@@ -369,6 +370,7 @@ def test_connections_expire_however_long_the_daemon_has_run(days: int, flows: Fl
         assert flows.find(number) == MISS
 
 
+@pytest.mark.faults(119)
 def test_a_successor_does_not_count_the_time_in_which_nobody_looked(flows: Flows):
     flows.insert(1, State.ESTABLISHED)
     flows.clock.advance(100_000)

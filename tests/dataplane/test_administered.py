@@ -8,6 +8,7 @@ import pytest
 
 from dataplane.administered import keep, kept
 from lb.model import AdminState
+from xdp.writing import UnwritableError
 
 A, B = (ip_address("10.0.0.1"), 8080), (ip_address("2001:db8::1"), 8080)
 
@@ -41,5 +42,5 @@ def test_a_file_that_says_nothing_leaves_everybody_ready_and_is_told_of(path, te
 
 
 def test_what_cannot_be_kept_is_an_error(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(UnwritableError, match="nowhere"):
         keep(tmp_path / "nowhere" / "node.administered", {A: AdminState.DRAIN})

@@ -133,6 +133,7 @@ def test_traffic_in_both_directions_keeps_every_chunk(umem):
     assert_every_chunk_is_once(umem, kernel_holds=2)
 
 
+@pytest.mark.faults(88)
 def test_an_empty_fill_ring_loses_frames_counts_them_and_heals(umem):
     sock, pool, descriptors = umem.open("a1"), umem.new_pool(), np.zeros(8, rings.DESCRIPTOR)
     with echo.fed(sock):
@@ -144,6 +145,7 @@ def test_an_empty_fill_ring_loses_frames_counts_them_and_heals(umem):
         until(lambda: rings.receive(sock.queue, descriptors, 8) == 1)
 
 
+@pytest.mark.faults(88)
 def test_a_full_rx_ring_loses_frames_and_counts_them_but_no_chunk(umem):
     sock, pool, descriptors = umem.open("a1", ring_entries=RING), umem.new_pool(), np.zeros(256, rings.DESCRIPTOR)
     with echo.fed(sock):
@@ -161,6 +163,7 @@ def test_a_full_rx_ring_loses_frames_and_counts_them_but_no_chunk(umem):
     assert_every_chunk_is_once(umem, kernel_holds=1)
 
 
+@pytest.mark.faults(88)
 def test_a_burst_larger_than_the_ring_goes_out_whole(umem):
     sock = umem.open("b0", ring_entries=RING)
     frames, pool = frames_of(umem, 2 * RING)
@@ -171,6 +174,7 @@ def test_a_burst_larger_than_the_ring_goes_out_whole(umem):
     until(lambda: rings.reap(sock.queue, pool) >= 0 and pool.free[0] + pool.shared_count[0] == umem.chunks)
 
 
+@pytest.mark.faults(88)
 def test_completions_that_nobody_drained_do_not_stop_transmission(umem):
     sock = umem.open("b0", ring_entries=RING)
     frames, pool = frames_of(umem, 2 * RING)
@@ -183,6 +187,7 @@ def test_completions_that_nobody_drained_do_not_stop_transmission(umem):
     until(lambda: rings.reap(sock.queue, pool) >= 0 and pool.free[0] + pool.shared_count[0] == umem.chunks)
 
 
+@pytest.mark.faults(90)
 def test_an_interface_that_is_down_keeps_what_fits_and_refuses_the_rest(umem):
     sock = umem.open("b0", ring_entries=RING)
     ip("link", "set", "b0", "down")
@@ -196,6 +201,7 @@ def test_an_interface_that_is_down_keeps_what_fits_and_refuses_the_rest(umem):
     until(lambda: echo.received_frames("b1") - before == RING)
 
 
+@pytest.mark.faults(90)
 def test_a_deleted_interface_stops_nothing_and_its_chunks_return(umem):
     first, second = umem.open("a1", ring_entries=RING), umem.open("b0", ring_entries=RING)
     pool = umem.new_pool()
@@ -224,6 +230,7 @@ def test_a_umem_outlives_all_its_sockets(umem):
     assert_every_chunk_is_once(umem)
 
 
+@pytest.mark.faults(92)
 def test_a_closed_socket_frees_its_queue_though_arrays_remain(umem):
     sock = umem.open("a1")
     queue = sock.queue
@@ -241,6 +248,7 @@ def test_chunks_that_went_down_with_a_socket_can_be_reclaimed(umem):
     assert_every_chunk_is_once(umem)
 
 
+@pytest.mark.faults(89)
 def test_descriptors_beyond_the_umem_are_refused_and_counted(umem):
     sock = umem.open("b0", ring_entries=RING)
     frames, pool = frames_of(umem, 2)
@@ -271,12 +279,14 @@ def test_what_cannot_be_bound_is_explained(umem, arguments, error, words):
         umem.open(*arguments)
 
 
+@pytest.mark.faults(92)
 def test_a_queue_that_another_program_holds_is_explained(umem):
     umem.open("a1")
     with Umem(chunks=64) as other, pytest.raises(AttachError, match="a1 queue 0: in use by another AF_XDP socket"):
         other.open("a1")
 
 
+@pytest.mark.faults(92)
 def test_zero_copy_that_the_driver_lacks_is_explained(umem):
     with pytest.raises(AttachError, match="no zero-copy"):
         umem.open("a1", mode="zero-copy")
@@ -298,6 +308,7 @@ except MissingFeatureError as error:
 """
 
 
+@pytest.mark.faults(112)
 @pytest.mark.parametrize(
     ("capabilities", "words"),
     [

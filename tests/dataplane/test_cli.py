@@ -348,6 +348,7 @@ def test_filters_of_flows_are_the_nodes_work(tmp_path):
     assert asked == [("flows", {"service": "shop/web", "client": "192.0.2.1", "limit": 5})]
 
 
+@pytest.mark.faults(124)
 def test_escape_sequences_in_names_do_not_reach_the_terminal(tmp_path):
     nasty = {**SERVICE, "name": "we\x1b]0;owned\x07b\n[bold]"}
     with node(tmp_path, services=[nasty]):
@@ -379,6 +380,7 @@ def on_terminal(*args: str, columns: int, env: dict[str, str]) -> str:
     return said.decode()
 
 
+@pytest.mark.faults(124)
 def test_colours_only_on_a_terminal_that_wants_them(tmp_path):
     env = {"TURNOUT_RUN": str(tmp_path)}
     with node(tmp_path, status=STATUS):
@@ -387,6 +389,7 @@ def test_colours_only_on_a_terminal_that_wants_them(tmp_path):
         assert "\x1b" not in turnout("status", run_folder=tmp_path).stdout
 
 
+@pytest.mark.faults(124)
 def test_a_terminal_of_20_columns_shows_everything(tmp_path):
     with node(tmp_path, services=[SERVICE]):
         shown = on_terminal("get", "services", columns=20, env={"TURNOUT_RUN": str(tmp_path), "NO_COLOR": "1"})
@@ -394,6 +397,7 @@ def test_a_terminal_of_20_columns_shows_everything(tmp_path):
     assert "Traceback" not in shown
 
 
+@pytest.mark.faults(124)
 def test_a_locale_without_unicode_is_no_obstacle(tmp_path):
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     with node(tmp_path, services=[{**SERVICE, "name": "wéb"}]):
@@ -402,6 +406,7 @@ def test_a_locale_without_unicode_is_no_obstacle(tmp_path):
     assert "w\\xe9b" in done.stdout
 
 
+@pytest.mark.faults(124)
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     with node(tmp_path, flows=[FLOW] * 5_000):
         done = subprocess.run(

@@ -58,6 +58,7 @@ def test_a_question_is_answered(settings):
         assert ask(settings, "status") == ["status", {}]
 
 
+@pytest.mark.faults(124)
 def test_only_the_owner_may_ask_and_the_socket_goes_with_the_server(settings):
     with answering(settings, echo):
         assert stat.S_IMODE(settings.socket_path.stat().st_mode) == 0o600
@@ -83,6 +84,7 @@ def test_nobody_there_is_not_running(settings):
         ask(settings, "status")
 
 
+@pytest.mark.faults(123)
 def test_the_socket_of_a_dead_daemon_is_not_running_and_is_replaced(settings):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(settings.socket_path))
@@ -128,6 +130,7 @@ def test_a_bug_in_an_answer_is_told_and_the_server_goes_on(settings, caplog):
     assert "oops" in caplog.text
 
 
+@pytest.mark.faults(124)
 @pytest.mark.parametrize(
     ("request_line", "message"),
     [
@@ -156,6 +159,7 @@ def test_a_request_that_is_none_is_refused(settings, request_line, message):
         assert ask(settings, "status") == ["status", {}]
 
 
+@pytest.mark.faults(124)
 @given(
     st.one_of(st.binary(max_size=80), st.recursive(_PLAIN, _nested, max_leaves=8).map(lambda v: json.dumps(v).encode()))
 )
@@ -167,6 +171,7 @@ def test_any_bytes_are_a_request_or_wrong_usage(line):
     assert command in control.COMMANDS
 
 
+@pytest.mark.faults(124)
 def test_clients_that_are_silent_slow_or_gone_do_not_keep_others_waiting(settings):
     large = "x" * 10_000_000
     with answering(settings, lambda *_: large), contextlib.ExitStack() as stack:
@@ -180,6 +185,7 @@ def test_clients_that_are_silent_slow_or_gone_do_not_keep_others_waiting(setting
         assert ask(settings, "status", timeout_s=5) == large
 
 
+@pytest.mark.faults(124)
 def test_more_clients_than_are_served_are_told_so(settings, monkeypatch):
     monkeypatch.setattr(control, "_MOST_CLIENTS", 8)
     with answering(settings, echo), contextlib.ExitStack() as stack:
@@ -202,6 +208,7 @@ def test_a_hundred_clients_at_once(settings):
         assert list(pool.map(lambda _: ask(settings, "status"), range(100))) == [["status", {}]] * 100
 
 
+@pytest.mark.faults(123)
 def test_a_path_that_is_too_long_for_a_socket_says_so(tmp_path):
     settings = Settings("n" * 64, (), (), run_folder=tmp_path / ("f" * 60))
     settings.run_folder.mkdir()
@@ -223,6 +230,7 @@ def test_a_second_node_of_the_same_name_is_refused_and_another_name_is_not(setti
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.faults(123)
 def test_of_many_that_want_a_name_one_has_it_at_a_time(settings):
     holders, refused = [], []
 
@@ -241,6 +249,7 @@ def test_of_many_that_want_a_name_one_has_it_at_a_time(settings):
     assert len(refused) < 200
 
 
+@pytest.mark.faults(123)
 def test_the_lock_of_a_killed_node_is_free(settings):
     code = (
         "import sys, time; from pathlib import Path\n"

@@ -49,6 +49,7 @@ def test_debug_is_for_those_who_ask(stream):
     assert "debug: shown" in stream.getvalue()
 
 
+@pytest.mark.faults(86)
 def test_a_line_that_repeats_itself_is_held_back_and_counted():
     now = [0.0]
     repeats = logs.Repeats(lambda: now[0])

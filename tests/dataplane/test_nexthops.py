@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -261,18 +262,21 @@ def test_neighbours_that_the_kernel_believes_in_are_used(state: S) -> None:
     assert world.state(world.node().row_for(ip("10.0.0.7"))) is HopState.FORWARD
 
 
+@pytest.mark.faults(108)
 @pytest.mark.parametrize("state", [S.NONE, S.INCOMPLETE, S.FAILED])
 def test_neighbours_that_do_not_answer_are_not_used(state: S) -> None:
     world = World([LAN], [neighbour("10.0.0.7", b"", state)])
     assert world.state(world.node().row_for(ip("10.0.0.7"))) is HopState.UNRESOLVED
 
 
+@pytest.mark.faults(108)
 def test_a_permanent_neighbour_is_left_alone() -> None:
     world = World([LAN], [neighbour("10.0.0.7", state=S.PERMANENT)])
     world.node().row_for(ip("10.0.0.7"))
     assert world.asked == []
 
 
+@pytest.mark.faults(109)
 @pytest.mark.parametrize(
     ("routes", "state"),
     [
@@ -320,6 +324,7 @@ def test_clients_leave_rows_for_endpoints() -> None:
 # What changes.
 
 
+@pytest.mark.faults(10, 108)
 def test_a_new_mac_address_is_followed_in_place_and_raises_the_epoch() -> None:
     world = World([LAN], [neighbour("10.0.0.7")])
     node = world.node()
@@ -340,6 +345,7 @@ def test_an_event_that_changes_nothing_leaves_the_epoch() -> None:
     assert world.tables.control["next_hop_epoch"][0] == epoch
 
 
+@pytest.mark.faults(108)
 def test_a_neighbour_that_fails_is_not_used_until_it_answers() -> None:
     world = World([LAN], [neighbour("10.0.0.7")])
     node = world.node()
@@ -440,6 +446,7 @@ def test_so_is_a_learnt_client_behind_a_driver_that_takes_no_redirected_frames()
     assert world.asked == [((2, ip("10.0.0.7")), False)]
 
 
+@pytest.mark.faults(107)
 def test_lost_events_are_made_up_for_by_reading_everything_again() -> None:
     world = World([LAN], [neighbour("10.0.0.7"), neighbour("10.0.0.8")])
     node = world.node()
@@ -450,6 +457,25 @@ def test_lost_events_are_made_up_for_by_reading_everything_again() -> None:
     assert world.mac(row) == M2
     assert ((2, ip("10.0.0.8")), True) in world.asked  # gone: the row stays in use meanwhile
     assert world.state(other) is HopState.FORWARD
+
+
+def test_F107_what_could_not_be_read_is_read_with_the_next_turn() -> None:
+    world = World([LAN], [neighbour("10.0.0.7")])
+    node = world.node()
+    row, routes = node.row_for(ip("10.0.0.7")), world.routes
+
+    def refuse() -> list[Route]:
+        raise OSError(errno.EMSGSIZE, "Message too long")
+
+    world.entries = {(2, ip("10.0.0.7")): neighbour("10.0.0.7", M2)}
+    world.pending.is_overrun = True
+    world.routes = refuse  # type: ignore[assignment]
+    with pytest.raises(OSError, match="Message too long"):
+        node.turn()
+    world.pending = Changes()
+    world.routes = routes  # type: ignore[assignment]
+    node.turn()
+    assert world.mac(row) == M2
 
 
 def test_an_endpoint_that_is_dropped_is_no_longer_kept_but_its_row_stays() -> None:
@@ -785,6 +811,7 @@ def test_requests_of_several_threads_all_arrive_once() -> None:
     assert take_requests(hops, 0, out)[0] == 0
 
 
+@pytest.mark.faults(84, 108)
 def test_a_full_board_loses_requests_and_counts_them() -> None:
     hops = new_hops(hop_tables(64), 16)
     for address in range(1, 3 * compiled_hops.REQUESTS):
@@ -806,6 +833,7 @@ def test_a_reader_of_the_board_in_small_steps_comes_to_every_place() -> None:
     assert len(seen) == 100
 
 
+@pytest.mark.faults(84)
 def test_clients_that_do_not_answer_do_not_keep_new_ones_out() -> None:
     world = World([LAN])
     world.tables = Tables.in_memory(
@@ -1188,6 +1216,7 @@ def test_a_restart_leaves_an_endpoint_kept_and_finds_one_that_was_forgotten(real
         assert all(tables.next_hops[row]["state"] == HopState.FORWARD for row in rows)
 
 
+@pytest.mark.faults(110)
 def test_T6_another_address_of_the_node_is_told_and_other_changes_are_not() -> None:
     own = route("10.0.0.2/32", 2, kind=RouteKind.LOCAL)
     world = World([LAN, own])

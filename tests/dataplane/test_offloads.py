@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dataplane.offloads import OFFLOADS, Offloads, _feature
+from dataplane.offloads import OFFLOADS, Offload, Offloads, _feature
+from tests.small_disk import filled, small_disk
+from xdp.writing import UnwritableError
 
 pytestmark = pytest.mark.root
 LO = socket.if_nametoindex("lo")
@@ -55,3 +57,45 @@ def test_what_is_off_anyway_is_neither_complained_about_nor_recorded(tmp_path: P
         offloads.switch_off(LO, which)
     assert offloads.complaints() == []
     assert not (tmp_path / "offloads").exists()
+
+
+@pytest.fixture
+def switched(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """An offload that is only said to be there: what it is now, by interface."""
+    now: dict[str, bool] = {"lo": True}
+
+    def switch(name: str, *, is_on: bool) -> bool:
+        now[name] = is_on
+        return True
+
+    monkeypatch.setitem(OFFLOADS, "gro", Offload(now.__getitem__, switch, "off", "not off"))  # type: ignore[arg-type]
+    return now
+
+
+def test_F112_what_cannot_be_noted_is_not_switched_until_it_can(tmp_path: Path, switched: dict[str, bool]) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        offloads = Offloads(disk / "offloads")
+        with filled(disk):
+            for _ in range(2):
+                with pytest.raises(UnwritableError, match="offloads: cannot be written: No space left on device"):
+                    offloads.switch_off(LO, "gro")
+                assert switched["lo"]
+        offloads.switch_off(LO, "gro")
+        assert not switched["lo"]
+        assert json.loads((disk / "offloads").read_text())["gro_was_on"] == [LO]
+
+
+def test_F112_what_was_switched_is_restored_though_the_note_says_too_much(
+    tmp_path: Path, switched: dict[str, bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        record = disk / "offloads"
+        record.write_text(json.dumps({"gro_was_on": [LO], "rxvlan_was_on": [LO]}))
+        switched["lo"] = False
+        offloads = Offloads(record)
+        with filled(disk):
+            offloads.restore([LO], ["gro"])
+        assert switched["lo"]
+        assert "offloads: cannot be written" in caplog.text
+        offloads.restore([LO], ["gro"])
+        assert json.loads(record.read_text())["gro_was_on"] == []

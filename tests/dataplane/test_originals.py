@@ -143,6 +143,7 @@ def routed(frame: bytes, macs: bytes) -> bytes:
 # Offloads.
 
 
+@pytest.mark.faults(66)
 @pytest.mark.parametrize("make", [packets.syn, packets.udp], ids=["tcp", "udp"])
 def test_a_checksum_that_a_device_is_to_finish_covers_the_new_addresses(copies, make):
     given, vnet = unfinished(make())
@@ -227,6 +228,7 @@ def gso(segment: int, kind: int = packetrings.GSO_TCPV4) -> bytes:
     return struct.pack("=BBHHHH", VNET_NEEDS_CSUM, kind, 54, segment, 34, 16)
 
 
+@pytest.mark.faults(94)
 def test_a_frame_larger_than_the_mtu_is_sent_if_its_segments_fit(copies):
     endpoint = copies.connect()
     frame, _ = unfinished(packets.data(payload=b"x" * 60_000))

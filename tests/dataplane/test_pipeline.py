@@ -245,12 +245,14 @@ def test_c2_a_syn_on_an_open_connection_follows_it(node: NodeUnderTest):
     assert (node.endpoint(), node.state()) == (endpoint, State.ESTABLISHED)
 
 
+@pytest.mark.faults(57)
 def test_c2_a_syn_of_the_endpoint_begins_nothing(node: NodeUnderTest):
     endpoint = node.connect()
     node.send(packets.rst())
     assert node.send(packets.syn(endpoint, CLIENT)).reason == Reason.FORWARDED
 
 
+@pytest.mark.faults(59)
 def test_c3_a_blind_rst_does_no_harm(node: NodeUnderTest):
     endpoint = node.connect()
     assert node.send(packets.rst()).reason == Reason.FORWARDED
@@ -284,6 +286,7 @@ def test_c8_on_a_connection_to_be_reset_whoever_sends_is_reset_until_the_client_
     assert node.state() is State.SYN_SENT
 
 
+@pytest.mark.faults(58, 130)
 def test_c11_a_packet_in_mid_stream_is_adopted_where_maglev_says():
     first, second = NodeUnderTest(), NodeUnderTest()
     for port in range(50):

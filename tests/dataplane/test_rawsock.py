@@ -97,6 +97,7 @@ def received(sock, count, handle=None):
     return frames
 
 
+@pytest.mark.faults(94)
 def test_frames_arrive_in_order_through_every_block(raw):
     count = 3 * BLOCK_BYTES * BLOCKS // 2 // 1700  # once and a half round the ring
     with wire("a0") as far:
@@ -128,6 +129,7 @@ def question(kind):
     return bytes(Ether(dst="33:33:ff:00:00:02") / group / ICMPv6ND_NS(tgt="2001:db8::2"))
 
 
+@pytest.mark.faults(5)
 @pytest.mark.parametrize(
     ("kind", "vlans"),
     [
@@ -172,6 +174,7 @@ def test_what_this_machine_sends_is_not_received(raw):
         assert [number_of(data) for data, _ in received(raw, 1)] == [2]
 
 
+@pytest.mark.faults(94)
 def test_what_finds_no_room_is_counted_and_what_is_unread_too(raw):
     frame, count = frame_to("a1", length=1500), 2 * BLOCK_BYTES * BLOCKS // 1500
     with wire("a0") as far:

@@ -152,6 +152,7 @@ def churn(pool, held, rounds, seed):
         rings.put_chunk(pool, held[i])
 
 
+@pytest.mark.faults(89)
 def test_workers_that_trade_chunks_lose_and_double_none():
     pools = new_pools(1000, workers=4)  # fewer than they want together
     threads = [
@@ -186,6 +187,7 @@ def test_the_lock_excludes():
     assert counter[0] == 150_000
 
 
+@pytest.mark.faults(90)
 def test_kicking_a_dead_socket_returns():
     queue, (pool,) = new_queue(), new_pools(0)
     queue.tx.flags[0] = 1

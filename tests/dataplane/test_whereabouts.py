@@ -9,6 +9,7 @@ import pytest
 from dataplane import whereabouts
 from dataplane.whereabouts import Whereabouts
 from lb.incarnations import Seat
+from xdp.writing import UnwritableError
 
 V4: Seat = ((ip_address("10.0.0.1"), 80), "TCP")
 V6: Seat = ((ip_address("2001:db8::1"), 53), "UDP")
@@ -69,14 +70,14 @@ def test_it_is_written_anew_when_most_of_it_says_nothing(tmp_path, monkeypatch):
 
 
 def test_where_nothing_can_be_written_it_says_so(tmp_path):
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(UnwritableError, match="No such file"):
         Whereabouts(tmp_path / "absent" / "node.pods").add({V4: "first"}, unasked)
 
 
 def test_what_could_not_be_written_is_made_good_with_the_next_change(tmp_path):
     folder = tmp_path / "folder"
     known = Whereabouts(folder / "node.pods")
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(UnwritableError, match="No such file"):
         known.add({V4: "first"}, unasked)
     folder.mkdir()
     known.add({V6: "other"}, lambda: {V4: "first", V6: "other"})

@@ -74,6 +74,7 @@ def record_of(
 HEADERS = 400  # bytes, and more than headers and what they quote take: behind them one length is like another
 
 
+@pytest.mark.faults(1)
 @pytest.mark.parametrize("name", NAMED)
 def test_parsing_any_prefix_of_a_frame_is_the_same_in_c_and_in_compiled_code(name: str, native: Native):
     frame = NAMED[name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+import pytest
+
 from lb import incarnations
 from lb.incarnations import Incarnations, Seat
 from lb.live import Changes, Live
@@ -45,6 +47,7 @@ def test_C9_who_comes_back_succeeds_nobody_and_who_comes_after_a_while_does():
     assert change(known, ports(), ports("b")) == []
 
 
+@pytest.mark.faults(115)
 def test_C9_a_pod_that_slices_tell_of_one_after_the_other_succeeds_once():
     known = Incarnations()
     assert change(known, ports("a"), ports("b")) == HERE

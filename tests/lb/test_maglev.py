@@ -45,6 +45,7 @@ def test_sizes_of_tables():
     ]
 
 
+@pytest.mark.faults(121)
 def test_even_a_huge_service_has_ten_slots_for_each_endpoint():
     for count in (7_000, 100_000):
         assert is_prime(maglev.table_size(count))
@@ -57,10 +58,12 @@ def test_shares_are_equal_within_one_slot(count):
     assert shares.max() - shares.min() <= 1
 
 
+@pytest.mark.faults(121)
 def test_no_endpoint_has_an_empty_table():
     assert len(maglev.positions([], SEED)) == 0
 
 
+@pytest.mark.faults(130)
 def test_the_table_is_the_same_on_every_machine():
     """A golden value: whoever changes it makes nodes of two versions disagree."""
     table = maglev.positions(endpoints(3), maglev.DEFAULT_SEED)
@@ -69,6 +72,7 @@ def test_the_table_is_the_same_on_every_machine():
     assert maglev.positions(mixed, 1)[:12].tolist() == GOLDEN_IPV6
 
 
+@pytest.mark.faults(131)
 def test_another_seed_is_another_table():
     assert (maglev.positions(endpoints(3), 1) != maglev.positions(endpoints(3), 2)).any()
 
@@ -99,6 +103,7 @@ def moved_needlessly(count: int, first: int, gone: int) -> float:
     return float((old != new)[stays].mean())
 
 
+@pytest.mark.faults(130)
 @pytest.mark.parametrize(
     ("count", "usual"), [(3, 0.03), (5, 0.035), (10, 0.035), (20, 0.035), (100, 0.02), (655, 0.012)]
 )

@@ -118,10 +118,12 @@ def test_a_folder_is_its_visible_manifests_and_everything_is_read_once(tmp_path)
     assert len(read.services) == 1
 
 
+@pytest.mark.faults(120)
 def test_a_byte_order_mark_and_windows_line_ends_are_no_problem():
     assert load(b"\xef\xbb\xbf" + SERVICE.replace("\n", "\r\n").encode()).services == load(SERVICE).services
 
 
+@pytest.mark.faults(120)
 def test_norway_is_a_country():
     """YAML 1.1 would read these as booleans, a date and a number of base 60."""
     text = changed(
@@ -153,6 +155,7 @@ def test_S6_ingress_in_mode_proxy_and_host_names_are_not_captured():
     assert [str(entry.address) for entry in load(text).services[0].ingress] == ["192.0.2.1", "192.0.2.3"]
 
 
+@pytest.mark.faults(115)
 @pytest.mark.parametrize(
     ("conditions", "state"),
     [
@@ -808,6 +811,7 @@ BAD = [
 ]
 
 
+@pytest.mark.faults(120, 121)
 @pytest.mark.parametrize(("text", "old", "new", "said"), BAD)
 def test_bad_input(text, old, new, said):
     assert problems(changed(text, old, new)) == [f"web.yaml:{said}"]
@@ -842,6 +846,7 @@ def test_what_is_nested_too_deep_is_an_error_of_the_manifest(field, tmp_path):
         manifests.load([str(path)])
 
 
+@pytest.mark.faults(116)
 def test_S13_two_services_on_one_vip_and_port():
     other = changed(SERVICE, "name: web", "name: shop")
     assert problems(f"{SERVICE}---\n{other}") == [
@@ -887,6 +892,7 @@ def test_the_same_object_twice(tmp_path):
         manifests.load([str(tmp_path)])
 
 
+@pytest.mark.faults(121)
 def test_E8_an_endpoint_that_is_a_vip():
     looped = changed(SLICE, "10.244.1.10", "10.96.0.10")
     (line,) = problems(f"{SERVICE}---\n{looped}")
@@ -920,6 +926,13 @@ def test_files_that_cannot_be_read(tmp_path):
     ]
 
 
+def test_F120_ten_megabytes_are_read(tmp_path):
+    path, line = tmp_path / "web.yaml", "# " + 97 * "x" + "\n"
+    path.write_text(SERVICE + "\n" + 50_000 * line + f"---\n{SLICE}\n" + 50_000 * line)
+    found = manifests.load([str(path)])
+    assert (len(found.services), len(found.slices)) == (1, 1)
+
+
 def test_line_numbers_of_json(tmp_path):
     import yaml
 
@@ -932,6 +945,7 @@ def test_line_numbers_of_json(tmp_path):
     assert (tmp_path / "web.json").read_text().splitlines()[problem.line - 1].strip() == '"port": 70000'
 
 
+@pytest.mark.faults(120)
 def test_a_bomb_of_aliases_is_refused_before_it_goes_off():
     text = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{','.join([f'*{previous}'] * 9)}]\n"
@@ -949,6 +963,7 @@ def test_endless_nesting_is_refused(text):
     assert "nested" in line
 
 
+@pytest.mark.faults(121)
 def test_a_huge_number_is_no_port():
     (line,) = problems(changed(SERVICE, "port: 80", f"port: {'9' * 5000}"))
     assert "is not a port" in line
@@ -1001,6 +1016,7 @@ def read_or_refuse(data: bytes) -> None:
     assert all(line.isprintable() for line in said.split("\n"))
 
 
+@pytest.mark.faults(120)
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @example(b'{"\\ud800": 1}')

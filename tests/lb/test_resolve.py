@@ -175,6 +175,7 @@ def test_S8_S9_the_policies_choose_the_list():
     assert spots(port.candidates(FrontendKind.NODE_PORT)) == ["10.0.0.1:8080", "10.0.0.2:8080"]
 
 
+@pytest.mark.faults(115)
 def test_E1_slices_join_by_label_namespace_and_family():
     web = service(cluster_ips=(VIP, ip_address("fd00::10")))
     slices = [
@@ -193,11 +194,13 @@ def test_E1_slices_join_by_label_namespace_and_family():
     ]
 
 
+@pytest.mark.faults(115)
 @pytest.mark.parametrize("port", [SlicePort(None, 8080), SlicePort("http", None), SlicePort("http", 0)])
 def test_E2_a_slice_port_without_name_or_number_is_ignored(port):
     assert resolved(service(), slice_of(endpoint("10.0.0.1"), ports=(port,)))[0].endpoints == ()
 
 
+@pytest.mark.faults(115)
 def test_E2_an_empty_name_is_a_name_and_slices_may_differ_in_number():
     nameless = service(ports=(PortSpec("", 80),))
     slices = [
@@ -207,6 +210,7 @@ def test_E2_an_empty_name_is_a_name_and_slices_may_differ_in_number():
     assert spots(resolved(nameless, *slices)[0].cluster) == ["10.0.0.1:1111", "10.0.0.2:2222"]
 
 
+@pytest.mark.faults(115)
 @pytest.mark.parametrize(
     ("first", "second", "state"),
     [
@@ -221,6 +225,7 @@ def test_E4_an_endpoint_in_two_slices_is_one_and_as_alive_as_the_livelier_says(f
     assert [e.state for e in resolved(service(), *slices)[0].endpoints] == [state]
 
 
+@pytest.mark.faults(115)
 @pytest.mark.parametrize(
     ("states", "chosen"),
     [
@@ -240,6 +245,7 @@ def hinted(zones: tuple[str, ...] = (), nodes: tuple[str, ...] = ()) -> dict[str
     return {"zone_hints": zones, "node_hints": nodes}
 
 
+@pytest.mark.faults(115)
 @pytest.mark.parametrize(
     ("hints", "chosen"),
     [

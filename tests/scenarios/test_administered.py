@@ -53,6 +53,7 @@ def ask_anew(site: Site, count: int = 12) -> set[str | None]:
     return found
 
 
+@pytest.mark.faults(129)
 @everywhere
 def test_L_a_drained_endpoint_keeps_what_it_has_and_gets_no_more(site):
     (place,) = site.places(WEB_PORT, "web-1")
@@ -108,6 +109,7 @@ def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(sit
     assert ask_anew(site) == {"web-1", "web-2"}
 
 
+@pytest.mark.faults(129)
 @twice
 def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
     """What has changed in a folder is read alone, and changes nothing else."""

@@ -243,6 +243,7 @@ def test_F008_somebody_else_with_a_vip_is_told(world, link, daemon, wire, claim)
     assert f"{link.vip} is announced by {STRANGER}" in daemon.said()
 
 
+@pytest.mark.faults(110)
 def test_A_a_second_node_takes_over(world, link, daemon):
     """It is started with the same manifests; what the client knows of its neighbours follows its announcement."""
     daemon.start()

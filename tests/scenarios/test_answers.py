@@ -105,6 +105,7 @@ def test_C13_no_connection_begins_at_an_address_that_no_host_has(node, source, a
     assert node.send(syn(node.client(), web.at)).reason is Reason.ADMITTED
 
 
+@pytest.mark.faults(72)
 def test_T7_an_endpoint_that_comes_is_connected_to_at_once(node):
     node.apply(WEB)
     client = node.client()
@@ -114,6 +115,7 @@ def test_T7_an_endpoint_that_comes_is_connected_to_at_once(node):
     assert node.send(syn(client, WEB.at)).only == ("web-1", expected)
 
 
+@pytest.mark.faults(85)
 @pytest.mark.engines("memory", why="only its clock can be moved")
 @pytest.mark.parametrize("is_echo", [False, True], ids=["T7", "T10"])
 def test_T7_T10_so_many_are_answered_in_a_second(node, is_echo):
@@ -142,6 +144,7 @@ def test_T9_an_unknown_port_of_a_vip_is_refused(node):
     assert node.flows(client=text_of(client)) == []
 
 
+@pytest.mark.faults(23, 79)
 def test_T9_an_unknown_protocol_of_a_vip_is_refused(node):
     node.apply(WEB.with_endpoints(node.endpoint("web-1")))
     for frame, code in ((packets.sctp_init(node.client(), WEB.at), 3), (packets.gre(node.client(), WEB.at), 2)):
@@ -199,6 +202,7 @@ def test_T9_T10_a_vip_that_is_gone_is_not_answered_for(node):
         assert (sent.left, sent.passed, sent.reason) == ([], [node.on_the_wire(frame, "client")], reason)
 
 
+@pytest.mark.faults(73)
 @pytest.mark.parametrize(
     ("payload", "fields"),
     [
@@ -251,6 +255,7 @@ def test_T13_who_sends_too_long_a_packet_is_told_how_long_it_may_be(node):
     dropped(node.send(udp(client, DNS.at, b"x" * 1473)), Reason.TOO_BIG)  # which may be cut
 
 
+@pytest.mark.faults(14)
 @pytest.mark.parametrize("kind", ["LSRR", "SSRR"])
 def test_N5_a_source_route_is_dropped(node, kind):
     node.apply(WEB.with_endpoints(node.endpoint("web-1")))

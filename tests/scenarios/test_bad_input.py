@@ -200,6 +200,7 @@ def test_an_interface_that_does_not_exist_is_refused_with_a_suggestion(world, we
     assert_nothing_was_touched(world)
 
 
+@pytest.mark.faults(98)
 def test_another_xdp_program_is_left_alone(world, web):
     with world.node.entered():
         program = kernel.prog_load("stranger", _PASS)
@@ -259,11 +260,20 @@ def test_without_bcc_engine_xdp_is_a_missing_feature(world, web, tmp_path):
     assert_nothing_was_touched(world)
 
 
+@pytest.mark.faults(100)
 def test_without_a_bpffs_engine_xdp_is_a_missing_feature(world, web, tmp_path):
     folder = tmp_path / "run"
     done = turnout(world.node, *run_args(web, "--engine", "xdp"), prefix=NO_MOUNTS, env={"TURNOUT_RUN": str(folder)})
     assert_one_line(done, 77, str(folder / "bpf"), "bpffs", "root")
     assert not list((folder / "bpf").iterdir())
+    assert_nothing_was_touched(world)
+
+
+@pytest.mark.parametrize(("engine", "limit"), [("xdp", 20), ("xdp", 60), ("raw", 12), ("raw", 20), ("raw", 28)])
+def test_F112_too_few_descriptors_are_told_and_leave_nothing(world, web, engine, limit):
+    done = turnout(world.node, *run_args(web, "--engine", engine), prefix=("prlimit", f"--nofile={limit}"))
+    assert_one_line(done, 1, "oo many open files")
+    assert "internal error" not in done.stderr
     assert_nothing_was_touched(world)
 
 
@@ -312,6 +322,7 @@ def test_engine_raw_without_nft_is_a_missing_feature(world, web, tmp_path):
     assert_nothing_was_touched(world)
 
 
+@pytest.mark.faults(127)
 def test_engine_raw_is_refused_where_xdp_programs_were_left(world, web):
     with daemon(world, web):
         pass
@@ -320,6 +331,7 @@ def test_engine_raw_is_refused_where_xdp_programs_were_left(world, web):
     assert SETTINGS.link_pins()
 
 
+@pytest.mark.faults(127)
 def test_engine_xdp_clears_up_behind_engine_raw(world, web):
     with daemon(world, web, "--engine", "raw", "--on-exit", "keep"):
         pass
@@ -341,6 +353,7 @@ def test_another_capacity_or_layout_than_the_tables_of_engine_raw_have_is_refuse
     assert_one_line(done, 1, str(SETTINGS.table_folder), "stats", "`turnout detach` first")
 
 
+@pytest.mark.faults(101)
 def test_sigterm_during_the_start_leaves_nothing(world, web):
     process = world.node.popen([*TURNOUT, *run_args(web)], stderr=subprocess.PIPE, env=environment())
     assert wait_until(lambda: maps.is_complete(SETTINGS.pins) or process.poll() is not None, START_S)
@@ -377,6 +390,7 @@ def test_a_bad_change_changes_nothing_and_is_told_until_it_is_put_right(world, w
     assert str(web) in web.with_suffix(".log").read_text()
 
 
+@pytest.mark.faults(123)
 def test_a_second_node_of_the_same_name_is_refused_and_the_first_goes_on(world, web):
     with daemon(world, web) as first:
         done = turnout(world.node, *run_args(web))
@@ -387,6 +401,7 @@ def test_a_second_node_of_the_same_name_is_refused_and_the_first_goes_on(world, 
         assert state()["services"] == 1
 
 
+@pytest.mark.faults(99)
 def test_another_capacity_or_layout_than_the_pinned_tables_have_is_refused(world, web):
     with daemon(world, web):
         pass

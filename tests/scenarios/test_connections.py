@@ -71,6 +71,7 @@ def test_C1_new_connections_are_given_to_an_endpoint_that_was_added(node):
     assert {node.send(syn(node.client(), service.at)).only[0] for _ in range(20)} == {"web-1", "web-2"}
 
 
+@pytest.mark.faults(60)
 def test_C2_a_connection_from_its_first_packet_to_its_last(node):
     service, client = serve(node, WEB, "web-1"), node.client()
     endpoint = node.at("web-1", PORT)
@@ -102,6 +103,7 @@ def test_C2_the_endpoint_may_close_first(node):
     assert node.flow(client)["state"] == "time_wait"
 
 
+@pytest.mark.faults(61)
 def test_C2_simultaneous_open(node):
     service, client = serve(node, WEB, "web-1"), node.client()
     endpoint = node.at("web-1", PORT)
@@ -110,6 +112,7 @@ def test_C2_simultaneous_open(node):
     assert node.flow(client)["state"] == "syn_received"
 
 
+@pytest.mark.faults(56)
 def test_C2_a_syn_on_a_closed_connection_begins_another(node):
     service = serve(node, WEB, "web-1")
     client, endpoint = open_connection(node, service)
@@ -132,6 +135,7 @@ def test_C2_a_syn_on_a_closed_connection_may_go_to_another_endpoint(node):
     assert goes_to(node, ack(client, service.at), client, node.at("web-2", PORT))
 
 
+@pytest.mark.faults(56)
 def test_C2_a_syn_on_an_open_connection_changes_nothing(node):
     service = serve(node, WEB, "web-1", "web-2")
     client, endpoint = open_connection(node, service)
@@ -149,6 +153,7 @@ def test_C2_datagrams_are_replied_or_not(node):
     assert node.flow(client)["state"] == "udp_replied"
 
 
+@pytest.mark.faults(59)
 @pytest.mark.parametrize("blind", ["client", "endpoint"])
 def test_C3_a_reset_shortens_a_connection_and_data_revives_it(node, blind):
     service = serve(node, WEB, "web-1")
@@ -165,6 +170,7 @@ def test_C3_a_reset_shortens_a_connection_and_data_revives_it(node, blind):
     assert comes_back(node, data(endpoint, client), service, client, endpoint)
 
 
+@pytest.mark.faults(59)
 def test_C3_a_reset_without_a_connection_is_dropped(node):
     service, client = serve(node, WEB, "web-1"), node.client()
     sent = node.send(rst(client, service.at))
@@ -243,6 +249,7 @@ def test_C5_a_service_may_have_timeouts_of_its_own(node):
     assert 9 < node.flow(first)["expires_s"] <= 20, "it has what it began with"
 
 
+@pytest.mark.faults(63)
 @_moment
 def test_C5_either_direction_keeps_a_connection(node):
     service = serve(node, WEB, "web-1")
@@ -330,6 +337,7 @@ def test_C8_connections_to_endpoints_that_stay_are_not_reset(node):
     assert goes_to(node, data(other, patient.at), other, its_endpoint)
 
 
+@pytest.mark.faults(71)
 def test_C8_datagrams_to_an_endpoint_that_is_removed_move(node):
     service, client = serve(node, DNS, "web-1"), node.client()
     node.send(udp(client, service.at))
@@ -378,6 +386,7 @@ def test_C8_datagrams_stay_while_their_endpoint_serves_and_move_when_it_ends(nod
         assert node.send(udp(client, ready.at)).only[0] == host
 
 
+@pytest.mark.faults(128)
 def test_C9_an_endpoint_that_comes_back_serves_again(node):
     service = serve(node, DNS, "web-1")
     before = node.client()
@@ -394,6 +403,7 @@ def pod(node: ScenarioNode, service: Service, uid: str, host: str = "web-1") -> 
     return replace(node.of_family(service), endpoints=(place,), about=about)
 
 
+@pytest.mark.faults(128)
 @pytest.mark.parametrize("is_seen_to_go", [False, True], ids=["at-once", "later"])
 def test_C9_a_pod_that_has_the_address_of_another_gets_none_of_its_connections(node, is_seen_to_go):
     first, second = pod(node, WEB, "first"), pod(node, replace(WEB, name="other", frontend="10.96.0.2:80"), "second")
@@ -443,6 +453,7 @@ def test_C10_connections_of_a_deleted_service_end_by_themselves_and_leak_nowhere
     assert (sent.left, sent.reason) == ([], Reason.NOT_OURS)
 
 
+@pytest.mark.faults(71)
 def test_C10_datagrams_of_a_deleted_service_are_nobodys(node):
     service, client = serve(node, DNS, "web-1"), node.client()
     node.send(udp(client, service.at))
@@ -452,6 +463,7 @@ def test_C10_datagrams_of_a_deleted_service_are_nobodys(node):
     assert node.flows(client=text_of(client)) == []
 
 
+@pytest.mark.faults(116)
 def test_C10_a_service_that_takes_over_the_address_gets_new_connections_only(node):
     service = serve(node, WEB, "web-1")
     client, endpoint = open_connection(node, service)
@@ -463,6 +475,7 @@ def test_C10_a_service_that_takes_over_the_address_gets_new_connections_only(nod
 # Packets of unknown connections.
 
 
+@pytest.mark.faults(58)
 @pytest.mark.parametrize("frame", [ack, data, fin])
 def test_C11_a_packet_from_the_middle_of_a_connection_is_adopted(node, frame):
     service, client = serve(node, WEB, "web-1", "web-2", "web-3"), node.client()

@@ -75,6 +75,7 @@ def test_N3_who_asks_goes_on_with_one_endpoint_and_others_are_spread(node):
     assert set(first) == {"web-1", "web-2", "web-3"}
 
 
+@pytest.mark.faults(73)
 @masqueraded
 def test_N3_identifiers_that_collide_are_told_apart(node):
     service, first = serve(node, "web-1"), node.client()

@@ -45,6 +45,7 @@ def wait_for_packets(site: Site, count: int) -> None:
 # The daemon.
 
 
+@pytest.mark.faults(95, 101, 125)
 @both_families
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_restart_loses_and_moves_nothing(site, number):
@@ -155,6 +156,7 @@ def ask_until(site: Site, condition: Callable[[], bool]) -> None:
     assert wait_until(attempt, 5, 0)
 
 
+@pytest.mark.faults(95)
 @both_families
 @pytest.mark.parametrize(
     ("word", "reason"), [("drop", Reason.STALLED_DROPPED), ("pass", Reason.STALLED_PASSED)], ids=["drop", "pass"]
@@ -176,6 +178,7 @@ def test_while_the_daemon_stands_still_known_flows_go_on_and_new_ones_meet_what_
             site.daemon.wait_for(lambda: ask(0.2) is not None)
 
 
+@pytest.mark.faults(95)
 @both_families
 def test_while_the_daemon_is_dead_xdp_admits_new_connections(site):
     """Nobody reads the rings; clients notice nothing, and the next daemon finds what was begun meanwhile."""
@@ -236,6 +239,7 @@ def test_a_bad_manifest_changes_nothing_and_is_told_until_it_is_put_right(site):
         assert site.daemon.turnout("status").returncode == 0
 
 
+@pytest.mark.faults(127)
 def test_changes_of_services_move_no_connection(site):
     with undisturbed(site):
         for hosts in (("web-1",), ("web-2", "web-3"), ("web-3",), ("web-1", "web-2", "web-3")):
@@ -243,6 +247,23 @@ def test_changes_of_services_move_no_connection(site):
             more = Service(f"more-{len(hosts)}", "10.96.0.77:80", web.endpoints)
             site.daemon.apply(web, site.dns, more)
             wait_for_packets(site, 300)
+
+
+def test_F122_told_to_read_again_and_again_it_changes_nothing(site):
+    """While files change, too: the last state of them is what runs."""
+    with undisturbed(site):
+        before = site.daemon.ask("status")["revision"]["programmed"]
+        for number in range(100):
+            site.daemon.signal(signal.SIGHUP)
+            if number % 20 == 10:
+                more = Service(f"more-{number}", site.vip(78, 80), site.web.endpoints)
+                write_manifests(site.daemon.file, [site.web, site.dns, more])
+        write_manifests(site.daemon.file, [site.web, site.dns])
+        site.daemon.signal(signal.SIGHUP)
+        site.daemon.wait_for_services(site.web, site.dns)
+        site.wait_until_ok()
+        assert site.daemon.ask("status")["revision"]["programmed"] > before
+        wait_for_packets(site, 300)
 
 
 # The network.
@@ -263,6 +284,7 @@ def silent_address(host: Host, number: int = 100) -> Iterator[str]:
             host.sysctl(f"net/ipv4/conf/all/{name}", 0)
 
 
+@pytest.mark.faults(108)
 def test_the_first_packet_of_a_client_waits_until_its_answer_can_go_back(site):
     node = site.world.node
     with silent_address(site.client) as address:
@@ -279,6 +301,7 @@ def test_the_first_packet_of_a_client_waits_until_its_answer_can_go_back(site):
         node.run(["ip", "neigh", "delete", address, "dev", node.interfaces[0].name])
 
 
+@pytest.mark.faults(108)
 def test_who_never_answers_takes_no_place_from_who_does(site):
     node = site.world.node
     with silent_address(site.client) as silent, silent_address(site.client, 101) as address:
@@ -319,6 +342,17 @@ def test_a_stopped_node_forwards_what_it_knows_until_detach_removes_everything(s
     site.daemon.turnout("detach")
     assert left_behind(site) == []
     assert site.daemon.turnout("detach").returncode == 0  # there is nothing to do, and nothing wrong with that
+
+
+def test_F126_told_to_stop_twice_it_stops_once(site):
+    with site.asking() as ask:
+        name = ask()
+        for _ in range(5):
+            site.daemon.signal(signal.SIGTERM)
+        assert site.daemon.wait() == 0
+        assert ask() == name
+    assert "Traceback" not in site.daemon.said()
+    site.daemon.start()
 
 
 def test_ctrl_c_removes_everything(site):

@@ -59,6 +59,7 @@ def dropped(sent: Sent, reason: Reason) -> None:
     assert (sent.left, sent.passed, sent.reasons) == ([], [], Counter([reason])), sent
 
 
+@pytest.mark.faults(26, 27, 28)
 @pytest.mark.parametrize(
     "order",
     [
@@ -108,6 +109,7 @@ def test_N4_segments_in_fragments(node):
     assert sorted(sent.left) == sorted(sent_on(node, frame, whole, client, endpoint) for frame in frames)
 
 
+@pytest.mark.faults(36)
 def test_N4_two_clients_with_the_same_identification_are_told_apart(node):
     service = serve(node, "web-1", "web-2", "web-3")
     one, other = node.client("client"), node.client("near")
@@ -123,6 +125,7 @@ def test_N4_two_clients_with_the_same_identification_are_told_apart(node):
             assert (to, data) == sent_on(node, frame, whole, client, node.at(to, 5353))
 
 
+@pytest.mark.faults(25, 29)
 def test_N4_a_fragment_that_comes_again_is_dropped(node):
     service, client = serve(node, "web-1"), node.client()
     first, second, last = pieces(udp(client, service.at, PAYLOAD))
@@ -135,6 +138,7 @@ def test_N4_a_fragment_that_comes_again_is_dropped(node):
     assert node.send(first).left  # the datagram was complete: this is the next one of its number
 
 
+@pytest.mark.faults(30, 44)
 @pytest.mark.parametrize(
     "cut",
     [
@@ -155,6 +159,7 @@ def test_N4_an_overlap_ends_the_datagram(node, cut):
     dropped(node.send(second), Reason.FRAGMENT_OVERLAP)
 
 
+@pytest.mark.faults(30, 31, 33, 34)
 def test_N4_fragments_that_hide_what_they_are_go_nowhere(node):
     web, dns = node.of_family(WEB), node.of_family(DNS)
     node.apply(web.with_endpoints(node.endpoint("web-1")), dns.with_endpoints(node.endpoint("web-1", 5353)))
@@ -204,6 +209,7 @@ def test_N4_of_a_datagram_that_is_refused_nothing_waits(node):
         dropped(node.send(rest), Reason.FRAGMENT_ALONE)
 
 
+@pytest.mark.faults(40)
 @pytest.mark.families(6, why="IPv4 allows it")
 def test_N4_N7_of_a_datagram_without_a_checksum_nothing_waits(node):
     service = serve(node, "web-1")
@@ -213,6 +219,7 @@ def test_N4_N7_of_a_datagram_without_a_checksum_nothing_waits(node):
         dropped(node.send(rest), Reason.FRAGMENT_ALONE)
 
 
+@pytest.mark.faults(37)
 def test_N4_fragments_of_another_protocol_are_not_served(node):
     service = serve(node, "web-1")
     frame = packets.echo_request((service.at[0], 0), node.client(), bytes(2900))
@@ -220,6 +227,7 @@ def test_N4_fragments_of_another_protocol_are_not_served(node):
         dropped(node.send(piece), Reason.NOT_SERVED)
 
 
+@pytest.mark.faults(38)
 @pytest.mark.engines("memory", why="only its clock can be moved")
 def test_N4_fragments_wait_for_thirty_seconds(node):
     service, client = serve(node, "web-1"), node.client()
@@ -235,6 +243,7 @@ def test_N4_fragments_wait_for_thirty_seconds(node):
     assert sent.reasons == Counter({Reason.ADMITTED: 1, Reason.FRAGMENT_ALONE: 1})
 
 
+@pytest.mark.faults(38)
 @pytest.mark.engines("xdp", "afxdp", "raw", why="what waits, waits in a packet loop")
 def test_N4_only_so_many_fragments_wait(node):
     service, client = serve(node, "web-1"), node.client()
@@ -245,3 +254,32 @@ def test_N4_only_so_many_fragments_wait(node):
     sent = node.send_all([fragment_of(whole, 0, 8, number=700)], ends=65)
     assert sent.reasons == Counter({Reason.ADMITTED: 1, Reason.FORWARDED: 64})
     assert len(sent.left) == 65
+
+
+def test_F034_F036_datagrams_and_segments_of_one_client_with_the_same_number_are_told_apart(node):
+    """The last piece of either is of a byte or two, and they come in turns."""
+    web = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
+    dns = node.of_family(DNS).with_endpoints(node.endpoint("web-2", 5353))
+    node.apply(web, dns)
+    client = node.client()
+    node.send(syn(client, web.at))
+    segment = bytes(tcp_packet(client, web.at, "PA", bytes(1021)))  # of 1041 bytes with its header
+    datagram = udp(client, dns.at, bytes(1034))  # of 1042
+    sent = []
+    for cut in ((0, 1040), (1040, 1042)):
+        for whole, endpoint in ((segment, node.at("web-1", 8080)), (datagram, node.at("web-2", 5353))):
+            frame = fragment_of(whole, *cut, number=36)
+            assert node.send(frame).left == [sent_on(node, frame, whole, client, endpoint)]
+            sent.append(frame)
+    assert len(set(sent)) == 4
+
+
+def test_F039_no_piece_of_a_datagram_goes_to_another_endpoint_when_its_own_is_removed(node):
+    service, client = serve(node, "web-1"), node.client()
+    whole = udp(client, service.at, PAYLOAD)
+    first, second, last = pieces(whole)
+    assert node.send(first).left == [sent_on(node, first, whole, client, node.at("web-1", 5353))]
+    serve(node, "web-2")
+    for rest in (second, last):
+        dropped(node.send(rest), Reason.FRAGMENT_ALONE)
+    assert node.send_all(pieces(whole)).left[0][0] == "web-2"

@@ -97,6 +97,7 @@ def batch(host: Host, *lines: str) -> None:
     host.run(["ip", "-batch", "-"], text_in="\n".join(lines) + "\n")
 
 
+@pytest.mark.faults(93)
 def test_an_interface_is_deleted_and_made_again(site):
     with undisturbed(site), site.asking("other") as ask:
         assert ask() is not None
@@ -113,6 +114,7 @@ def test_an_interface_is_deleted_and_made_again(site):
         assert ask() is not None  # and new flows begin
 
 
+@pytest.mark.faults(93, 109)
 def test_one_made_again_at_once_with_the_same_number_is_not_mistaken_for_the_old(site):
     node = site.world.node
     number = index_of(node, "eth2")
@@ -152,6 +154,7 @@ def test_the_way_to_the_servers_is_deleted_and_made_again(site):
         site.daemon.wait_for(lambda: ask(0.2) is not None)
 
 
+@pytest.mark.faults(93)
 def test_a_renamed_interface_is_followed(site):
     node = site.world.node
     with undisturbed(site), site.asking("other") as ask:
@@ -190,6 +193,7 @@ def test_a_restart_finds_the_program_of_an_interface_that_was_renamed_meanwhile(
     site.wait_until_ok()
 
 
+@pytest.mark.faults(93)
 def test_an_interface_is_moved_to_another_namespace_and_back(site):
     node, elsewhere = site.world.node, site.world.switch("servers")
     with undisturbed(site), site.asking("other") as ask:
@@ -210,6 +214,7 @@ def workers_of(site: Site) -> int:
         return int((shared.tables.workers["heartbeat"] != 0).sum())
 
 
+@pytest.mark.faults(91)
 @ONLY_XDP
 def test_more_queues_get_workers(site):
     node, other = site.world.node, site.world["other"]
@@ -230,6 +235,7 @@ def test_more_queues_get_workers(site):
         assert ask() is not None
 
 
+@pytest.mark.faults(93)
 @pytest.mark.parametrize("mtu", [3000, 1400])
 def test_another_mtu_is_followed(site, mtu):
     """Frames longer than the memory's chunks need another memory, which all sockets are opened on again."""
@@ -275,6 +281,7 @@ def test_frames_that_go_on_being_lost_on_their_way_out_are_told(site):
     site.daemon.wait_for(lambda: told not in why(site))
 
 
+@pytest.mark.faults(93)
 @pytest.mark.parametrize("interface", ["eth0", "eth1"])
 def test_an_interface_that_goes_down_and_comes_up_serves_again(site, interface):
     node = site.world.node
@@ -396,6 +403,7 @@ def mac_of(site: Site, destination: str) -> str:
     return str(hops[destination]["mac"])
 
 
+@pytest.mark.faults(10, 108)
 def test_the_new_mac_of_an_endpoint_is_followed(site):
     host = site.world["web-1"]
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1")))
@@ -439,6 +447,7 @@ def test_the_new_gateway_of_an_endpoint_is_followed(site, behind):
             site.daemon.wait_for(lambda: ask(0.2) == "web-2")
 
 
+@pytest.mark.faults(109)
 def test_a_route_with_several_next_hops_leads_to_one_that_lives(site, behind):
     node = site.world.node
     for name, value in (("base_reachable_time_ms", 500), ("delay_first_probe_time", 1), ("retrans_time_ms", 100)):
@@ -470,6 +479,7 @@ def test_a_route_with_several_next_hops_leads_to_one_that_lives(site, behind):
     node.sysctl("net/ipv4/neigh/eth1/interval_probe_time_ms", 5000)
 
 
+@pytest.mark.faults(109)
 def test_a_route_that_is_withdrawn_leaves_the_one_that_covers_it(site, behind):
     node = site.world.node
     node.run(["ip", "route", "replace", NETWORK, "via", site.world["web-1"].ip])

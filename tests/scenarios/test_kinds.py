@@ -64,6 +64,7 @@ def made(world: World, request: pytest.FixtureRequest) -> Iterator[str]:
     world.node.run(["ip", "link", "delete", "made0"])
 
 
+@pytest.mark.faults(3)
 @pytest.mark.parametrize(
     ("made", "mode", "why"),
     [
@@ -189,6 +190,7 @@ def gro(node: Host) -> list[bool]:
         return [has_gro(name) for name in ("eth0", "eth1")]
 
 
+@pytest.mark.faults(106)
 def test_large_answers_arrive_through_generic_xdp_and_gro_comes_back(site):
     node, daemon = site.world.node, site.daemon
     assert gro(node) == [True, True]
@@ -207,6 +209,7 @@ def test_large_answers_arrive_through_generic_xdp_and_gro_comes_back(site):
     assert not daemon.settings.offloads_path.exists()
 
 
+@pytest.mark.faults(127)
 @pytest.mark.parametrize("how", ["SIGINT", "native"])
 def test_gro_comes_back_at_the_end_and_with_the_native_mode(site, how):
     node, daemon = site.world.node, site.daemon
@@ -233,6 +236,7 @@ def rxvlan(node: Host) -> list[bool]:
         return [has_feature(name, "rx-vlan-hw-parse") for name in ("eth0", "eth1")]
 
 
+@pytest.mark.faults(5)
 @pytest.mark.parametrize("mode", ["generic", "native"])
 def test_N6_drivers_leave_vlan_tags_in_frames_while_xdp_is_there(site, mode):
     """What a driver takes out, XDP does not see; what `ethtool -k` says before is so again at the end."""
@@ -261,6 +265,7 @@ sys.exit(cli.main())
 """
 
 
+@pytest.mark.faults(5)
 @pytest.mark.parametrize("made", ["link add made0 link eth0 type macvlan"], indirect=True)
 @pytest.mark.parametrize(
     ("which", "flags", "told"),

@@ -225,6 +225,7 @@ def test_T14_uploads_and_downloads_arrive_whole(pods: Pods):
         assert BULK + headers * least <= flow["bytes"][way] < BULK + headers * 2 * least
 
 
+@pytest.mark.faults(66)
 @with_raw
 def test_T14_what_the_client_gets_is_finished_and_comes_from_the_vip(pods: Pods):
     with pods.heard() as frames:
@@ -262,6 +263,7 @@ def test_T14_an_endpoint_may_be_the_node_itself(pods: Pods):
     assert {Ether(frame).payload.src for frame in frames} == {pods.vip(WEB)}
 
 
+@pytest.mark.faults(111)
 def test_T14_firewalls_and_path_filters_of_the_node_see_whole_connections(pods: Pods):
     node = pods.world.node
     family, network = ("ip", "10.244.0.0/24") if pods.family == 4 else ("ip6", "fd77::/64")
@@ -391,6 +393,7 @@ def test_T14_the_program_where_frames_leave_comes_back_when_it_was_taken_off(pod
     assert wait_until(lambda: pods.who() == "web", FOLLOWED_S)
 
 
+@pytest.mark.faults(111)
 def test_T14_without_forwarding_in_the_kernel_status_says_so(pods: Pods):
     name = FORWARDING[pods.family]
     pods.world.node.sysctl(name, 0)
@@ -439,6 +442,7 @@ def routed(pods: Pods) -> Iterator[None]:
     pods.client.sysctl(FORWARDING[pods.family], 0)
 
 
+@pytest.mark.faults(111)
 @with_raw
 @pytest.mark.usefixtures("routed")
 @pytest.mark.parametrize("rp_filter", [0, 1], ids=["any-path", "strict-paths"])

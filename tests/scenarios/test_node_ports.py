@@ -132,6 +132,7 @@ def test_T6_get_services_shows_where_it_is_dialled(node):
     assert shown["frontends"] == [node.vip(1, 80), *ends]
 
 
+@pytest.mark.faults(110, 118)
 @pytest.mark.engines("xdp", "raw", why="in memory there is no kernel, and with the others what follows is the same")
 def test_T6_an_address_that_the_node_gets_later_has_its_node_ports_too(node):
     node.apply(web(node, "web-1"))

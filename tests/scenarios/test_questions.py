@@ -80,6 +80,7 @@ def not_for_us(link: Link) -> list[tuple[bytes, dict[str, str]]]:
     ]
 
 
+@pytest.mark.faults(9)
 @pytest.mark.parametrize("vlans", [(0,), (100,), (100, 7)], ids=["priority", "802.1Q", "QinQ"])
 def test_A_N6_a_question_in_a_vlan_is_answered_in_it(link, daemon, wire, vlans):
     wire.received()
@@ -94,6 +95,7 @@ def test_A_N6_a_question_in_a_vlan_is_answered_in_it(link, daemon, wire, vlans):
     assert daemon.ask("reasons")["ARP_ANSWERED"] == before["ARP_ANSWERED"]
 
 
+@pytest.mark.faults(9)
 @pytest.mark.parametrize(
     "asked", [subject for subject in SUBJECTS if subject.id.endswith("-6")], indirect=True, scope="module"
 )

@@ -76,6 +76,7 @@ def finishing(request: pytest.FixtureRequest, site: Site) -> Iterator[str]:
         node.run(["ethtool", "-K", end.name, "tx", "on"])
 
 
+@pytest.mark.faults(94)
 def test_frames_larger_than_the_mtu_go_both_ways_unchanged(site, finishing):
     echo = site.web.with_endpoints(*site.places(ECHO_PORT, "web-2"))
     site.daemon.apply(echo, site.dns)
@@ -393,6 +394,7 @@ def test_ctrl_c_leaves_nothing(site):
 # Losses.
 
 
+@pytest.mark.faults(94)
 @pytest.mark.families(4, why="of what is lost nobody knows the family")
 def test_what_finds_no_room_in_the_ring_is_counted(site):
     daemon, count = site.daemon, 400_000

@@ -60,6 +60,7 @@ def answered(node: ScenarioNode, frame: bytes, service: Service, client: Address
     return host, rewritten(frame, service.at, client, node.macs(host))
 
 
+@pytest.mark.faults(106)
 def test_T1_a_connection_goes_to_the_endpoint_and_its_answers_come_from_the_vip(node):
     service, client = web(node, "web-1"), node.client()
     endpoint = node.at("web-1", 8080)
@@ -154,6 +155,7 @@ def test_T11_an_error_about_no_flow_of_ours_is_passed_byte_for_byte(node):
     assert (sent.passed, sent.reason) == ([node.on_the_wire(error, "client")], Reason.OTHER_ICMP)
 
 
+@pytest.mark.faults(18, 45)
 def test_T12_a_packet_at_the_end_of_its_life_is_for_the_kernel_to_answer(node):
     service, client = web(node, "web-1"), node.client()
     frame = syn(client, service.at, ttl=1)
@@ -242,6 +244,7 @@ def test_a_client_without_a_route_is_refused_at_once(node):
     assert time.monotonic() - before < 50, "held frames would have taken a second each"
 
 
+@pytest.mark.faults(72)
 def test_an_endpoint_that_comes_serves_at_once(node):
     service, client = dns(node), node.client()
     assert node.send(udp(client, service.at)).reason is Reason.NO_ENDPOINT
@@ -302,6 +305,7 @@ def test_N1_an_error_changes_nothing_about_its_connection(node):
 # Checksums.
 
 
+@pytest.mark.faults(69)
 @pytest.mark.families(4, why="over IPv6 there has to be one")
 def test_N7_a_checksum_that_was_left_out_stays_out(node):
     service, client = dns(node, "web-1"), node.client()
@@ -311,6 +315,7 @@ def test_N7_a_checksum_that_was_left_out_stays_out(node):
     assert Ether(sent[1])[UDP].chksum == 0
 
 
+@pytest.mark.faults(69)
 def test_N7_a_checksum_that_comes_to_zero_is_sent_as_ones(node):
     service, client = dns(node, "web-1"), node.client()
     endpoint = node.at("web-1", 5353)
@@ -321,6 +326,7 @@ def test_N7_a_checksum_that_comes_to_zero_is_sent_as_ones(node):
     assert Ether(sent[1])[UDP].chksum == 0xFFFF
 
 
+@pytest.mark.faults(66)
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_N7_a_wrong_checksum_stays_wrong_by_as_much(node, protocol):
     service, client = web_or_dns(node, protocol), node.client()
@@ -337,6 +343,7 @@ def test_N7_a_wrong_checksum_stays_wrong_by_as_much(node, protocol):
     assert (check(bad) - check(good)) % 0xFFFF == (check(wrong) - check(right)) % 0xFFFF != 0
 
 
+@pytest.mark.faults(2, 16)
 def test_a_frame_that_is_padded_is_forwarded_with_its_padding(node):
     service = node.of_family(WEB).with_endpoints(node.endpoint("other"))  # no switch on the way: some take padding off
     node.apply(service)
@@ -367,6 +374,7 @@ def test_the_table_says_who_talks_to_whom(node):
     assert flow["offloaded"] is node.engine.startswith("xdp")
 
 
+@pytest.mark.faults(3)
 @pytest.mark.families(4, why="whoever sends such a packet of IPv6 is told: tests/xdp/test_twins.py")
 @pytest.mark.engines("memory", why="a wire of the same MTU carries no such frame")
 def test_T13_a_frame_longer_than_the_next_hop_takes_is_dropped_and_counted(node):

@@ -50,6 +50,7 @@ class Trunk:
         return sent._replace(left=[(to, untagged(out)) for to, out in sent.left], passed=passed)
 
 
+@pytest.mark.faults(4)
 @with_tags
 def test_N6_a_connection_keeps_its_tags(node, vlans, kinds):
     trunk, service, client, endpoint = (
@@ -171,6 +172,7 @@ def test_N6_fragments_keep_their_tags(node, vlans, kinds):
         assert (ip.dst, ip.ttl if IP in ip else ip.hlim) == (packets.host(endpoint[0]), 63)
 
 
+@pytest.mark.faults(4)
 @pytest.mark.parametrize(
     ("vlans", "kinds"),
     [
@@ -201,6 +203,7 @@ def test_N6_a_tag_before_too_little_is_passed_byte_for_byte(node, vlans):
         assert sent == Sent([], [node.on_the_wire(whole[:length], "client")], Counter([Reason.TOO_SHORT]))
 
 
+@pytest.mark.faults(4)
 @pytest.mark.engines("memory", why="the kernel drops it before a test can see it; of XDP test_fuzz cuts every frame")
 @pytest.mark.parametrize("vlans", [(100,), (200, 7)], ids=["802.1Q", "QinQ"])
 def test_N6_half_a_tag_is_the_kernel_s(node, vlans):

@@ -381,6 +381,7 @@ _STATES: dict[str, Callable[[Twins], object]] = {
 }
 
 
+@pytest.mark.faults(1)
 @pytest.mark.parametrize("state", _STATES)
 def test_a_frame_cut_anywhere_becomes_the_same_everywhere_and_nothing_is_remembered_of_half_a_header(
     twins: Twins, state: str

@@ -97,7 +97,9 @@ def test_a_program_uses_the_pinned_maps_and_leaves_no_pin(loaded: Loaded):
         pytest.param("/control", "/contrail", "count uses contrail, which is not a shared table", id="stray table"),
     ],
 )
-def test_a_program_that_does_not_load_is_one_error(loaded: Loaded, tmp_path: Path, old: str, new: str, message: str):
+def test_F097_a_program_that_does_not_load_is_one_error_and_changes_nothing(
+    loaded: Loaded, tmp_path: Path, old: str, new: str, message: str
+):
     source = tmp_path / "broken.c"
     text = COUNT.read_text()
     assert old in text
@@ -106,6 +108,7 @@ def test_a_program_that_does_not_load_is_one_error(loaded: Loaded, tmp_path: Pat
         loader.load(loaded.folder, source, "count", {"VERDICT_REASON": "REASON_NOT_OURS"})
     assert str(refused.value).startswith(f"{source}: count ")
     assert "Traceback" not in str(refused.value)
+    assert kernel.prog_test_run(loaded.first, FRAME)[0] == PASS
     assert {path.name for path in loaded.folder.iterdir()} == set(loaded.shared.descriptors)
 
 
@@ -172,6 +175,7 @@ loader.attach(kernel.open_pinned(Path(sys.argv[1])), "eth0", "native", Path(sys.
     assert not loader.detach(pin)
 
 
+@pytest.mark.faults(98)
 def test_a_program_of_somebody_else_is_left_alone(loaded: Loaded, world: World, pin: Path):
     with world.node.entered():
         foreign = kernel.link_create_xdp(loaded.second, socket.if_nametoindex("eth0"), "generic")

@@ -350,6 +350,7 @@ def _tcp() -> Rows:
         "tcp-fast-open": (with_tcp_options(_SYN, bytes((34, 10, *range(8))), b"GET / HTTP/1.1"), there),
         "tcp-reserved-bits": (patched(_SYN, _TCP4 + 12, 0x5F), there),
         "tcp-ecn": (bytes(tcp_packet(CLIENT, VIP, "SEC")), there),
+        "tcp-window-0": (patched(_SYN, _TCP4 + 14, 0, 0), there),
         "tcp-urgent-without-the-flag": (patched(_SYN, _TCP4 + 18, 0xFF, 0xFF), there),
         **{f"tcp-source-{name}": (syn((CLIENT[0], source)), there) for name, (source, _) in ports.items()},
         **{f"ipv6-tcp-source-{name}": (syn((CLIENT6[0], source), VIP6), there) for name, (source, _) in ports.items()},
@@ -377,8 +378,49 @@ def _udp() -> Rows:
 
 
 FRAMES: Rows = {**_links(), **_ipv4(), **_fragments(), **_ipv6(), **_tcp(), **_udp()}
+# The fault that a frame is about (docs/faults.md), by what its name begins with.
+FAULTS: dict[int, tuple[str, ...]] = {
+    2: ("runt-", "ipv6-padded-"),
+    3: ("padded-with-a-page",),
+    7: ("type-",),
+    10: ("mac-source-",),
+    11: ("version-",),
+    14: ("option-",),
+    16: ("total-of-28-udp", "total-of-40-behind"),
+    18: ("ttl-",),
+    19: ("reserved-flag", "fragment-with-the-reserved-flag"),
+    20: ("fragment-not-to-be-cut",),
+    21: ("source-", "tcp-land", "tcp-from-another-vip", "udp-land"),
+    22: ("destination-",),
+    23: ("protocol-",),
+    25: ("not-to-be-cut-with-number-0",),
+    31: ("fragment-without-flags", "fragment-over-the-flags"),
+    33: ("fragment-beyond-all-datagrams",),
+    34: ("fragment-of-seven-bytes",),
+    35: ("fragment-of-nothing", "ipv6-fragment-of-nothing", "fragment-with-a-total-of-20"),
+    37: ("fragment-of-an-error",),
+    42: tuple(f"ipv6-{kind}" for kind in ("protocol-", "8-", "50-", "four-", "hop-by-hop-", "wrong-order",
+                                          "authentication-", "encrypted-", "mobility-", "nothing-", "experiment-",
+                                          "routing-of-type-", "5-")),
+    44: ("ipv6-fragments-within-fragments", "ipv6-fragment-of-options-without-a-transport"),
+    45: ("ipv6-hop-limit-",),
+    46: ("ipv6-source-",),
+    48: ("ipv6-udp-checksum-0",),
+    51: ("tcp-offset-", "ipv6-tcp-offset-"),
+    53: ("tcp-source-", "ipv6-tcp-source-", "tcp-to-port-", "ipv6-tcp-to-port-"),
+    54: ("tcp-fast-open", "tcp-option-md5", "tcp-option-authentication"),
+    55: ("tcp-option-", "ipv6-tcp-option-"),
+    64: ("tcp-window-0", "tcp-urgent-"),
+    66: ("tcp-checksum-",),
+    67: ("tcp-ecn", "tcp-reserved-bits"),
+    68: ("udp-length-", "ipv6-udp-length-"),
+    70: ("udp-from-port-", "udp-to-port-"),
+}  # fmt: skip
 
 
+@pytest.mark.faults(2, 3, 7, 10, 11, 12, 13, 14, 15, 16, 18, 19, 20, 21, 22, 23, 25, 31, 33, 34, 35, 37)
+@pytest.mark.faults(41, 42, 43, 44, 45, 46, 48)
+@pytest.mark.faults(51, 53, 54, 55, 64, 66, 67, 68, 70)
 @pytest.mark.parametrize("name", FRAMES)
 def test_one_fault_or_oddity_in_a_frame(name: str, twins: Twins):
     frame, reason = FRAMES[name]
@@ -397,6 +439,14 @@ def test_one_fault_or_oddity_in_a_frame(name: str, twins: Twins):
         assert twins.remembered()[0] == nothing[0]  # the other one does not stall
 
 
+def test_every_fault_that_is_said_to_be_in_a_frame_is():
+    marks = test_one_fault_or_oddity_in_a_frame.pytestmark  # type: ignore[attr-defined]
+    assert {number for mark in marks if mark.name == "faults" for number in mark.args} == FAULTS.keys()
+    for beginnings in FAULTS.values():
+        for beginning in beginnings:
+            assert any(name.startswith(beginning) for name in FRAMES), beginning
+
+
 def test_no_fault_in_a_frame_disturbs_connections_that_are_known(twins: Twins):
     for first in ("syn", "udp", "ipv6-syn", "ipv6-udp"):
         assert twins.send(NAMED[first]).reason == Reason.ADMITTED
@@ -413,6 +463,7 @@ def test_no_fault_in_a_frame_disturbs_connections_that_are_known(twins: Twins):
 _TCP_STATES = [state for state in states.TIMEOUT_S if State.FREE < state < State.UDP_UNREPLIED or state == State.RESET]
 
 
+@pytest.mark.faults(52)
 @pytest.mark.parametrize("way", states.BOTH, ids=["of-the-client", "of-the-endpoint"])
 @pytest.mark.parametrize("state", _TCP_STATES, ids=lambda state: state.name.lower())
 def test_C4_C13_any_flags_in_any_state(state: State, way: Direction, twins: Twins):
@@ -437,6 +488,7 @@ def test_C4_C13_any_flags_in_any_state(state: State, way: Direction, twins: Twin
         assert twins.remembered() == records
 
 
+@pytest.mark.faults(24)
 @pytest.mark.parametrize("family", [4, 6])
 def test_N8_every_value_of_tos_is_kept(family: int, twins: Twins):
     for tos in range(256):
@@ -446,6 +498,16 @@ def test_N8_every_value_of_tos_is_kept(family: int, twins: Twins):
     twins.compare_records()
 
 
+def test_F047_another_flow_label_is_the_same_connection(twins: Twins):
+    first = twins.send(syn(CLIENT6, VIP6, fl=0x12345))
+    assert first.reason == Reason.ADMITTED
+    endpoint = packets.addresses_of(first.frame)[1]
+    for label in (0, 0x54321, 0xFFFFF):
+        sent = twins.send(packets.data(CLIENT6, VIP6, fl=label))
+        assert (sent.reason, packets.addresses_of(sent.frame)[1]) == (Reason.FORWARDED, endpoint)
+        assert Ether(sent.frame)[IPv6].fl == label
+
+
 def _errors_about_a_known_packet(twins: Twins, family: int) -> tuple[bytes, int]:
     """Establish a connection; return an ICMP error about an answer to the client, and where its type is."""
     first, vip, client = (_SYN, VIP, CLIENT) if family == 4 else (_SYN6, VIP6, CLIENT6)
@@ -453,6 +515,7 @@ def _errors_about_a_known_packet(twins: Twins, family: int) -> tuple[bytes, int]
     return packets.icmp_error(packets.data(vip, client, bytes(32))), _TCP4 if family == 4 else _TCP6
 
 
+@pytest.mark.faults(74, 77)
 @pytest.mark.parametrize("family", [4, 6])
 def test_N1_an_icmp_message_of_any_type_and_code_is_an_error_an_echo_or_nobodys(family: int, twins: Twins):
     error, at = _errors_about_a_known_packet(twins, family)
@@ -482,6 +545,7 @@ def test_N1_an_error_that_quotes_too_little_is_nobodys(family: int, twins: Twins
             assert twins.send(frame).reason == expected, quoted
 
 
+@pytest.mark.faults(49, 75)
 def test_N2_whatever_path_mtu_an_error_tells_reaches_the_endpoint(twins: Twins):
     for family, mtus in ((4, (0, 1, 67, 68, 1500, 0xFFFF)), (6, (0, 1, 1279, 1280, 0xFFFFFFFF))):
         error, at = _errors_about_a_known_packet(twins, family)
@@ -515,6 +579,7 @@ _ICMP4: dict[str, tuple[bytes, Reason]] = {
 }  # fmt: skip
 
 
+@pytest.mark.faults(74, 76, 77)
 @pytest.mark.parametrize("name", _ICMP4)
 def test_N1_errors_are_about_what_they_quote_or_nobodys(name: str, twins: Twins):
     frame, reason = _ICMP4[name]

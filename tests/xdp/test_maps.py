@@ -129,12 +129,14 @@ class TestPinned:
             assert shared.tables.control[0]["hertz"] == 0
             assert len(shared.tables.flows) == other.buckets * 16
 
+    @pytest.mark.faults(99)
     def test_another_capacity_is_refused_with_the_cure(self, folder: Path):
         maps.create(folder, SMALL).close()
         other = Capacity(**{**SMALL.describe(), "connections": 200})
         with pytest.raises(LayoutError, match=r"capacity.connections: 100, now 200; give the same --capacity, or"):
             maps.open_or_create(folder, other)
 
+    @pytest.mark.faults(99)
     def test_another_layout_is_refused_by_the_name_of_the_field(self, folder: Path):
         described = maps.describe(SMALL)
         described["structs"]["flow"]["state"] = ["uint16", 38]
@@ -154,6 +156,7 @@ class TestPinned:
         with pytest.raises(LayoutError, match="holds no description of the tables"):
             maps.open_tables(folder)
 
+    @pytest.mark.faults(99)
     def test_a_map_of_another_kind_is_refused_by_name(self, folder: Path):
         maps.create(folder, SMALL).close()
         other = kernel.map_create("flows", 4, 64, 3, kernel.MMAPABLE)
@@ -161,6 +164,7 @@ class TestPinned:
         with pytest.raises(LayoutError, match=r"flows is another map: .*entries=3.*expected .*entries=256"):
             maps.open_tables(folder)
 
+    @pytest.mark.faults(99)
     def test_a_missing_map_is_refused_by_name(self, folder: Path):
         maps.create(folder, SMALL).close()
         (folder / "flows").unlink()

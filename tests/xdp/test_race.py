@@ -432,6 +432,7 @@ def test_of_writers_that_insert_the_same_connection_at_once_one_wins(arena: Aren
         empty_out(arena)
 
 
+@pytest.mark.faults(103)
 def test_writers_xdp_and_the_sweep_share_one_table(arena: Arena, capsys: pytest.CaptureFixture[str]):
     tables, stop = arena.tables, threading.Event()
     watched = [one for key in [*range(HOT_KEYS), *range(HOT_KEYS, KEYS, 97)] for one in frames_of(key)]
@@ -485,6 +486,7 @@ def test_afterwards_the_table_takes_its_capacity_again(arena: Arena):
     empty_out(arena)
 
 
+@pytest.mark.faults(103)
 def test_a_slot_that_a_reply_led_to_is_not_reused_without_grace(arena: Arena):
     """The loser of a race has published its reply: a reader may be on the way from there to the original."""
     addrs, ports, new_addrs, new_ports, protocol = (

@@ -107,7 +107,7 @@ from xdp import kernel, loader, maps, naming, removing, stages
 from xdp.byteorder import swap16, swap32
 from xdp.clock import JiffyClock
 from xdp.routes import RouteMap
-from xdp.schema import HopState, Limit, Ping, Protocol, Reason, State, Verdict, verdict_of
+from xdp.schema import HopState, Limit, Ping, Protocol, Reason, Stage, State, Verdict, verdict_of
 from xdp.tables import Tables
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -135,6 +135,7 @@ class Twins:
     def __init__(
         self, shared: maps.SharedMaps, program: int, egress: int, clock: JiffyClock, *, offloads: bool
     ) -> None:
+        self.shared = shared
         self._program = program
         self.egress_program = egress
         self._offloads = offloads
@@ -679,7 +680,7 @@ def test_without_offload_userspace_forwards_what_is_known_while_it_lives_and_xdp
             assert grown[[Reason.FORWARDED, Reason.NOT_OFFLOADED]].sum() == grown[known]
 
 
-def test_a_worker_that_keeps_a_frame_waiting_is_away_until_it_turns(twins: Twins):
+def test_F096_a_worker_that_keeps_a_frame_waiting_is_away_until_it_turns(twins: Twins):
     worker = twins.tables.workers[0]
     worker["heartbeat"], worker["waiting_since"] = 1, 0  # how long ago it turned makes no difference
 
@@ -698,6 +699,29 @@ def test_a_worker_that_keeps_a_frame_waiting_is_away_until_it_turns(twins: Twins
     assert worker["waiting_since"] == late
     worker["waiting_since"] = 0
     assert reason() is Reason.NEW_FLOW
+    worker["waiting_since"] = first + 1_000_000  # nobody says so, and who reads it may not wait for that time
+    assert reason() is Reason.STALLED_PASSED
+    worker["waiting_since"], worker["heartbeat"] = 0, 0xFFFFFFFF
+    assert reason() is Reason.NEW_FLOW
+
+
+def test_F105_a_stage_that_is_missing_costs_a_packet_and_no_connection(twins: Twins):
+    assert twins.send(NAMED["syn"]).reason == Reason.ADMITTED
+    twins.tables.workers[0]["heartbeat"] = 0  # XDP admits
+
+    def reason(frame: bytes) -> Reason:
+        before = twins.counts()
+        kernel.prog_test_run(twins._program, frame)
+        return Reason(int((twins.counts() - before).argmax()))
+
+    try:
+        for stage, missing, records in ((Stage.SEND, Reason.VANISHED, 4), (Stage.ADMIT, Reason.STALLED_DROPPED, 4)):
+            assert kernel.map_delete(twins.shared.stages_fd, struct.pack("=I", stage))
+            assert reason(packets.syn((CLIENT[0], 4000 + stage))) is missing
+            assert len(flows_of(twins.tables)) == records
+            assert reason(packets.ack()) is Reason.FORWARDED
+    finally:
+        os.close(stages.load(twins.shared, offloads=True))
 
 
 # Not to be had from XDP by packets alone.
@@ -1046,6 +1070,7 @@ def test_N9_ipv6_packets_with_extension_headers_go_their_way(kind: str, protocol
         assert twins.send(plain).frame == packets.rewritten(plain, CLIENT6, endpoint, there)
 
 
+@pytest.mark.faults(42)
 def test_N9_an_ipv6_packet_is_routed_by_its_sender_nowhere(twins: Twins):
     """A routing header with hops to come, or of the type that is forbidden; of a flow, too. Nobody is told."""
     assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
@@ -1125,6 +1150,7 @@ def test_N4_fragments_of_nobody_are_passed(twins: Twins):
             assert twins.send(frame) == (Reason.OTHER_FRAGMENT, frame, 0)
 
 
+@pytest.mark.faults(40)
 def test_N4_N7_the_rest_of_a_datagram_without_a_checksum_does_not_wait(twins: Twins):
     whole = packets.unsummed(packets.udp(CLIENT6, DNS_VIP6, bytes(192)))
     first, second = (packets.fragment_of(whole, *cut) for cut in ((0, 104), (104, 200)))
@@ -1137,6 +1163,7 @@ def test_N4_N7_the_rest_of_a_datagram_without_a_checksum_does_not_wait(twins: Tw
         assert twins.send(stranger) == (Reason.OTHER_FRAGMENT, stranger, 0)
 
 
+@pytest.mark.faults(44)
 def test_N4_the_only_fragment_of_an_ipv6_datagram_is_a_packet_like_others(twins: Twins):
     """RFC 6946: whatever else of that number is under way."""
     protocol = Protocol.UDP | Protocol.IPV6
