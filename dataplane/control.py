@@ -284,7 +284,8 @@ def _exchange(settings: Settings, request: bytes, deadline: float, timeout_s: fl
         try:
             client.settimeout(timeout_s)
             client.connect(str(path))
-            client.sendall(request, socket.MSG_NOSIGNAL)
+            with contextlib.suppress(BrokenPipeError):  # who is refused at once has an answer to read
+                client.sendall(request, socket.MSG_NOSIGNAL)
             received = bytearray()
             while not received.endswith(b"\n"):
                 client.settimeout(max(0.001, deadline - time.monotonic()))

@@ -371,6 +371,8 @@ def judge(node, frames, start, length, now, segment=0):
         return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
     if _is_martian(packet, frames, start):
         return Reason.MARTIAN_SOURCE, np.uint32(NOWHERE)
+    if not packet.fragment and event != _ECHO and not wire.has_sound_lengths(frames, start, packet):
+        return Reason.MALFORMED, np.uint32(NOWHERE)
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)
     if service == services.MISS:

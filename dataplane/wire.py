@@ -60,6 +60,7 @@ _OFFSET = 0xFF1F  # 0x1fff on the wire
 _TCP_FLAGS = 0x3F
 TO_KERNEL = 0  # the row that is no next hop
 _TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
+_IPV6, _IPV6_BYTES = int(Protocol.IPV6), 40
 ECHO_REPLY, _UNREACHABLE, _QUENCH, _ECHO, _TIME_EXCEEDED, _PARAMETER = 0, 3, 4, 8, 11, 12
 _OPTION_END, _OPTION_NONE, _OPTION_LSRR, _OPTION_SSRR = 0, 1, 131, 137
 _IP_CHECK, _SRC, _DST = 10, 12, 16  # offsets in an IPv4 header
@@ -247,6 +248,20 @@ def parse(frames, start, length, packet):
         return Reason.NOT_TCP_UDP
     packet.ports = load32(frames, start + l4)
     return Reason.FORWARDED
+
+
+@inlined
+def has_sound_lengths(frames, start, packet):
+    """Tell whether the TCP or UDP header of a packet of either family says lengths that can be (RFC 9293, RFC 768)."""
+    ip, l4 = start + ETHERNET_BYTES, np.int64(packet.l4)
+    is_ipv6 = packet.protocol & np.uint8(_IPV6)
+    total = _IPV6_BYTES + be16(frames, ip + 4) if is_ipv6 else be16(frames, ip + 2)
+    room = ETHERNET_BYTES + total - l4
+    if packet.protocol & ~np.uint8(_IPV6) == _UDP:
+        length = be16(frames, start + l4 + 4)
+        return length >= UDP_BYTES and length <= room
+    length = np.int64(frames[start + l4 + 12] >> 4) * 4
+    return length >= TCP_BYTES and length <= room
 
 
 @inlined

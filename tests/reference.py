@@ -162,6 +162,7 @@ class Packet:
     unknown_at: int = 0  # where an IPv6 packet names a protocol that nobody knows
     asked: int = 0  # its destination, whatever it quotes
     is_discovery: bool = False  # between IPv6 neighbours
+    is_unsound: bool = False  # what its TCP or UDP header says of lengths cannot be
 
     @property
     def has_options(self) -> bool:
@@ -222,7 +223,12 @@ def parse(frame: bytes) -> Packet:
     if total - header < (20 if protocol == Protocol.TCP else 8):
         return replace(packet, reason=Reason.TOO_SHORT)
     flags = l4[13] & 0x3F if protocol == Protocol.TCP else 0
-    return replace(packet, reason=Reason.FORWARDED, key=_key(ip, l4), flags=flags)
+    return replace(packet, reason=Reason.FORWARDED, key=_key(ip, l4), flags=flags, is_unsound=_is_unsound(protocol, l4))
+
+
+def _is_unsound(protocol: int, l4: bytes) -> bool:
+    said = 4 * (l4[12] >> 4) if protocol == Protocol.TCP else int.from_bytes(l4[4:6])
+    return not _LEAST[protocol] <= said <= len(l4)
 
 
 def vlan_tags(frame: bytes, served: Collection[int]) -> tuple[Reason, int]:
@@ -291,7 +297,10 @@ def _with_ports6(packet: Packet, protocol: int, l4: bytes, reason: Reason) -> Pa
     key = Key((source, source_port), (destination, destination_port), protocol | Protocol.IPV6)
     is_unsummed = protocol == Protocol.UDP and l4[6:8] == b"\0\0"
     flags = l4[13] & 0x3F if protocol == Protocol.TCP else 0
-    return replace(packet, reason=Reason.UNSUMMED if is_unsummed else reason, key=key, flags=flags)
+    is_unsound = packet.datagram is None and _is_unsound(protocol, l4)
+    return replace(
+        packet, reason=Reason.UNSUMMED if is_unsummed else reason, key=key, flags=flags, is_unsound=is_unsound
+    )
 
 
 class Walked(NamedTuple):
@@ -702,10 +711,8 @@ class Reference:
         if service is None:
             what = self._what_is(replace(packet, is_source_routed=False))
             return Outcome(Reason.VIP_STRAY if what == Reason.NOT_SERVED and not is_stalled else what, frame)
-        if packet.ttl <= 1:
-            return Outcome(Reason.TTL_EXPIRED, frame)
-        if _is_martian(packet.key):
-            return Outcome(Reason.MARTIAN_SOURCE, frame)
+        if refusal := _refusal_of_a_first(replace(packet, is_source_routed=False)):
+            return Outcome(refusal, frame)
         if service.mid_stream == MidStream.PASS and states.FIRST_STATE.get(packet.event) == State.ADOPTED:
             return Outcome(Reason.MID_STREAM_PASSED, frame)
         punted = Outcome(Reason.REOPENED if is_reopened else Reason.NEW_FLOW, frame)
@@ -1273,6 +1280,8 @@ def _refusal_of_a_first(packet: Packet) -> Reason | None:
         return Reason.TTL_EXPIRED
     if packet.reason == Reason.FORWARDED and _is_martian(packet.key):
         return Reason.MARTIAN_SOURCE
+    if packet.reason == Reason.FORWARDED and packet.is_unsound:
+        return Reason.MALFORMED
     return Reason.SOURCE_ROUTED if packet.is_source_routed else None
 
 

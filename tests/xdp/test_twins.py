@@ -732,6 +732,7 @@ _NEVER_XDP = {
     *(Reason.FRAGMENT_ALONE, Reason.FRAGMENT_OVERLAP, Reason.FRAGMENT_AGAIN, Reason.FRAGMENT_BROKEN),  # likewise
     *(Reason.ICMP_UNUSABLE, Reason.VANISHED),  # of what was punted
     Reason.SENT_ON,  # engine raw's
+    *(Reason.LED, Reason.LEFT_TO_PACKETS),  # of sockets: tests/scenarios/test_led_clients.py
     *(Reason.NEXT_HOP_QUEUE, Reason.TX_FULL, Reason.PUNT_LOST),  # of rings
     # Nothing is announced here: tests/scenarios/test_announce.py.
     *(Reason.VIP_ARP, Reason.ARP_ANSWERED, Reason.ARP_LIMITED, Reason.VIP_CLAIMED),

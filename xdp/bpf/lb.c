@@ -404,6 +404,32 @@ static inline bool is_martian(const struct packet *packet, const struct question
 	return network == 0 || network == 127 || (network & 0xf0) == 0xe0 || source == 0xffffffff;
 }
 
+/* Whether a TCP or UDP header says of itself, or of its datagram, what can be (RFC 9293 section 3.1, RFC 768). */
+static inline bool has_sound_lengths(struct xdp_md *ctx, const struct packet *packet, const bool is_ipv6)
+{
+	void *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
+	struct ipv4 *ip = data + sizeof(struct ethernet);
+	struct ipv6 *ip6 = (void *)ip;
+	struct tcp *tcp = data + (packet->l4 & 0xff);  /* the mask tells the verifier */
+	struct udp *udp = (void *)tcp;
+	u32 length, room;
+
+	if ((void *)(ip6 + 1) > end && (is_ipv6 || (void *)(ip + 1) > end))
+		return false;
+	if ((void *)(udp + 1) > end)
+		return false;
+	room = is_ipv6 ? sizeof(*ip6) + be16(ip6->payload_length) : be16(ip->total_length);
+	room += sizeof(struct ethernet) - packet->l4;
+	if ((packet->tuple.protocol & ~PROTOCOL_IPV6) == PROTOCOL_UDP) {
+		length = be16(udp->length);
+		return length >= sizeof(*udp) && length <= room;
+	}
+	if ((void *)(tcp + 1) > end)
+		return false;
+	length = (tcp->offset >> 4) * 4;
+	return length >= sizeof(*tcp) && length <= room;
+}
+
 /* Hand a packet to the program that admits connections; what was known of its five-tuple is over. Coming back means that
  * there is none: userspace may know better. */
 static inline struct result hand_on(struct xdp_md *ctx, const struct packet *packet, const struct question *question,
@@ -447,6 +473,8 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 		return pass(REASON_TTL_EXPIRED);
 	if (is_martian(packet, question, is_ipv6))
 		return drop(REASON_MARTIAN_SOURCE);
+	if (!has_sound_lengths(ctx, packet, is_ipv6))
+		return drop(REASON_MALFORMED);
 	reader = reader_of(ctx, words);
 	if (!frontend)
 		return punt(reader, drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
