@@ -131,12 +131,12 @@ def _answer_other6(node, frames, start, found, now):
         return found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
+    if found == Reason.TOO_SHORT:
+        return Reason.MALFORMED, nowhere
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.UNSUMMED:
         return found, nowhere
-    if found == Reason.TOO_SHORT:
-        return Reason.MALFORMED, nowhere
     if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
         return answers6.answer_echo(node, frames, start, now)
     if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
@@ -184,10 +184,10 @@ def _answer_other(node, frames, start, found, now):
         return Reason.OTHER_ICMP if found == Reason.VIP_ECHO else found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
-    if packet.source_routed:
-        return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.TOO_SHORT:
         return Reason.MALFORMED, nowhere
+    if packet.source_routed:
+        return Reason.SOURCE_ROUTED, nowhere
     if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
         return answers.answer_echo(node, frames, start, now)
     if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:

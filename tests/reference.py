@@ -919,8 +919,6 @@ class Reference:
             return refusal
         if packet.reason == Reason.UNSUMMED:
             return packet.reason
-        if packet.reason == Reason.TOO_SHORT:
-            return Reason.MALFORMED
         if packet.reason == Reason.VIP_FRAGMENT or (packet.reason == Reason.VIP_ECHO and self.ping != Ping.DROP):
             return packet.reason
         return Reason.NOT_SERVED
@@ -1280,7 +1278,7 @@ def _refusal_of_a_first(packet: Packet) -> Reason | None:
         return Reason.TTL_EXPIRED
     if packet.reason == Reason.FORWARDED and _is_martian(packet.key):
         return Reason.MARTIAN_SOURCE
-    if packet.reason == Reason.FORWARDED and packet.is_unsound:
+    if packet.reason == Reason.TOO_SHORT or (packet.reason == Reason.FORWARDED and packet.is_unsound):
         return Reason.MALFORMED
     return Reason.SOURCE_ROUTED if packet.is_source_routed else None
 
