@@ -88,8 +88,9 @@ def _cost(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
 def _floor(flows: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:
     from perf import floor
 
-    for lines in (floor.KNOWN_LINES, floor.NEW_LINES):
-        yield f"{lines} lines" if lines > 1 else "1 line", floor.measure(flows, lines, trials=_trials(effort)).nets_ns
+    for lines, in_turn in floor.KINDS:
+        found = floor.measure(flows, lines, in_turn=in_turn, trials=_trials(effort))
+        yield found.name, found.nets_ns
 
 
 def _admission(_: int, effort: Effort) -> Iterator[tuple[str, Sequence[float]]]:

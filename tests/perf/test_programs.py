@@ -19,7 +19,7 @@ def test_a_table_takes_all_connections_of_its_capacity_and_then_some():
 @pytest.mark.bpf
 def test_programs_and_memory_are_measured_by_packets_that_are_what_they_should_be():
     """Each raises AssertionError where counters do not say what it has sent."""
-    assert len(floor.measure(1000, floor.NEW_LINES, trials=1).nets_ns) == 1
+    assert len(floor.measure(1000, 4, in_turn=True, trials=1).nets_ns) == 1
     found = cost.measure(1000, front.Kind(is_reply=True), trials=1, capacity=1000)
     assert (found.flows, found.protocol, found.direction) == (1000, "UDP", "reply")
     assert found.bare_ns > 0
