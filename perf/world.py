@@ -527,7 +527,7 @@ class World:
     def _build_switch(self, network: NetworkPlan) -> None:
         switch = self.switch(network.name)
         ports = {f"port{number}": host for number, host in enumerate(network.hosts)}
-        # One that snoops joins a group of its own, and says so by IGMP, again a moment later (net/bridge/br_multicast.c).
+        # One that snoops joins a group of its own, and says so by IGMP, twice (net/bridge/br_multicast.c).
         lines = ["link add br0 type bridge mcast_snooping 0", "link set br0 up"]
         for port, host in ports.items():
             end = network.hosts[host]

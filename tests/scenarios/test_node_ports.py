@@ -9,8 +9,8 @@ from tests.packets import (
     address,
     addresses_of,
     first_fragment,
+    fragment_of,
     icmp_error,
-    later_fragment,
     rewritten,
     rst,
     syn,
@@ -69,8 +69,8 @@ def test_T6_all_else_at_the_node_s_own_address_is_the_kernel_s(node):
     for frame, host, reason in (  # which the kernel answers to none of
         (rst(client, (own, 22)), "client", Reason.NOT_OURS),
         (rst(client, (own, port)), "client", Reason.NOT_OURS),
-        (first_fragment(client, (own, port + 1)), "client", Reason.OTHER_FRAGMENT),
-        (later_fragment(client, (own, port)), "client", Reason.OTHER_FRAGMENT),
+        (fragment_of(udp(client, (own, port + 1), bytes(64)), 0, 40, 11), "client", Reason.OTHER_FRAGMENT),
+        (fragment_of(udp(client, (own, port), bytes(64)), 40, 72, 12), "client", Reason.OTHER_FRAGMENT),
         (from_server, "web-2", Reason.NOT_OURS),
     ):
         sent = node.send(frame, host)
