@@ -11,7 +11,7 @@ from perf.cases import Point
 from perf.measure import Reading
 from xdp.tables import Capacity
 
-_IDLE_S = 30.0  # twice as long as anything that a daemon does now and then is put off
+_SETTLE_S, _IDLE_S = 8.0, 30.0  # until what a start puts off is done; long enough for what is done now and then
 _SMALL, _LARGE = 1 << 20, 1 << 21
 
 
@@ -50,6 +50,7 @@ class Memory:
         bed.prepare(bed.load)
         process = Path("/proc", str(bed.daemon.pid))
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        time.sleep(_SETTLE_S)
         before_s = _cpu_s(process)
         time.sleep(_IDLE_S)
         idle = (_cpu_s(process) - before_s) / _IDLE_S
