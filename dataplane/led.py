@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataplane import sock_diag
-from dataplane.sock_diag import FAMILIES, SockDiag
+from dataplane.sock_diag import CONNECTED, FAMILIES, SockDiag
 from xdp import kernel, schema
 from xdp.byteorder import swap16
 from xdp.errors import Error
@@ -28,15 +27,6 @@ Place = tuple[int, int]  # address or name, and port: host numbers
 
 _NOBODY: Place = (-1, 0)  # a place that no Service knows any more
 _KINDS = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
-_CONNECTED = sock_diag.bits(
-    sock_diag.ESTABLISHED,
-    sock_diag.SYN_SENT,
-    sock_diag.FIN_WAIT1,
-    sock_diag.FIN_WAIT2,
-    sock_diag.CLOSE_WAIT,
-    sock_diag.LAST_ACK,
-    sock_diag.CLOSING,
-)  # of a UDP socket that is connected: established
 
 
 log = logging.getLogger(__name__)
@@ -151,7 +141,7 @@ def _destroy(diag: SockDiag, keys: list[bytes], found: set[bytes]) -> None:
         wanted.setdefault(int(row["cookie"]), []).append((key, row))
     for kind in {_KINDS[Protocol(protocol)] for protocol in rows["protocol"]}:
         for family in FAMILIES:
-            for sock in diag.sockets(family, kind, _CONNECTED):
+            for sock in diag.sockets(family, kind, CONNECTED):
                 for key, row in wanted.get(sock.cookie, ()):  # of few of all sockets
                     if sock.far_end == _far_end(row) and diag.destroy(sock, kind):
                         found.add(key)

@@ -25,6 +25,15 @@ _ANSWER = struct.Struct("=B3x48s")  # family; what identifies the socket
 _IDENTITY = struct.Struct(">HH16s16s4x8s")  # ports of this and the far end, their addresses, interface, cookie
 
 
+def bits(*states: int) -> int:
+    """Return states as the kernel is asked for them."""
+    return sum(1 << state for state in states)
+
+
+# With a far end; of UDP sockets, ESTABLISHED.
+CONNECTED = bits(ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING)
+
+
 class Found(NamedTuple):
     """A socket of the kernel. Addresses are those of this end and of the far one."""
 
@@ -107,8 +116,3 @@ class SockDiag:
             message = f"the kernel does not end sockets ({error.strerror}); CONFIG_INET_DIAG_DESTROY"
             raise MissingFeatureError(message) from error
         return True
-
-
-def bits(*states: int) -> int:
-    """Return states as the kernel is asked for them."""
-    return sum(1 << state for state in states)

@@ -19,16 +19,7 @@ from dataplane.sock_diag import FAMILIES, SockDiag
 
 _JMP, _S_GE, _S_LE = 1, 2, 3  # include/uapi/linux/inet_diag.h
 _STATES = {
-    socket.IPPROTO_TCP: sock_diag.bits(
-        sock_diag.ESTABLISHED,
-        sock_diag.SYN_SENT,
-        sock_diag.FIN_WAIT1,
-        sock_diag.FIN_WAIT2,
-        sock_diag.CLOSE_WAIT,
-        sock_diag.LAST_ACK,
-        sock_diag.LISTEN,
-        sock_diag.CLOSING,
-    ),
+    socket.IPPROTO_TCP: sock_diag.CONNECTED | sock_diag.bits(sock_diag.LISTEN),
     socket.IPPROTO_UDP: sock_diag.ANY_STATE,
 }
 _OPERATION = struct.Struct("=BBH")  # code, how far to go on if it is so, and if not
