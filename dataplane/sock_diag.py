@@ -88,7 +88,7 @@ class SockDiag:
     def sockets(self, family: int, protocol: int, states: int, program: bytes = b"") -> list[Found]:
         """Return the sockets of a family and protocol in `states` (bits), but those that `program` leaves out.
 
-        That runs in the kernel, for every socket (inet_diag.h).         MissingFeatureError: the kernel cannot tell.
+        That runs in the kernel, for every socket (inet_diag.h). MissingFeatureError: the kernel cannot tell.
         """
         request = _REQUEST.pack(family, protocol, 0, states) + _ANY
         if program:

@@ -290,3 +290,14 @@ def echoed(site: Site, echo: Service, sent: bytes, extension: int | None = None)
         sender.join()
     server.join()
     return received.digest()
+
+
+def who_answers(sock: socket.socket) -> str:
+    """Ask by HTTP; return the server's name."""
+    sock.sendall(b"GET /10 HTTP/1.1\r\n\r\n")
+    got = b""
+    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 10:
+        part = sock.recv(1 << 16)
+        assert part, "closed"
+        got += part
+    return got.partition(b"Server: ")[2].partition(b"\r")[0].decode()

@@ -15,7 +15,7 @@ import pytest
 from perf import clients
 from perf.world import Host, wait_until
 from tests.node import Service, split, write_manifests
-from tests.scenarios.site import WEB_PORT, Site, count_active, undisturbed
+from tests.scenarios.site import WEB_PORT, Site, count_active, undisturbed, who_answers
 from xdp import maps
 from xdp.addresses import with_port
 from xdp.schema import Reason, WhenStalled
@@ -92,17 +92,6 @@ def test_C9_who_has_a_pods_address_after_a_restart_has_its_connections_only_if_i
             assert who_answers(sock) == "web-1"
     with site.client.entered(), socket.create_connection(split(site.web.frontend), timeout=10) as another:
         assert who_answers(another) == "web-1"
-
-
-def who_answers(sock: socket.socket) -> str:
-    """Ask by HTTP; return the server's name."""
-    sock.sendall(b"GET /10 HTTP/1.1\r\n\r\n")
-    got = b""
-    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 10:
-        part = sock.recv(1 << 16)
-        assert part, "closed"
-        got += part
-    return got.partition(b"Server: ")[2].partition(b"\r")[0].decode()
 
 
 @pytest.mark.parametrize("site", ["afxdp"], indirect=True, scope="session")

@@ -18,7 +18,7 @@ from perf import clients
 from perf.world import World, wait_until
 from tests import cgroups
 from tests.node import NODE_NAME, Daemon, Service, split, write_manifests
-from tests.scenarios.site import DNS_PORT, HOSTS, NODE_PORT, SERVERS, WEB_PORT, Site, at_node_port
+from tests.scenarios.site import DNS_PORT, HOSTS, NODE_PORT, SERVERS, WEB_PORT, Site, at_node_port, who_answers
 from xdp import kernel, loader
 from xdp.addresses import with_port
 
@@ -97,17 +97,6 @@ class Client:
         sock = self()
         sock.connect(split(place))
         return who_answers(sock)
-
-
-def who_answers(sock: socket.socket) -> str:
-    """Ask by HTTP; return the server's name."""
-    sock.sendall(b"GET /10 HTTP/1.1\r\n\r\n")
-    got = b""
-    while b"\r\n\r\n" not in got or len(got.partition(b"\r\n\r\n")[2]) < 10:
-        part = sock.recv(1 << 16)
-        assert part, "closed"
-        got += part
-    return got.partition(b"Server: ")[2].partition(b"\r")[0].decode()
 
 
 def name_of(answer: bytes) -> str:
