@@ -10,10 +10,6 @@ How writers agree (docs/adr/0003):
 * After each publication the writer looks for the key again, in both buckets. If it finds another record it rolls its
   own back, and never touches the other's: whoever published last sees the other one, so at most one stays, and a
   connection that is established cannot lose. Two writers may both roll back; then each tries again.
-* New flows go to the current *extent*, a range of buckets, so that few flows lie on few pages. A writer that finds its
-  buckets crowded makes the next extent current, which is larger; the last one is the whole table. Flows stay where they
-  are, and are looked for in every extent in use. Whoever publishes later has seen the larger extent, so two that race
-  for a key look in each other's.
 * Withdrawing is one compare-and-swap of the tag; who has done it takes `published` back. Both directions go: whoever
   withdraws looks at the other direction after its own swap, and an insertion looks at its reply after publishing the
   original, so no half is left.
@@ -35,8 +31,7 @@ import numpy as np
 from xdp.atomic import compare_and_swap, fence, load_acquire, prefetch, store_release
 from xdp.byteorder import swapped32
 from xdp.hash import (
-    extent_of,
-    first_bucket,
+    first_place,
     hash_tuple,
     hit_count,
     hits_of,
@@ -44,8 +39,7 @@ from xdp.hash import (
     is_hit,
     lanes_equal,
     lowest_hit,
-    named_extent,
-    second_bucket,
+    second_place,
     tag_of,
 )
 from xdp.jit import compiled, inlined
@@ -70,10 +64,7 @@ _ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
 _STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS & 0xFF)
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
 _IPV6, _ICMP = int(Protocol.IPV6), int(Protocol.ICMP)
-_EXTENTS = int(Limit.EXTENTS)
-_FIRST_EXTENT = int(Limit.FIRST_EXTENT)
-_BITMAP = np.uint64((1 << _EXTENTS) - 1)
-_CROWDED, _ROOM_ENOUGH = int(Limit.CROWDED), int(Limit.ROOM_ENOUGH)
+_ROOM_ENOUGH = int(Limit.ROOM_ENOUGH)
 
 
 @inlined
@@ -113,41 +104,14 @@ def _hash_of(tables, addrs, ports, protocol):
 
 
 @inlined
-def _current(tables):
-    return named_extent(load_acquire(tables.extents, 0))
-
-
-@compiled
-def extents_with(bitmap, current, buckets):
-    """Return the word of control.extents: those in `bitmap` and the current one, of a table with `buckets` buckets."""
-    start, count = extent_of(current, buckets)
-    bits = np.uint64(bitmap) | _ONE << np.uint64(current)
-    return bits | np.uint64(start // _FIRST_EXTENT) << np.uint64(8) | np.uint64(count) << np.uint64(32)
-
-
-@compiled
-def number_of_current(extents, buckets):
-    """Return which extent is the current one of the word `extents`."""
-    for extent in range(_EXTENTS):
-        if extent_of(extent, buckets) == named_extent(extents):
-            return extent
-    return _EXTENTS - 1
+def _first_bucket(tables, hashed):
+    return first_place(hashed, len(tables.tags) // _WORDS)
 
 
 @inlined
-def _grow(tables, extents):
-    """Make the extent behind the current one of the word `extents` current; return whether there is one.
-
-    With the whole table every other extent is in use, too: what finds no room in its buckets may find it there.
-    """
-    buckets = len(tables.tags) // _WORDS
-    if named_extent(extents)[1] == buckets:
-        return False
-    new = number_of_current(extents, buckets) + 1
-    bitmap = (_ONE << np.uint64(new)) - _ONE if extent_of(new, buckets)[1] == buckets else extents & _BITMAP
-    grown = extents_with(bitmap, new, buckets)
-    compare_and_swap(tables.extents, 0, extents, grown)  # if somebody was faster, that is as good
-    return True
+def _second_bucket(tables, hashed):
+    """Return the second bucket of a hash; it may be the first one."""
+    return second_place(hashed, len(tables.tags) // _WORDS)
 
 
 @inlined
@@ -189,23 +153,16 @@ def _find_in_bucket(tables, bucket, tag, addrs, ports, protocol, besides):
 @inlined
 def _locate(tables, hashed, addrs, ports, protocol, besides):
     """Return the slot with this key other than `besides`, or MISS. By tags: what a writer must see is in them."""
-    extents = load_acquire(tables.extents, 0)
-    buckets = len(tables.tags) // _WORDS
     tag = tag_of(hashed)
-    for extent in range(_EXTENTS - 1, -1, -1):
-        if extents >> np.uint64(extent) & _ONE:
-            where = extent_of(extent, buckets)
-            slot = _find_in_bucket(tables, first_bucket(hashed, where), tag, addrs, ports, protocol, besides)
-            if slot == MISS:
-                slot = _find_in_bucket(tables, second_bucket(hashed, where), tag, addrs, ports, protocol, besides)
-            if slot != MISS:
-                return slot
-    return MISS
+    slot = _find_in_bucket(tables, _first_bucket(tables, hashed), tag, addrs, ports, protocol, besides)
+    if slot == MISS:
+        slot = _find_in_bucket(tables, _second_bucket(tables, hashed), tag, addrs, ports, protocol, besides)
+    return slot
 
 
 @inlined
-def _find_at_home(tables, hashed, extent, addrs, ports, protocol):
-    home = first_bucket(hashed, extent) * _TAGS + home_of(hashed)
+def _find_at_home(tables, hashed, addrs, ports, protocol):
+    home = _first_bucket(tables, hashed) * _TAGS + home_of(hashed)
     for slot in (home, home ^ 1):
         if _has_key(tables, slot, addrs, ports, protocol):
             return slot
@@ -216,16 +173,13 @@ def _find_at_home(tables, hashed, extent, addrs, ports, protocol):
 def find(tables, addrs, ports, protocol):
     """Return the slot of the flow with this five-tuple, or MISS."""
     hashed = _hash_of(tables, addrs, ports, protocol)
-    slot = _find_at_home(tables, hashed, named_extent(tables.control[0].busiest), addrs, ports, protocol)
-    return slot if slot != MISS else _find_elsewhere(tables, hashed, addrs, ports, protocol)
+    slot = _find_at_home(tables, hashed, addrs, ports, protocol)
+    return slot if slot != MISS else _find_by_tag(tables, hashed, addrs, ports, protocol)
 
 
 @compiled
-def _find_elsewhere(tables, hashed, addrs, ports, protocol):
-    """Return the slot of a flow that is not at home in the busiest extent, or MISS.
-
-    By tags, which lie close together: most of what comes here is new, and its homes would be cold lines on cold pages.
-    """
+def _find_by_tag(tables, hashed, addrs, ports, protocol):
+    """Return the slot of a flow that is not at home, or MISS. Most of what comes here is new."""
     return _locate(tables, hashed, addrs, ports, protocol, MISS)
 
 
@@ -270,43 +224,14 @@ def _claim_in(tags, bucket, home):
 
 @inlined
 def _claim(tables, hashed):
-    """Claim a slot for a hash, in the emptier of its two buckets; return it, or FULL."""
+    """Claim a slot for a hash, in its first bucket if that has room enough, else in the emptier one; or FULL."""
     tags, home = tables.tags, home_of(hashed)
-    while True:
-        extents = load_acquire(tables.extents, 0)
-        extent = named_extent(extents)
-        first, second = first_bucket(hashed, extent), second_bucket(hashed, extent)
-        room = hit_count(_hits_in(tags, first, _EMPTY))
-        has_grown = False
-        if room < _ROOM_ENOUGH:
-            other = hit_count(_hits_in(tags, second, _EMPTY))
-            if max(room, other) < _CROWDED:
-                has_grown = _grow(tables, extents)
-            if other > room:
-                first, second = second, first
-        slot = _claim_in(tags, first, home)
-        if slot == FULL:
-            slot = _claim_in(tags, second, home)
-        if slot != FULL:
-            return slot
-        if not has_grown:
-            return _claim_anywhere(tables, hashed)
-
-
-@inlined
-def _claim_anywhere(tables, hashed):
-    """Claim a slot in any extent in use; the sweep keeps them so as long as the whole table is current."""
-    extents = load_acquire(tables.extents, 0)
-    for extent in range(_EXTENTS):
-        if not extents >> np.uint64(extent) & _ONE:
-            continue
-        where = extent_of(extent, len(tables.tags) // _WORDS)
-        slot = _claim_in(tables.tags, first_bucket(hashed, where), home_of(hashed))
-        if slot == FULL:
-            slot = _claim_in(tables.tags, second_bucket(hashed, where), home_of(hashed))
-        if slot != FULL:
-            return slot
-    return FULL
+    first, second = _first_bucket(tables, hashed), _second_bucket(tables, hashed)
+    room = hit_count(_hits_in(tags, first, _EMPTY))
+    if room < _ROOM_ENOUGH and hit_count(_hits_in(tags, second, _EMPTY)) > room:
+        first, second = second, first
+    slot = _claim_in(tags, first, home)
+    return slot if slot != FULL else _claim_in(tags, second, home)
 
 
 @compiled
@@ -409,16 +334,15 @@ def _fill(tables, slot, way, addrs, ports, new_addrs, new_ports, protocol, state
 
 @inlined
 def _prefetch_tags(tables, hashed):
-    extent = _current(tables)
-    prefetch(tables.tags, first_bucket(hashed, extent) * _WORDS)
-    prefetch(tables.tags, second_bucket(hashed, extent) * _WORDS)
+    prefetch(tables.tags, _first_bucket(tables, hashed) * _WORDS)
+    prefetch(tables.tags, _second_bucket(tables, hashed) * _WORDS)
 
 
 @inlined
 def look_ahead(tables, addrs, ports, protocol):
     """Ask for the lines that looking for a flow, and inserting it, will read first."""
     hashed = _hash_of(tables, addrs, ports, protocol)
-    prefetch(tables.flows, first_bucket(hashed, named_extent(tables.control[0].busiest)) * _TAGS + home_of(hashed))
+    prefetch(tables.flows, _first_bucket(tables, hashed) * _TAGS + home_of(hashed))
     _prefetch_tags(tables, hashed)
 
 
@@ -492,8 +416,8 @@ def _oldest_in(tables, bucket, rank, now, victim, age):
 @inlined
 def _drop_oldest(tables, hashed, now):
     """Withdraw the oldest unreplied, else closing, connection in the buckets of a hash, unless a slot is free soon."""
-    tags, extent = tables.tags, _current(tables)
-    first, second = first_bucket(hashed, extent), second_bucket(hashed, extent)
+    tags = tables.tags
+    first, second = _first_bucket(tables, hashed), _second_bucket(tables, hashed)
     if _hits_in(tags, first, _EMPTY) | _hits_in(tags, second, _EMPTY):
         return False
     if _hits_in(tags, first, _WITHDRAWN) | _hits_in(tags, second, _WITHDRAWN):
@@ -535,21 +459,6 @@ def touch(tables, slot, event, length, now):
 
 
 @inlined
-def _note_extents(tables, slot, found):
-    """Add one to `found` (by extent) wherever the record at `slot` may have been inserted."""
-    record, buckets = tables.flows[slot], len(tables.tags) // _WORDS
-    addrs = np.uint64(record.dst_addr) << np.uint64(32) | np.uint64(record.src_addr)
-    hashed = _hash_of(
-        tables, addrs, np.uint32(record.dst_port) << np.uint32(16) | np.uint32(record.src_port), record.protocol
-    )
-    for extent in range(_EXTENTS):
-        where = extent_of(extent, buckets)
-        bucket = slot // _TAGS
-        if bucket == first_bucket(hashed, where) or bucket == second_bucket(hashed, where):
-            found[extent] += 1
-
-
-@inlined
 def _mark_names(record, named):
     """Note in `named` (u8, by row of names) which names a record uses."""
     named[swapped32(record.src_addr)] = 1
@@ -559,38 +468,32 @@ def _mark_names(record, named):
 
 
 @compiled
-def sweep(tables, start, stop, now, withdrawn, found, named):
+def sweep(tables, start, stop, now, withdrawn, named):
     """Withdraw what has expired among slots [start, stop), and note which slots are withdrawn there.
 
-    `withdrawn` (i64 array, at least stop - start long) is filled from its start. To `found` (i64, by extent) is added
-    how many may have been inserted there; one that is being filled may be anywhere. With an empty one nobody looks.
-    In `named` (u8, by row of names) is noted which names the others use.
-    Return (slots in use, slots noted). A record looks at its own last-seen first, so a live table is read in one
-    direction only.
+    `withdrawn` (i64 array, at least stop - start long) is filled from its start. In `named` (u8, by row of names) is
+    noted which names the others use. Return how many slots were noted. A record looks at its own last-seen first, so a
+    live table is read in one direction only.
     """
     tags, flows, rules, words = tables.tags, tables.flows, tables.machine[0], tables.control[0]
-    used, noted = 0, 0
+    noted = 0
+    four = np.uint64(0)
     for slot in range(start, stop):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
+        if slot == start or not slot & 3:
+            four = load_acquire(tags, slot >> 2)
+        if not four:
             continue
         tag = tag_at(tags, slot)
-        if len(found) and tag == _CLAIMED:
-            for extent in range(_EXTENTS):
-                found[extent] += 1
-        elif len(found) and tag != _EMPTY:
-            _note_extents(tables, slot, found)
         if tag >= _FIRST:
             record = flows[slot]
             state = record.state
             timeout = rules.timeout[with_state(state, _ESTABLISHED) if state & _STATE_BITS == _RESET else state]
-            used += 1
             if record.protocol & _IPV6:
                 _mark_names(record, named)
             if is_older(now, record.last_seen, timeout) and is_older(now, words.aged_from, timeout):
                 peer = np.int64(record.peer)
                 if not _is_peer(tags, flows, peer, slot) or is_older(now, flows[peer].last_seen, timeout):
                     withdraw(tables, slot)
-                    used -= 1
                     tag = tag_at(tags, slot)
         if tag == _RETIRED and _swap_tag(tags, slot, _RETIRED, _WITHDRAWN):
             tag = _WITHDRAWN
@@ -601,26 +504,7 @@ def sweep(tables, start, stop, now, withdrawn, found, named):
             store_release(tables.published, slot, _NOT_PUBLISHED)  # who withdrew it may have died before
             withdrawn[noted] = slot
             noted += 1
-    return used, noted
-
-
-@compiled
-def end_of(extent, buckets):
-    """Return the bucket behind an extent of a table with `buckets`."""
-    start, count = extent_of(extent, buckets)
-    return start + count
-
-
-@compiled
-def set_extents(tables, expected, bitmap, current):
-    """Change which extents are in use and which is current, if control.extents still is `expected`; return whether."""
-    return compare_and_swap(tables.extents, 0, expected, extents_with(bitmap, current, len(tables.tags) // _WORDS))
-
-
-@compiled
-def set_busiest(tables, extent):
-    """Change where flows are looked for first."""
-    store_release(tables.busiest, 0, extents_with(np.uint64(0), extent, len(tables.tags) // _WORDS))
+    return noted
 
 
 @compiled

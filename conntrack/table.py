@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,6 @@ from xdp.errors import TableFullError
 from xdp.schema import Direction, Limit, Protocol, State
 from xdp.tables import Tables
 
-_BITMAP = (1 << Limit.EXTENTS) - 1
-_SPARSE = 0.2  # load of the extent before the current one at which new flows go there again
 Place = tuple[int, int]  # address and port
 Timeouts = tuple[tuple[str, int], ...]  # names of states.NAMED, and seconds
 
@@ -45,19 +43,6 @@ class Connection:
     expires_s: float
 
 
-@dataclass
-class _Pass:
-    """One look at every slot: the extents as it began, where it is, where it ends, and what it has seen."""
-
-    extents: np.uint64
-    stop: int = 0
-    position: int = 0
-    used: int = 0
-    found: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # by extent; none: one is in use
-
-
 class FlowTable:
     """The flow records, with the clock that they are timed by.
 
@@ -69,9 +54,8 @@ class FlowTable:
         self._clock = clock
         self._wait_for_readers = wait_for_readers
         self._withdrawn = np.zeros(len(tables.flows), np.int64)
-        self._buckets = len(tables.flows) // Limit.BUCKET_TAGS
-        self._pass = _Pass(np.uint64(0))
-        self._named = np.zeros(len(tables.names), np.uint8)  # in this pass
+        self._position = 0  # of the pass over all slots that is under way
+        self._named = np.zeros(len(tables.names), np.uint8)  # by it
         self._has_dying = naming.count(tables) > 0  # a predecessor may have left such names
         # Threads of the control plane have no turns: while one looks at records, no slot is emptied for reuse.
         self._looking = threading.Lock()
@@ -79,8 +63,6 @@ class FlowTable:
     def create(self) -> None:
         """Prepare new tables: draw the secret of the hash."""
         self._tables.control[0]["hash_key"] = [secrets.randbits(64), secrets.randbits(64)]
-        compiled.set_extents(self._tables, self._tables.extents[0], np.uint64(0), 0)
-        compiled.set_busiest(self._tables, 0)
         self.prepare()
 
     def prepare(self) -> None:
@@ -153,18 +135,16 @@ class FlowTable:
 
         Blocks for a grace period if there is anything to free.
         """
-        if self._pass.position == self._pass.stop:
-            self._pass = self._begin_pass()
-        this = self._pass
-        start, this.position = this.position, min(this.stop, this.position + (slots or this.stop))
+        start = self._position
+        if start == 0:
+            self._begin_pass()
+        stop = min(self.slots, start + (slots or self.slots))
         now = self._clock.now()
         self._keep_start_in_sight(now)
-        used, noted = compiled.sweep(
-            self._tables, start, this.position, np.uint32(now), self._withdrawn, this.found, self._named
-        )
-        this.used += int(used)
-        if this.position == this.stop:
-            self._end_pass(this)
+        noted = compiled.sweep(self._tables, start, stop, np.uint32(now), self._withdrawn, self._named)
+        self._position = stop % self.slots
+        if self._position == 0:
+            self._end_names()
         if noted:
             self.wait_for_grace()
             with self._looking:
@@ -172,41 +152,17 @@ class FlowTable:
         return int(noted)
 
     @property
-    def slots_of_a_pass(self) -> int:
-        """Return how many slots the sweep looks at until it begins again: as far as flows lie, at least one."""
-        return max(1, self._pass.stop)
+    def slots(self) -> int:
+        """Return how many slots there are: what the sweep looks at until it begins again."""
+        return len(self._tables.flows)
 
-    def _begin_pass(self) -> _Pass:
-        """Begin at the first slot, and go as far as flows may lie."""
-        extents = self._tables.extents[0]
-        bitmap = int(extents) & _BITMAP
+    def _begin_pass(self) -> None:
         self._named[:] = 0
         if self._has_dying:
             self.wait_for_grace()  # who held such a name has put it into a record, or let go of it
-        this = _Pass(extents, stop=self._end_of(bitmap.bit_length() - 1))
-        if bitmap != 1 << self._current(extents):
-            this.found = np.zeros(Limit.EXTENTS, np.int64)
-            self.wait_for_grace()  # nobody inserts by an older word any more
-        return this
-
-    def _end_pass(self, done: _Pass) -> None:
-        """Let go of names that nobody uses, of extents in which nothing lies, and of room that is not needed."""
-        self._end_names()
-        current = self._current(done.extents)
-        bitmap = int(done.extents) & _BITMAP
-        if len(done.found):
-            used = [extent for extent in range(Limit.EXTENTS) if bitmap >> extent & 1 and done.found[extent]]
-            compiled.set_busiest(self._tables, max(used, key=lambda extent: done.found[extent], default=current))
-            if not self._is_whole_table(current):
-                bitmap = sum(1 << extent for extent in used)
-        else:
-            compiled.set_busiest(self._tables, current)
-        wanted = current
-        if current and done.used < _SPARSE * self._end_of(current - 1):
-            wanted -= 1
-        compiled.set_extents(self._tables, done.extents, np.uint64(bitmap | 1 << current), wanted)
 
     def _end_names(self) -> None:
+        """Let go of names that no record used in the pass that ends."""
         if not naming.count(self._tables):
             return
         dying, withdrawn = naming.end_pass(self._tables, self._named)
@@ -214,16 +170,6 @@ class FlowTable:
         if withdrawn:
             self.wait_for_grace()
             naming.release(self._tables)
-
-    def _current(self, extents: np.uint64) -> int:
-        return int(compiled.number_of_current(extents, self._buckets))
-
-    def _is_whole_table(self, extent: int) -> bool:
-        return bool(self._end_of(extent) == len(self._tables.flows))
-
-    def _end_of(self, extent: int) -> int:
-        """Return the slot behind an extent."""
-        return int(compiled.end_of(extent, self._buckets)) * Limit.BUCKET_TAGS
 
     def _keep_start_in_sight(self, now: int) -> None:
         """Move `aged_from` along once it lies behind every deadline: differences of jiffies are signed 32-bit numbers.

@@ -613,7 +613,7 @@ class Node:
             if self._changed.is_set():
                 self._changed.clear()
                 await self._clear_up_behind(self.services.take_parted(), self.take_unswept())
-            slices = -(-self.flows.slots_of_a_pass // _SWEEP_SLOTS)
+            slices = -(-self.flows.slots // _SWEEP_SLOTS)
             await tick(self._changed, next_tick(seconds_of_a_pass(cpu_s * slices) / slices))
 
     async def _clear_up_behind(self, parted: Parted, unswept: Unswept | None) -> None:

@@ -106,7 +106,6 @@ def _filled_tables(folder: Path, flows: int, protocol: int, *, capacity: int) ->
                 hosts = [Names(tables).pin(IPv6Address(PREFIX6 << 96 | host)) for host in hosts]
             wire = np.array(hosts, np.uint32).byteswap().astype(np.uint64)
             assert _fill(tables, wire, flows, *arguments) == flows
-            table.sweep()  # it says where most flows lie, and so where they are looked for first
             yield shared
     finally:
         removing.maps(folder)
@@ -173,8 +172,6 @@ def measure_admission(trials: int = 10) -> Cost:
             base = first.run_ns(_ADMISSIONS)
             tables.tags[:] = 0
             tables.published[:] = 0
-            compiled.set_extents(tables, tables.extents[0], np.uint64(0), 0)
-            compiled.set_busiest(tables, 0)
             first.orders[:, Order.NEXT] = 0
             first.call(made.ours)
             pairs.append((base, first.run_ns(_ADMISSIONS)))

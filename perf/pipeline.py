@@ -73,13 +73,12 @@ def _send(node: Any, frames: Any, burst: Any, template: Any, flows: int, packets
     return strange
 
 
-def _node(flows: int) -> tuple[context.Node, FlowTable]:
+def _node(flows: int) -> context.Node:
     tables = Tables.in_memory(Capacity(max(flows, 1000), 64, 64, 65536, 64, 64, 1))
     for column in (tables.tags, tables.flows.view(np.uint8)):
         column[:] = 1  # touch every page now: the first touch is the kernel's cost
         column[:] = 0
-    table = FlowTable(tables, ManualClock())
-    table.create()
+    FlowTable(tables, ManualClock()).create()
     hop = tables.next_hops[1]
     hop["ifindex"], hop["mtu"], hop["state"] = 1, 1500, HopState.FORWARD
     services = ServiceTable(tables, maglev.DEFAULT_SEED, lambda _: 1)
@@ -88,7 +87,7 @@ def _node(flows: int) -> tuple[context.Node, FlowTable]:
     starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
     starts[-1] = 1  # one route, the default, through next hop 1
     hops_compiled.publish_routes(hops, starts, np.zeros(1, np.uint32), np.ones(1, np.uint32))
-    return context.new_node(tables, hops, maglev.DEFAULT_SEED), table
+    return context.new_node(tables, hops, maglev.DEFAULT_SEED)
 
 
 def _template() -> npt.NDArray[np.uint8]:
@@ -106,14 +105,13 @@ def _burst() -> npt.NDArray[np.void]:
 
 def measure(flows: int, packets: int = 2_000_000, trials: int = 5) -> Cost:
     """Return the cost with so many flows in the table."""
-    (node, table), template = _node(flows), _template()
+    node, template = _node(flows), _template()
     frames, burst = np.zeros(_BURST * _CHUNK_BYTES, np.uint8), _burst()
     now = np.uint32(0)
     _send(node, frames, burst, template, flows, 0, int(Reason.ADMITTED), now)  # compiles, and learns what a node is
     began = time.thread_time_ns()
     strange = _send(node, frames, burst, template, flows, flows, int(Reason.ADMITTED), now)
     new_ns = (time.thread_time_ns() - began) / flows
-    table.sweep()
     known = []
     for _ in range(trials):
         began = time.thread_time_ns()

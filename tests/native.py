@@ -34,9 +34,6 @@ uint64_t native_hash(const struct tuple *tuple, uint64_t key0, uint64_t key1);
 uint32_t native_first_place(uint64_t hash, uint32_t count);
 uint32_t native_second_place(uint64_t hash, uint32_t count);
 uint32_t native_home(uint64_t hash);
-struct extent { uint32_t start, buckets; };
-struct extent native_extent(uint32_t k, uint32_t buckets);
-struct extent native_named_extent(uint64_t word);
 uint64_t native_tag(uint64_t hash);
 uint64_t native_lanes_equal(uint64_t word, uint64_t tag);
 uint64_t native_hits(const void *bucket, uint64_t tag);
@@ -52,8 +49,6 @@ __u64 native_hash(const struct tuple *tuple, __u64 key0, __u64 key1) { return ha
 __u32 native_first_place(__u64 hash, __u32 count) { return first_place(hash, count); }
 __u32 native_second_place(__u64 hash, __u32 count) { return second_place(hash, count); }
 __u32 native_home(__u64 hash) { return home_of(hash); }
-struct extent native_extent(__u32 k, __u32 buckets) { return extent_of(k, buckets); }
-struct extent native_named_extent(__u64 word) { return named_extent(word); }
 __u64 native_tag(__u64 hash) { return tag_of(hash); }
 __u64 native_lanes_equal(__u64 word, __u64 tag) { return lanes_equal(word, tag); }
 __u64 native_hits(const void *bucket, __u64 tag) { return hits_of(bucket, tag); }

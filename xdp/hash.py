@@ -20,7 +20,6 @@ _LOW = np.uint64(0x7FFF7FFF7FFF7FFF)
 _HALF = np.uint64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 _TAG_FIRST = np.uint64(Tag.FIRST)
-_FIRST_EXTENT, _EXTENT_SHIFT, _EXTENTS = int(Limit.FIRST_EXTENT), int(Limit.EXTENT_SHIFT), int(Limit.EXTENTS)
 _LAST_TAG = np.uint64(Limit.BUCKET_TAGS - 1)
 
 
@@ -45,34 +44,6 @@ def first_place(hashed, count):
 def second_place(hashed, count):
     """Return the second place of a hash, of `count`; it may be the first one."""
     return np.int64((hashed * _A >> np.uint64(32)) * np.uint64(count) >> np.uint64(32))
-
-
-@inlined
-def extent_of(k, buckets):
-    """Return (first bucket, number of buckets) of extent `k` of a table with `buckets`."""
-    end = _FIRST_EXTENT << (_EXTENT_SHIFT * k)
-    if k == _EXTENTS - 1 or 2 * end >= buckets:
-        return 0, buckets
-    start = end >> _EXTENT_SHIFT if k > 0 else 0
-    return start, end - start
-
-
-@inlined
-def named_extent(word):
-    """Return (first bucket, number of buckets) of the extent that a word of control names."""
-    return np.int64(word >> np.uint64(8) & np.uint64(0xFFFFFF)) * _FIRST_EXTENT, np.int64(word >> np.uint64(32))
-
-
-@inlined
-def first_bucket(hashed, extent):
-    """Return the first bucket of a hash in an extent."""
-    return extent[0] + first_place(hashed, extent[1])
-
-
-@inlined
-def second_bucket(hashed, extent):
-    """Return the second bucket of a hash in an extent; it may be the first one."""
-    return extent[0] + second_place(hashed, extent[1])
 
 
 @inlined

@@ -80,9 +80,9 @@ class Tables(Bundle):
 
     `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows, `hosts` that of
     words; the others have one structured row per entry. The last ones are the fields of rows that go through atomic
-    accesses: whether a flow is published, names (state, pins, how many), the words of extents, both words of an
-    affinity, a Service's turn, an endpoint's load, a frontend's key, a worker's heartbeat, turn and the word that says
-    since when something waits for it.
+    accesses: whether a flow is published, names (state, pins, how many), both words of an affinity, a Service's turn,
+    an endpoint's load, a frontend's key, a worker's heartbeat, turn and the word that says since when something waits
+    for it.
     """
 
     tags: npt.NDArray[np.uint64]
@@ -109,9 +109,7 @@ class Tables(Bundle):
     published: npt.NDArray[np.uint8]
     name_states: npt.NDArray[np.uint32]
     name_pins: npt.NDArray[np.uint32]
-    extents: npt.NDArray[np.uint64]
     name_count: npt.NDArray[np.uint64]
-    busiest: npt.NDArray[np.uint64]
     frontend_keys: npt.NDArray[np.uint64]
     affinity_words: npt.NDArray[np.uint64]
     round_robin: npt.NDArray[np.uint32]
@@ -130,9 +128,7 @@ class Tables(Bundle):
             "published": arrays["flows"]["published"],
             "name_states": arrays["names"]["state"],
             "name_pins": arrays["names"]["pins"],
-            "extents": arrays["control"]["extents"],
             "name_count": arrays["control"]["names"],
-            "busiest": arrays["control"]["busiest"],
             "round_robin": arrays["services"]["turn"],
             "loads": arrays["endpoints"]["load"],
             "affinity_words": arrays["affinity"].view(np.uint64),

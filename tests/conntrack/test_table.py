@@ -132,69 +132,14 @@ def test_a_sweep_in_slices_covers_the_table(flows: Flows):
     assert not flows.tables.tags.any()
 
 
-# Extents.
+# Room.
 
 
-def extents_in_use(flows: Flows) -> set[int]:
-    return {extent for extent in range(Limit.EXTENTS) if int(flows.tables.extents[0]) >> extent & 1}
-
-
-def current(flows: Flows) -> int:
-    return int(compiled.number_of_current(flows.tables.extents[0], len(flows.tables.flows) // Limit.BUCKET_TAGS))
-
-
-def test_a_new_table_uses_its_first_buckets_and_grows_when_they_are_crowded():
-    flows, first_extent = Flows(200_000), Limit.FIRST_EXTENT * Limit.BUCKET_TAGS
-    assert flows.fill(0, 12_000) == 12_000
-    assert extents_in_use(flows) == {0}
-    assert np.flatnonzero(tags(flows)).max() < first_extent
-    assert flows.fill(12_000, 28_000) == 28_000
-    assert extents_in_use(flows) == {0, 1}
-    load = np.count_nonzero(tags(flows)[:first_extent]) / first_extent
-    assert 0.5 < load < 0.75, "grown too early, or too late"
-    assert all(flows_found(flows, 0, 40_000))
-
-
-def test_the_stated_capacity_is_had_whatever_the_order_of_growth():
+def test_a_large_table_holds_what_it_says_and_finds_it():
     flows = Flows(300_000)
     assert flows.fill(0, 300_000) == 300_000
     assert all(flows_found(flows, 0, 300_000, step=97))
     assert flows.table.used() == 300_000
-
-
-def test_room_that_is_not_needed_any_more_is_given_up_and_flows_stay_where_they_are():
-    flows = Flows(1_000_000)
-    flows.fill(0, 420_000)
-    assert max(extents_in_use(flows)) == current(flows) == 2
-    flows.clock.advance(50)  # past SYN_SENT's timeout together with the next step
-    survivors = range(0, 420_000, 4000)
-    for number in survivors:
-        compiled.touch(flows.tables, _slot_of(flows, number), 0, 60, np.uint32(flows.clock.now()))
-    flows.clock.advance(11)
-    for _ in range(12):
-        flows.table.sweep()
-    assert current(flows) == 0
-    assert flows.table.used() == len(survivors)
-    assert all(_slot_of(flows, number) != MISS for number in survivors)
-    flows.clock.advance(61)
-    for _ in range(3):
-        flows.table.sweep()
-    assert extents_in_use(flows) == {0}
-    assert not flows.tables.tags.any()
-
-
-def test_an_extent_with_a_flow_stays_in_use():
-    flows = Flows(200_000)
-    flows.fill(0, 40_000)
-    assert extents_in_use(flows) == {0, 1}
-    flows.clock.advance(50)
-    last = _slot_of(flows, 39_999)
-    compiled.touch(flows.tables, last, 0, 60, np.uint32(flows.clock.now()))
-    flows.clock.advance(11)
-    for _ in range(4):
-        flows.table.sweep()
-    assert extents_in_use(flows) == {0, 1}
-    assert _slot_of(flows, 39_999) == last
 
 
 def flows_found(flows: Flows, first: int, count: int, step: int = 1) -> list[bool]:

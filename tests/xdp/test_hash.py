@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conntrack.compiled import extents_with, number_of_current
 from tests.native import Native
 from tests.reference import first_place, hash_of, second_place
 from xdp import hash as twin
@@ -84,36 +83,6 @@ def test_a_five_tuple_lies_in_the_same_place_for_all(buckets: int, native: Nativ
         assert [first_place(hashed, buckets), second_place(hashed, buckets)] == in_c[1:3]
     assert out[:, 1:3].max() < buckets
     assert out[:, 3].min() >= Tag.FIRST
-
-
-@compiled
-def _extent(k, buckets):
-    return twin.extent_of(k, buckets)
-
-
-@compiled
-def _current(extents):
-    return twin.named_extent(extents)
-
-
-@pytest.mark.parametrize("buckets", [2, 1023, 1024, 1025, 4096, 5000, 156_250, 2**31 - 1])
-def test_extents_follow_each_other_and_the_last_one_is_the_whole_table(buckets: int, native: Native):
-    ends = [0]
-    for k in range(Limit.EXTENTS):
-        start, count = _extent(k, buckets)
-        in_c = native.library.native_extent(k, buckets)
-        assert (in_c.start, in_c.buckets) == (start, count)
-        if count < buckets:
-            assert start == ends[-1]
-            assert start % Limit.FIRST_EXTENT == 0
-        ends.append(start + count)
-        word = extents_with(0, k, buckets)
-        found = native.library.native_named_extent(int(word))
-        assert (found.start, found.buckets) == _current(np.uint64(word)) == (start, count)
-        assert number_of_current(np.uint64(word), buckets) == next(
-            n for n in range(k + 1) if _extent(n, buckets) == (start, count)
-        )
-    assert _extent(Limit.EXTENTS - 1, buckets) == (0, buckets)
 
 
 def test_tags_and_buckets_are_spread_evenly():

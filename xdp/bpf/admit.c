@@ -124,40 +124,16 @@ static inline u32 reclaim(u32 first, u32 second, u32 now, const struct machine *
 	return NO_SLOT;
 }
 
-/* Make the next extent current, if there is one. With the whole table every extent is in use. */
-static inline void grow(struct control *words, u64 extents)
-{
-	struct extent current = named_extent(extents), next;
-	u64 bitmap = extents & ((1 << EXTENTS) - 1), grown;
-	u32 k;
-
-#pragma nounroll
-	for (k = 0; k < EXTENTS - 1; k++) {
-		next = extent_of(k, TAGS_ROWS);
-		if (next.start != current.start || next.buckets != current.buckets || next.buckets == TAGS_ROWS)
-			continue;
-		next = extent_of(k + 1, TAGS_ROWS);
-		bitmap |= next.buckets == TAGS_ROWS ? (2 << (k + 1)) - 1 : 1 << (k + 1);
-		grown = bitmap | (u64)(next.start / FIRST_EXTENT) << 8 | (u64)next.buckets << 32;
-		__sync_bool_compare_and_swap(&words->extents, extents, grown); /* if somebody was faster, as good */
-		return;
-	}
-}
-
-/* Claim a slot for a hash, in the emptier of its two buckets. If both are crowded the extent grows, for the next time. */
+/* Claim a slot for a hash, in the first of its two buckets if that has room enough, else in the emptier one. */
 static inline u32 claim(u64 hash, u32 now, const struct machine *rules, struct control *words)
 {
-	u64 extents = *(volatile u64 *)&words->extents;
-	struct extent extent = named_extent(extents);
-	u32 first = first_bucket(hash, extent), second = second_bucket(hash, extent), slot, room, other, emptier;
+	u32 first = bucket_of(hash, 0), second = bucket_of(hash, 1), slot, room, other, emptier;
 	struct bucket *bucket = tags.lookup(&first);
 
 	room = bucket ? hit_count(hits_of(bucket, TAG_EMPTY)) : 0;
 	if (room < ROOM_ENOUGH) {
 		bucket = tags.lookup(&second);
 		other = bucket ? hit_count(hits_of(bucket, TAG_EMPTY)) : 0;
-		if (room < CROWDED && other < CROWDED)
-			grow(words, extents);
 		if (other > room) {
 			emptier = second;
 			second = first;
@@ -174,20 +150,16 @@ static inline u32 claim(u64 hash, u32 now, const struct machine *rules, struct c
 
 /* By tags, whether another record than slot `besides` has this key: what a writer must see is in them. In doubt, yes: that
  * two tags of a bucket equal the wanted one by chance is a matter of 10^-7. */
-static inline bool is_elsewhere(const struct tuple *tuple, u64 hash, u32 besides, const struct control *words)
+static inline bool is_elsewhere(const struct tuple *tuple, u64 hash, u32 besides)
 {
-	u64 extents = *(volatile u64 *)&words->extents, hits;
 	struct bucket *bucket;
-	struct extent extent;
 	struct flow *flow;
 	u32 n, number, slot;
+	u64 hits;
 
 #pragma nounroll
-	for (n = 0; n < 2 * EXTENTS; n++) {
-		if (!(extents >> n / 2 & 1))
-			continue;
-		extent = extent_of(n / 2, TAGS_ROWS);
-		number = n & 1 ? second_bucket(hash, extent) : first_bucket(hash, extent);
+	for (n = 0; n < 2; n++) {
+		number = bucket_of(hash, n);
 		bucket = tags.lookup(&number);
 		if (!bucket)
 			return true;
@@ -294,14 +266,14 @@ static inline u32 insert(const struct tuple *before, const struct tuple *after, 
 
 	*failure = REASON_REPLY_CLASH;
 	publish(reply_slot, reply_flow, tag_of(reply_hash));
-	if (is_elsewhere(&reply, reply_hash, reply_slot, words)) {
+	if (is_elsewhere(&reply, reply_hash, reply_slot)) {
 		retire_slot(reply_slot, now);
 		original_flow->retired_at = now;
 		swap_tag(original_slot, TAG_CLAIMED, TAG_RETIRED); /* not EMPTY: the reply has led readers here */
 		return NO_SLOT;
 	}
 	publish(original_slot, original_flow, tag_of(hash));
-	if (is_elsewhere(before, hash, original_slot, words) || tag_at(reply_slot) != tag_of(reply_hash)) {
+	if (is_elsewhere(before, hash, original_slot) || tag_at(reply_slot) != tag_of(reply_hash)) {
 		retire(original_flow, now);
 		return NO_SLOT;
 	}
@@ -497,7 +469,7 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 		after.ports = (u32)endpoint->port << 16 | (u16)who.tuple.ports;
 		after.protocol = who.tuple.protocol;
 		reply = turned(&after);
-		is_taken = is_elsewhere(&reply, hash_tuple(&reply, words->hash_key[0], words->hash_key[1]), NO_SLOT, words);
+		is_taken = is_elsewhere(&reply, hash_tuple(&reply, words->hash_key[0], words->hash_key[1]), NO_SLOT);
 		if (!is_taken)
 			break;
 	}

@@ -11,6 +11,12 @@ enum { SAME_TAGS = 4 };
 _Static_assert(sizeof(struct flow) == 64, "a flow is one cache line");
 _Static_assert(sizeof(struct bucket) == 32, "a bucket's tags are half a cache line");
 
+/* The first (0) or the second (1) bucket of a hash. */
+static inline u32 bucket_of(u64 hash, u32 n)
+{
+	return n ? second_place(hash, TAGS_ROWS) : first_place(hash, TAGS_ROWS);
+}
+
 /* Whether a record is published and of this five-tuple. What is published stays as it is until nobody looks, so that is
  * read first; the rest of the record is read only after it is ours. */
 static inline bool is_record_of(const struct flow *flow, const struct tuple *tuple)
@@ -43,10 +49,10 @@ static inline struct flow *find_in_bucket(u32 number, u64 tag, const struct tupl
 	return 0;
 }
 
-/* The flow that lies at home in an extent, or beside. */
-static inline struct flow *find_at_home(const struct tuple *tuple, u64 hash, struct extent extent)
+/* The flow that lies at home, or beside. */
+static inline struct flow *find_at_home(const struct tuple *tuple, u64 hash)
 {
-	u32 slot = first_bucket(hash, extent) * BUCKET_TAGS + home_of(hash), n;
+	u32 slot = bucket_of(hash, 0) * BUCKET_TAGS + home_of(hash), n;
 	struct flow *flow;
 
 #pragma unroll
@@ -58,21 +64,15 @@ static inline struct flow *find_at_home(const struct tuple *tuple, u64 hash, str
 	return 0;
 }
 
-/* Wherever flows may lie, the latest extent first. By tags, which lie close together: most of what comes here is new, and
- * its homes would be cold lines on cold pages. */
-static inline struct flow *find_elsewhere(const struct tuple *tuple, u64 hash, u64 extents)
+/* Anywhere in the two buckets of its hash. By tags, which lie close together: most of what comes here is new. */
+static inline struct flow *find_by_tag(const struct tuple *tuple, u64 hash)
 {
-	struct extent extent;
 	struct flow *flow;
-	u32 n, k;
+	u32 n;
 
 #pragma nounroll
-	for (n = 0; n < 2 * EXTENTS; n++) {
-		k = EXTENTS - 1 - n / 2;
-		if (!(extents >> k & 1))
-			continue;
-		extent = extent_of(k, TAGS_ROWS);
-		flow = find_in_bucket(n & 1 ? second_bucket(hash, extent) : first_bucket(hash, extent), tag_of(hash), tuple);
+	for (n = 0; n < 2; n++) {
+		flow = find_in_bucket(bucket_of(hash, n), tag_of(hash), tuple);
 		if (flow)
 			return flow;
 	}
@@ -82,9 +82,9 @@ static inline struct flow *find_elsewhere(const struct tuple *tuple, u64 hash, u
 static inline struct flow *find_flow(const struct tuple *tuple, const struct control *words)
 {
 	u64 hash = hash_tuple(tuple, words->hash_key[0], words->hash_key[1]);
-	struct flow *flow = find_at_home(tuple, hash, named_extent(words->busiest));
+	struct flow *flow = find_at_home(tuple, hash);
 
-	return flow ? flow : find_elsewhere(tuple, hash, words->extents);
+	return flow ? flow : find_by_tag(tuple, hash);
 }
 
 /* A connection is past its deadline when neither direction was seen for the timeout of its state. Rarely more than the

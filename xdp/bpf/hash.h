@@ -34,39 +34,6 @@ static inline __u32 second_place(__u64 hash, __u32 count)
 	return (hash * 0x9e3779b97f4a7c15ULL >> 32) * count >> 32;
 }
 
-/* An extent is a range of a table's buckets. The flows of a table with few of them lie close together, on few pages. */
-struct extent {
-	__u32 start;
-	__u32 buckets;
-};
-
-/* Extent k of a table with `buckets`: what lies behind those before it. The last one is the whole table, which is more
- * than twice as large as all others together: else it would fill unevenly. */
-static inline struct extent extent_of(__u32 k, __u32 buckets)
-{
-	__u64 end = (__u64)FIRST_EXTENT << EXTENT_SHIFT * k;
-	__u32 start = k ? end >> EXTENT_SHIFT : 0;
-
-	return k < EXTENTS - 1 && 2 * end < buckets ? (struct extent){ start, end - start } : (struct extent){ 0, buckets };
-}
-
-/* The extent that a word of struct control names. */
-static inline struct extent named_extent(__u64 word)
-{
-	return (struct extent){ (word >> 8 & 0xffffff) * FIRST_EXTENT, word >> 32 };
-}
-
-/* The two buckets of a hash in an extent. */
-static inline __u32 first_bucket(__u64 hash, struct extent extent)
-{
-	return extent.start + first_place(hash, extent.buckets);
-}
-
-static inline __u32 second_bucket(__u64 hash, struct extent extent)
-{
-	return extent.start + second_place(hash, extent.buckets);
-}
-
 /* Where in its first bucket a flow lies if there is room: of most flows the record is then the only line that is read.
  * The next best is the other line of the same 128 bytes, which processors fetch together. */
 static inline __u32 home_of(__u64 hash)

@@ -9,11 +9,7 @@ enum limits {
 	BUCKET_WORDS = 4,    /* u64 words of a bucket ... */
 	WORD_TAGS = 4,       /* ... with four 16-bit tags each */
 	BUCKET_TAGS = 16,    /* the record of tag i of bucket b is record 16 b + i */
-	FIRST_EXTENT = 4096, /* buckets that a new table spreads its flows over (extent 0) */
-	EXTENT_SHIFT = 4,    /* extents 0 to k are sixteen times as many together as 0 to k - 1 */
-	EXTENTS = 5,         /* the last one is the whole table */
 	ROOM_ENOUGH = 8,     /* with so many empty tags the first bucket is taken, so that most look-ups end there */
-	CROWDED = 4,         /* with fewer in the emptier bucket, new flows go to the next extent */
 	AFFINITY_WAYS = 8,   /* entries of one bucket: two cache lines */
 	FRONTEND_WAYS = 4,   /* frontends of one bucket: one cache line */
 	NAME_WAYS = 4,       /* names of one bucket: two cache lines */
@@ -384,16 +380,13 @@ struct control {
 	__u32 aged_from;       /* no flow is idle since before this (jiffies): set by a takeover */
 	__u32 stall_jiffies;
 	__u32 next_hop_epoch;  /* grows with every change of a next hop, so that held frames are tried again */
-	__u64 extents;         /* bit k: flows may lie in extent k; and the range (below) that new ones go to */
-	__u64 busiest;         /* the range that most flows lie in: where they are looked for first */
 	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
 	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 ping;            /* enum ping */
 	__u64 names;           /* rows of `names` that are not free */
 	__u64 vlans[VLAN_WORDS]; /* by VLAN, a bit: 1: frames with its tag are served; bit 0: with a priority tag */
-	__u8  pad[40];
-	/* A range: bits 8-31 its first bucket in FIRST_EXTENTs, bits 32-63 its buckets. */
+	__u8  pad[56];
 };
 
 /* A packet loop. */
