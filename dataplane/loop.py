@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack import grace
-from dataplane import holding, rings
+from dataplane import holding, idling, rings
 from dataplane.context import AWAITED, KERNEL, NOWHERE
 from dataplane.holding import Held
-from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, sendto
+from dataplane.libc import MSG_DONTWAIT, POLLIN, coarse_ns, monotonic_ns, sendto
 from dataplane.pipeline import handle, look_ahead
 from dataplane.rings import DESCRIPTOR, POLL, Queue
 from xdp.atomic import load_acquire, store_release
@@ -30,7 +30,6 @@ from xdp.schema import Limit, Reason
 
 BURST = int(Limit.BURST)
 NAP_MS = 250  # how often a sleeper turns: so long a frame counts as waiting that was lost on its way here
-_IDLE_TURNS = 32  # empty turns before the loop sleeps: about 3 us, less than a sleep and a wake-up cost
 _FIRST_PASS, _FIRST_DROP = 32, 64
 _VANISHED, _TX_FULL = int(Reason.VANISHED), int(Reason.TX_FULL)
 _NOT_FORWARDABLE = int(Reason.NOT_FORWARDABLE)
@@ -68,6 +67,7 @@ class Scratch(Bundle):
     reasons: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     polls: npt.NDArray[np.void]
+    idling: npt.NDArray[np.void]  # one row
 
 
 def new_scratch(fd: int, bell: int, ports: int) -> Scratch:
@@ -81,6 +81,7 @@ def new_scratch(fd: int, bell: int, ports: int) -> Scratch:
         reasons=np.zeros((ports, room), np.int64),
         counts=np.zeros(ports, np.int64),
         polls=np.zeros(2, POLL),
+        idling=np.zeros(1, idling.IDLING),
     )
     scratch.polls["fd"], scratch.polls["events"] = (fd, bell), POLLIN
     return scratch
@@ -242,14 +243,15 @@ def run(node, number, ports, own, queue, pool, scratch, clock, stop):
         turns += np.uint64(1)
         grace.turn(tables, number)
         empty = 0 if received else empty + 1
-        if empty >= _IDLE_TURNS:
+        if empty >= idling.TURNS and idling.is_over(scratch.idling[0], empty):
             rings.reap(queue, pool)
             is_waiting = rings.kick(queue, pool) > 0 or rings.is_short(queue)
             nap_ms = holding.nap_ms(scratch.held, NAP_MS)
             grace.leave(tables, number)
             rings.wait(scratch.polls, 1 if is_waiting else nap_ms)
             grace.enter(tables, number)
-            empty = _IDLE_TURNS - 1
+            idling.learn(scratch.idling[0], monotonic_ns())
+            empty = idling.TURNS - 1
     grace.leave(tables, number)
     for place in range(scratch.held.count[0]):
         rings.put_chunk(pool, scratch.waiting[place].addr)

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack import grace
-from dataplane import holding, packetrings, pipeline
+from dataplane import holding, idling, packetrings, pipeline
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.holding import ROOM, Held
-from dataplane.libc import POLLIN, memcpy
+from dataplane.libc import POLLIN, memcpy, monotonic_ns
 from dataplane.loop import BURST, NAP_MS, beat, jiffies
 from dataplane.originals import judge
 from dataplane.packetrings import FRAME, VNET_BYTES
@@ -25,7 +25,6 @@ from xdp.bundle import Bundle
 from xdp.jit import compiled, inlined
 from xdp.schema import Reason
 
-_IDLE_TURNS = 32
 _SENT = 32  # reasons below are forwarded
 _FIRST_DROP = 64
 _ANSWERED_BYTES = 1280  # of a frame that is refused: as much as an answer quotes (RFC 4443 section 2.4)
@@ -40,6 +39,7 @@ class Scratch(Bundle):
     held: Held
     lengths: npt.NDArray[np.int64]  # of the frames in the places of `held`
     polls: npt.NDArray[np.void]
+    idling: npt.NDArray[np.void]  # one row
 
 
 def new_scratch(fd: int, bell: int) -> Scratch:
@@ -49,6 +49,7 @@ def new_scratch(fd: int, bell: int) -> Scratch:
         held=holding.new_held(),
         lengths=np.zeros(ROOM, np.int64),
         polls=np.zeros(2, POLL),
+        idling=np.zeros(1, idling.IDLING),
     )
     scratch.polls["fd"], scratch.polls["events"] = (fd, bell), POLLIN
     return scratch
@@ -145,12 +146,13 @@ def run(node, originals, number, queue, scratch, clock, stop):
         turns += np.uint64(1)
         grace.turn(tables, number)
         empty = 0 if received else empty + 1
-        if empty >= _IDLE_TURNS:
+        if empty >= idling.TURNS and idling.is_over(scratch.idling[0], empty):
             nap_ms = holding.nap_ms(scratch.held, NAP_MS)
             grace.leave(tables, number)
             packetrings.wait(queue, scratch.polls, nap_ms)
             grace.enter(tables, number)
-            empty = _IDLE_TURNS - 1
+            idling.learn(scratch.idling[0], monotonic_ns())
+            empty = idling.TURNS - 1
     grace.leave(tables, number)
     for place in range(scratch.held.count[0]):
         counters.packets[scratch.held.reason[place]] += np.uint64(1)
