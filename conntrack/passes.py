@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from conntrack.compiled import tag_at, with_state, withdraw
+from conntrack.compiled import ask_ahead, tag_at, with_state, withdraw
 from xdp.atomic import load_acquire
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Limit, Protocol, State, Tag
@@ -38,23 +38,27 @@ def count_used(tags):
 def used_slots(tags, flows, way, out):
     """Fill `out` (i64) with the slots of published records of direction `way`; return how many there are."""
     count = 0
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
+    for word in range(len(tags)):
+        ask_ahead(tags, flows, word)
+        if not load_acquire(tags, word):
             continue
-        if tag_at(tags, slot) >= _FIRST and flows[slot].direction == way and count < len(out):
-            out[count] = slot
-            count += 1
+        for slot in range(word << 2, word + 1 << 2):
+            if tag_at(tags, slot) >= _FIRST and flows[slot].direction == way and count < len(out):
+                out[count] = slot
+                count += 1
     return count
 
 
 @compiled
 def mark_next_hops(tags, flows, used):
     """Note in `used` (u8, by row of next_hops) which rows flows of either direction have."""
-    for slot in range(len(flows)):
-        if not slot & 3 and not load_acquire(tags, slot >> 2):
+    for word in range(len(tags)):
+        ask_ahead(tags, flows, word)
+        if not load_acquire(tags, word):
             continue
-        if tag_at(tags, slot) >= _FIRST and flows[slot].next_hop < len(used):
-            used[flows[slot].next_hop] = 1
+        for slot in range(word << 2, word + 1 << 2):
+            if tag_at(tags, slot) >= _FIRST and flows[slot].next_hop < len(used):
+                used[flows[slot].next_hop] = 1
 
 
 @inlined

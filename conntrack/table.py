@@ -131,14 +131,14 @@ class FlowTable:
         return int(passes.count_used(self._tables.tags)) // 2
 
     def sweep(self, slots: int | None = None) -> int:
-        """End what has expired among the next `slots` (default: all), and free what was withdrawn; return how many.
+        """End what has expired among the next `slots` or some more (default: all), and free what was withdrawn.
 
-        Blocks for a grace period if there is anything to free.
+        Return how many were freed. Blocks for a grace period if there is anything to free.
         """
         start = self._position
         if start == 0:
             self._begin_pass()
-        stop = min(self.slots, start + (slots or self.slots))
+        stop = min(self.slots, start + _whole_buckets(slots or self.slots))
         now = self._clock.now()
         self._keep_start_in_sight(now)
         noted = compiled.sweep(self._tables, start, stop, np.uint32(now), self._withdrawn, self._named)
@@ -289,6 +289,10 @@ class FlowTable:
             idle_s=idle / hertz,
             expires_s=max(0, timeout - aged) / hertz,
         )
+
+
+def _whole_buckets(slots: int) -> int:
+    return -(-slots // Limit.BUCKET_TAGS) * Limit.BUCKET_TAGS
 
 
 def seconds_of_a_pass(cpu_s: float) -> float:
