@@ -18,10 +18,11 @@ import numpy as np
 from conntrack.table import FlowTable
 from dataplane.context import Masquerading, new_node
 from dataplane.crew import Crew, Queue, in_words, need_ethernet, set_link
+from dataplane.ethtool import has_lro
 from dataplane.fragments import new_fragments
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
-from dataplane.netdev import Interface, has_lro
+from dataplane.netdev import Interface
 from dataplane.originals import Kind, Place, new_originals, publish
 from dataplane.rawsock import PacketSocket
 from dataplane.settings import Settings

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from dataplane.netdev import has_feature, has_gro
+from dataplane.ethtool import has_feature, has_gro
 from perf import clients
 from perf.world import Host, World
 from tests.node import Daemon
