@@ -33,9 +33,9 @@ from dataplane.netdev import Interface
 from dataplane.offloads import Offloads
 from dataplane.settings import PRIORITY_VLAN, Settings
 from dataplane.worker import Worker
-from xdp import kernel, loader, stages
+from xdp import kernel, links, loader, stages
 from xdp.clock import Clock
-from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
+from xdp.errors import AttachError, Error, KernelError, MissingFeatureError, UsageError
 from xdp.loader import Attachment
 from xdp.maps import SharedMaps
 from xdp.schema import Limit
@@ -220,7 +220,7 @@ class Engine(Crew):
         try:
             self._egress = loader.load(self._shared.folder, _EGRESS_PROGRAM, "tc_egress", kind="tc")
             self._egress_id = kernel.prog_info(self._egress).id
-            os.close(kernel.link_create_egress(self._egress, interface.ifindex))
+            os.close(links.create_egress(self._egress, interface.ifindex))
         except MissingFeatureError as error:
             self.why_no_egress = str(error)
             if self._egress >= 0:
@@ -322,12 +322,12 @@ class Engine(Crew):
             if line.sockets:
                 self._close([line], flows)
             if attachment is not None:
-                with contextlib.suppress(kernel.KernelError):  # it may live on in another namespace
+                with contextlib.suppress(KernelError):  # it may live on in another namespace
                     loader.detach(attachment.pin)
                     self._offloads.restore([attachment.ifindex])
                 del self.attachments[name]
             if (egress := self.egress_attachments.pop(name, None)) is not None:
-                with contextlib.suppress(kernel.KernelError):
+                with contextlib.suppress(KernelError):
                     loader.detach(egress.pin)
             attachment = None
         if link is None:
@@ -422,7 +422,7 @@ class Engine(Crew):
     def detach(self) -> None:
         """Take the programs off the interfaces."""
         for attachment in (*self.egress_attachments.values(), *self.attachments.values()):
-            with contextlib.suppress(kernel.KernelError):  # the interface went first, and its link with it
+            with contextlib.suppress(KernelError):  # the interface went first, and its link with it
                 loader.detach(attachment.pin)
         self._offloads.restore()
         self.attachments, self.egress_attachments = {}, {}

@@ -23,10 +23,21 @@ from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Self
 
 from dataplane.ethtool import queues_of
-from xdp import kernel
+from xdp import sysctl
 from xdp.addresses import IPV6, from_wire, is_ipv6, masked, to_wire
 from xdp.errors import Error, UsageError
-from xdp.netlink import BUFFER_BYTES, CREATE, HEADER, REPLACE, NetlinkSocket, attribute, attributes, messages
+from xdp.netlink import (
+    BUFFER_BYTES,
+    CREATE,
+    GETLINK,
+    HEADER,
+    IFINFOMSG,
+    REPLACE,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    messages,
+)
 
 NeighbourKey = tuple[int, int]  # (ifindex, address)
 
@@ -34,7 +45,7 @@ NeighbourKey = tuple[int, int]  # (ifindex, address)
 _ADD_MEMBERSHIP = 1
 _SO_RCVBUFFORCE = 33
 _NETLINK_GENERIC = 16
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWLINK, _DELLINK = 16, 17
 _NEWADDR, _DELADDR = 20, 21
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
@@ -59,7 +70,6 @@ _EVENT_BUFFER_BYTES = 8 << 20  # of the socket: about 10,000 neighbour events
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
 _NDMSG = struct.Struct("=B3xiHBB")  # family, ifindex, state, flags, type
-_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _U32 = struct.Struct("=I")
 _MULTICAST, _LINK_LOCAL = IPV6 | 0xFF << 120, IPV6 | 0xFE80 << 112  # ff00::/8, fe80::/10
 
@@ -273,7 +283,7 @@ def _is_of_a_link(network: int, prefix_len: int) -> bool:
 
 
 def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
-    """Yield each link of a RTM_GETLINK answer as pyroute2 decodes it."""
+    """Yield each link of a RTMGETLINK answer as pyroute2 decodes it."""
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     for kind, body in answers:
@@ -335,7 +345,7 @@ class NetDev:
 
     def interfaces(self) -> list[Interface]:
         """Return every interface."""
-        links = _links(self._requests.dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)))
+        links = _links(self._requests.dump(GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0)))
         return [self.with_real_queues(_interface(link)) for link in links]
 
     def with_real_queues(self, interface: Interface) -> Interface:
@@ -359,7 +369,7 @@ class NetDev:
     def statistics(self, ifindex: int) -> Statistics:
         """Return the counters of an interface; UsageError if there is none of that index."""
         try:
-            answers = self._requests.get(_GETLINK, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
+            answers = self._requests.get(GETLINK, IFINFOMSG.pack(0, 0, ifindex, 0, 0))
         except OSError as error:
             message = f"interface with index {ifindex}: does not exist any more"
             raise UsageError(message) from error
@@ -437,7 +447,7 @@ class NetDev:
 
     def is_forwarding(self, family: int) -> bool:
         """Return whether the kernel routes packets of a family between interfaces."""
-        return kernel.read_sysctl(FORWARDING[family].replace(".", "/")) == "1"
+        return sysctl.read(FORWARDING[family].replace(".", "/")) == "1"
 
     def takes_redirects(self, ifindex: int) -> bool | None:
         """Return whether the driver accepts frames that XDP redirects to the interface; None: the kernel cannot tell.
@@ -459,20 +469,16 @@ def xdp_features(ifindex: int) -> int | None:
     """Return NETDEV_XDP_ACT_* of an interface; None where the kernel has no netdev family (before 6.3)."""
     controller, get_family, family_name, family_id = 16, 3, 2, 1  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
     device_get, device_ifindex, device_features = 1, 1, 3  # NETDEV_CMD_DEV_GET, NETDEV_A_DEV_*
-    generic = NetlinkSocket(_NETLINK_GENERIC)
-    try:
+    with NetlinkSocket(_NETLINK_GENERIC) as generic, contextlib.suppress(OSError, KeyError):
         request = struct.pack("=BBxx", get_family, 1) + attribute(family_name, b"netdev\0")
         found = _generic_attributes(generic.get(controller, request))
         family = int.from_bytes(found[family_id], "little")
         request = struct.pack("=BBxx", device_get, 1) + attribute(device_ifindex, _U32.pack(ifindex))
         found = _generic_attributes(generic.get(family, request))
         return int.from_bytes(found[device_features], "little")
-    except (OSError, KeyError):
-        return None
-    finally:
-        generic.raw.close()
+    return None
 
 
 def _generic_attributes(answers: list[tuple[int, bytes]]) -> dict[int, bytes]:
     """Return the attributes of a generic netlink answer by type."""
-    return {kind: bytes(value) for _, body in answers for kind, value in attributes(memoryview(body)[4:])}
+    return {kind: bytes(value) for _, body in answers for kind, value in attributes(body[4:])}

@@ -1,4 +1,4 @@
-"""Netlink: requests to the kernel, and what it answers. Nothing here knows what a message is about."""
+"""Netlink: requests to the kernel, and what it answers. Nothing here knows what an answer means."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from typing import Self
 
 from xdp.errors import MissingFeatureError
 
-# include/uapi/linux/netlink.h
+# include/uapi/linux: netlink.h, rtnetlink.h
 CREATE, REPLACE = 0x400, 0x100
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _DUMP_INTERRUPTED = 0x10
 _ERROR, _DONE = 2, 3
+GETLINK = 18
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
 _ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
+IFINFOMSG = struct.Struct("=BxHiII")  # of a link: family, type, ifindex, flags, change
 
 BUFFER_BYTES = 1 << 16
 _BATCH = 64  # requests in one send: their acknowledgements fit any receive buffer
 _DUMP_ATTEMPTS = 5
 
 
-def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+def attributes(data: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield (type, payload) of each netlink attribute in `data`; a malformed one ends it."""
+    view = memoryview(data)
     offset = 0
-    while offset + 4 <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4 or offset + length > len(data):
+    while offset + 4 <= len(view):
+        length, kind = _ATTRIBUTE.unpack_from(view, offset)
+        if length < 4 or offset + length > len(view):
             return
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
+        yield kind & 0x3FFF, view[offset + 4 : offset + length]
         offset += (length + 3) & ~3
 
 
@@ -53,7 +57,7 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
 
 
 class NetlinkSocket:
-    """A netlink socket for requests and their answers."""
+    """A netlink socket for requests and their answers. A context manager: leaving it closes `raw`."""
 
     def __init__(self, protocol: int) -> None:
         try:
@@ -63,6 +67,14 @@ class NetlinkSocket:
             raise MissingFeatureError(message) from error
         self.raw.bind((0, 0))
         self._sequence = 0
+
+    def __enter__(self) -> Self:
+        """Return the object itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the socket."""
+        self.raw.close()
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
         """Return a request with the next sequence number."""
