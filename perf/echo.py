@@ -255,7 +255,7 @@ def measure(inward: Socket, outward: Socket, act: Act, target: str, sink: str, f
 
 def _counts(running: Loop, inward: Socket, outward: Socket, sink: str) -> tuple[int, ...]:
     calls = outward.counts()["sendto"]
-    lost = inward.statistics().lost
+    lost = inward.lost()
     return (running.count(Word.RECEIVED), running.count(Word.SENT), received_frames(sink), calls, lost)
 
 
