@@ -146,7 +146,8 @@ class Site:
             frontends = shared.tables.frontends
             if self.family == 6:
                 words = np.array(words_of(IPv6Address(host ^ IPV6)), np.uint64)
-                (host,) = np.flatnonzero((shared.tables.names["addr"] == words).all(axis=1))
+                names = shared.tables.names  # one that has died may say the same still
+                (host,) = np.flatnonzero((names["addr"] == words).all(axis=1) & (names["pins"] > 0))
             is_it = frontends["addr"] == swap32(int(host))
             (place,) = np.flatnonzero(is_it & (frontends["port"] == swap16(port)))
             return shared.tables.services[frontends[place]["service"]].copy()  # type: ignore[no-any-return]
