@@ -109,9 +109,9 @@ def _complaints(node: Node) -> list[str]:
     """Return what is not as it should be, worst first."""
     found = list(node.engine.stalled())
     now = time.monotonic()
-    found += [f"{job}: {text}" for job, (at, text) in node.troubles.items() if now - at < _TROUBLE_SHOWN_S]
-    if node.rejected is not None:
-        problems = str(node.rejected).splitlines()
+    found += [f"{job}: {text}" for job, (at, text) in node.jobs.troubles.items() if now - at < _TROUBLE_SHOWN_S]
+    if node.manifests.rejected is not None:
+        problems = str(node.manifests.rejected).splitlines()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
     found += node.engine.complaints()
@@ -174,13 +174,13 @@ def status(node: Node) -> dict[str, Any]:
         "why": why,
         "engine": node.engine.name,
         "uptime_s": round(time.monotonic() - node.started, 1),
-        "services": node.live.services,
-        "endpoints": node.live.endpoints,
+        "services": node.in_force.live.services,
+        "endpoints": node.in_force.live.endpoints,
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
-        "snat_ports_left_out": len(node.occupied),
-        "revision": {"desired": node.desired, "programmed": node.programmed},
-        "applied_at_s": round(node.applied_at_s, 3),
+        "snat_ports_left_out": len(node.occupied.ports) if node.occupied else 0,
+        "revision": {"desired": node.manifests.desired, "programmed": node.manifests.programmed},
+        "applied_at_s": round(node.manifests.applied_at_s, 3),
         "packets": packets(node),
         "sockets": sockets(node),
         "reasons": reasons(node),
@@ -226,10 +226,10 @@ def _received(node: Node, name: str) -> int:
 
 def _services_by_frontend(node: Node) -> dict[tuple[int, int, int], str]:
     """Return the Service port of every frontend, and of every VIP's echoes, that of its lowest port."""
-    here, addresses = node.here, Names(node.shared.tables)
+    here, addresses = node.in_force.here, Names(node.shared.tables)
     found = {
         known_as(frontend, addresses): port.key
-        for port in node.snapshot.ports
+        for port in node.in_force.snapshot.ports
         for _, frontend in frontends_of(port, here)
     }
     if node.settings.ping == "forward":
@@ -316,7 +316,7 @@ def _frontend_keys(records: Any) -> Any:
 def services(node: Node) -> list[dict[str, Any]]:
     """Return every Service port with its frontends and endpoints."""
     held = _flows_by_endpoint(node)
-    here = node.here
+    here = node.in_force.here
     return [
         {
             "namespace": port.namespace,
@@ -334,7 +334,7 @@ def services(node: Node) -> list[dict[str, Any]]:
                 for endpoint in port.endpoints
             ],
         }
-        for port in node.snapshot.ports
+        for port in node.in_force.snapshot.ports
     ]
 
 
@@ -380,7 +380,7 @@ def places_of(node: Node, text: str) -> set[Place]:
         address, port = read_place(text)
     except ValueError:
         raise UsageError(f"{text!r} is not an endpoint; write it as 10.0.0.1:8080, or 10.0.0.1 for all ports") from None
-    found = {place for place in node.live.places() if place[0] == address and port in (None, place[1])}
+    found = {place for place in node.in_force.live.places() if place[0] == address and port in (None, place[1])}
     if not found:
         raise UsageError(f"{text} is no endpoint of any Service; `turnout get endpoints` lists them")
     return found
@@ -393,7 +393,7 @@ def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
     for row, place in zip(rows, places, strict=True):
         address, port, _ = known_as((*place, 0), names)
         row["addr"], row["port"] = swap32(address), swap16(port)
-    states = node.here.administered
+    states = node.in_force.here.administered
     return [
         {"address": with_port(*place), "state": states.get(place, AdminState.READY).value, "open": int(count)}
         for place, count in zip(places, node.flows.count_open(rows), strict=True)

@@ -428,6 +428,7 @@ class MemoryNode(ScenarioNode):
         node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
         node.shortages = Shortages(settings, tables)
+        node.put_together()
         self._tables = tables
         sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
         self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
@@ -440,18 +441,18 @@ class MemoryNode(ScenarioNode):
     def apply(self, *services: Service) -> None:
         write_manifests(self._file, services)
         node = self._node
-        live = node._load()
-        node.end_succeeded(node.snapshot.ports, live.snapshot().ports)
-        node._apply(live)
+        live = node.manifests.load()
+        node.strays.end_succeeded(node.in_force.snapshot.ports, live.snapshot().ports)
+        node.in_force.apply(live)
         node.clear_up(node.services.take_parted())  # what its sweep would do
-        node.end_strays()
+        node.strays.end()
 
     def reload(self, *objects: Mapping[str, Any]) -> bool:
         """Have the manifests be these, as a daemon whose files have changed, one an object; tell if all were read."""
         folder = self._file.parent / "objects"
         if not folder.exists():
             folder.mkdir()
-            self._node._manifests = Reader([str(folder)])
+            self._node.manifests._manifests = Reader([str(folder)])
         wanted = {folder / f"{each['kind']}-{each['metadata']['name']}.json": json.dumps(each) for each in objects}
         changed = {path for path in folder.glob("*.json") if path not in wanted}
         for path in changed:
@@ -461,13 +462,14 @@ class MemoryNode(ScenarioNode):
                 path.with_suffix(".aside").write_text(text)
                 path.with_suffix(".aside").rename(path)
                 changed.add(path)
-        plan = self._node._plan({*map(str, changed)})
+        node, in_force = self._node, self._node.in_force
+        plan = node.manifests.plan({*map(str, changed)}, in_force)
         if plan is not None:
-            self._node._apply_plan(plan)
+            in_force.apply_plan(plan)
         else:
-            self._node._apply(self._node._load())
-        self._node.clear_up(self._node.services.take_parted())
-        self._node.end_strays(self._node.take_unswept())
+            in_force.apply(node.manifests.load())
+        node.clear_up(node.services.take_parted())
+        node.strays.end(in_force.take_unswept())
         return plan is None
 
     def programmed(self) -> dict[str, set[str]]:
