@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conntrack.table import Connection
-from dataplane.netdev import FORWARDING
+from dataplane.netdev import FORWARDING, Interface
 from lb.model import AdminState, Endpoint, Place
 from lb.rows import Here, echo_protocol, frontends_of, known_as
 from xdp.addresses import read_place, with_port
 from xdp.byteorder import swap16, swap32
 from xdp.errors import UsageError
+from xdp.links import interface_name
 from xdp.names import Names
 from xdp.schema import ENDPOINT, Protocol, Reason, Verdict, verdict_of
 
@@ -131,7 +131,7 @@ def _complaints(node: Node) -> list[str]:
         for family in sorted(node.next_hops.families_of_local())
         if not node.netdev.is_forwarding(family)
     ]
-    return found + node.losses.complaints(_ours(node), _name_of, now)
+    return found + node.losses.complaints(_ours(node), interface_name, now)
 
 
 def _complaints_of_clients(node: Node) -> list[str]:
@@ -159,13 +159,6 @@ def _out_of_reach(node: Node) -> Iterator[str]:
         yield f"{len(numbers) - _MOST_TOLD} more endpoints are out of reach; `turnout get nexthops` lists all"
 
 
-def _name_of(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"interface {ifindex}"
-
-
 def status(node: Node) -> dict[str, Any]:
     """Return the state of the node in one answer."""
     why = _complaints(node)
@@ -189,38 +182,27 @@ def status(node: Node) -> dict[str, Any]:
 
 def interfaces(node: Node) -> list[dict[str, Any]]:
     """Return the interfaces that take part: those that were given, and those that the kernel reaches endpoints by."""
-    given = node.next_hops.given()
-    shown = []
+    given, local = node.next_hops.given(), node.next_hops.interfaces_of_local()
+    here = {link.name: link for link in node.netdev.interfaces()} if local else {}
+
+    def shown(name: str, link: Interface | None, engine: str, mode: str | None, why: str) -> dict[str, Any]:
+        return {"name": name, "engine": engine, "xdp_mode": mode, "why": why, "rx_packets": _received(node, link)}
+
+    found = []
     for name in node.settings.interfaces:
-        link, attachment = given.get(name), node.engine.attachments.get(name)
-        with contextlib.suppress(UsageError):  # it has gone
-            received = 0
-            received = node.netdev.statistics(link.ifindex).rx_packets if link else 0
-        shown.append(
-            {
-                "name": name,
-                "engine": node.engine.name,
-                "xdp_mode": attachment.mode if attachment else None,
-                "why": attachment.why if attachment else "not attached: see `turnout status`",
-                "rx_packets": received,
-            }
-        )
-    for name, count in sorted(node.next_hops.interfaces_of_local().items()):
-        shown.append(
-            {
-                "name": name,
-                "engine": "kernel",
-                "xdp_mode": None,
-                "why": f"{count} endpoint{'s' if count > 1 else ''} on this node",
-                "rx_packets": _received(node, name),
-            }
-        )
-    return shown
+        attachment = node.engine.attachments.get(name)
+        mode, why = (attachment.mode, attachment.why) if attachment else (None, "not attached: see `turnout status`")
+        found.append(shown(name, given.get(name), node.engine.name, mode, why))
+    for name, count in sorted(local.items()):
+        why = f"{count} endpoint{'s' if count > 1 else ''} on this node"
+        found.append(shown(name, here.get(name), "kernel", None, why))
+    return found
 
 
-def _received(node: Node, name: str) -> int:
-    with contextlib.suppress(UsageError):  # it has gone
-        return node.netdev.statistics(node.netdev.interface(name).ifindex).rx_packets
+def _received(node: Node, link: Interface | None) -> int:
+    """Return how many packets have come by an interface, 0 if it has gone."""
+    with contextlib.suppress(UsageError):
+        return node.netdev.statistics(link.ifindex).rx_packets if link else 0
     return 0
 
 

@@ -35,7 +35,6 @@ from xdp.atomic import load_acquire, store_release
 from xdp.instructions import R0, R1, R2, R3, REDIRECT, Program, assemble, call, leave, load32, load_map, move_constant
 from xdp.jit import compiled
 
-_XSKMAP = 17
 _XDP_DROP, _XDP_PASS = 1, 2
 _REDIRECT_MAP = 51  # enum bpf_func_id
 _CLONE_NEWNET = 0x40000000
@@ -173,7 +172,7 @@ def fed(*sockets: Socket) -> Iterator[None]:
     """Redirect all that arrives at the sockets' interfaces to them for the duration of the block."""
     with contextlib.ExitStack() as stack:
         for interface in sorted({sock.interface for sock in sockets}):
-            xskmap = kernel.map_create("sockets", 4, 4, 64, map_type=_XSKMAP)
+            xskmap = kernel.map_create("sockets", 4, 4, 64, map_type=kernel.XSKMAP)
             stack.callback(os.close, xskmap)
             for sock in sockets:
                 if sock.interface == interface:

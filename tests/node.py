@@ -62,7 +62,7 @@ from xdp.errors import Error
 from xdp.files import SharedFile
 from xdp.maps import SharedMaps
 from xdp.names import Names
-from xdp.schema import Limit, Ping, Reason, Verdict, verdict_of
+from xdp.schema import FIRST_PUNT, Limit, Ping, Reason, Verdict, verdict_of
 from xdp.tables import Capacity, Tables
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,6 @@ NODE_NAME, ZONE = "node-1", "zone-a"  # who the node is to manifests
 START_S = 180.0  # the first start of a version compiles the packet path
 _PATIENCE_S = 5.0  # a held frame is dropped after one second
 _FIRST_PORT = 20_000
-_FIRST_PUNT = 96  # reasons from here on are punts
 
 
 @dataclass(frozen=True)
@@ -836,7 +835,7 @@ class DaemonNode(ScenarioNode):
 
     def _is_settled(self, xdp: _Counts, user: _Counts, before: tuple[_Counts, _Counts], count: int) -> bool:
         """Whether so many frames more than before have met their ends."""
-        in_xdp = (xdp - before[0])[:_FIRST_PUNT].sum()
+        in_xdp = (xdp - before[0])[:FIRST_PUNT].sum()
         return bool(in_xdp + (user - before[1]).sum() >= count)  # those lost are counted there, too
 
     def _settled(self, before: tuple[_Counts, _Counts], count: int) -> tuple[_Counts, _Counts]:
