@@ -14,8 +14,9 @@ import pytest
 from dataplane.in_force import InForce
 from dataplane.nexthops import NextHops
 from lb.live import Live
-from tests.node import MemoryNode, Service
+from tests.memory_node import MemoryNode
 from tests.packets import syn, udp
+from tests.services import Service
 from xdp.addresses import address_of
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}

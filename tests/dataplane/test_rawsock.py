@@ -23,7 +23,8 @@ from dataplane.packetrings import FRAME, HEAD, VNET_BYTES
 from dataplane.rawsock import BLOCK_BYTES, BLOCKS, PacketSocket
 from perf import echo
 from perf.world import wait_until
-from tests.packets import NAMED, tagged
+from tests.named_packets import NAMED
+from tests.packets import tagged
 from xdp import schema
 from xdp.errors import AttachError
 from xdp.schema import Reason

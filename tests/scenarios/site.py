@@ -17,7 +17,8 @@ import numpy as np
 
 from perf import clients
 from perf.world import Host, Interface, World, wait_until
-from tests.node import Daemon, Service, split, vip
+from tests.daemon import Daemon
+from tests.services import Service, split, vip
 from xdp.addresses import IPV6
 from xdp.byteorder import swap16, swap32
 from xdp.files import SharedFile

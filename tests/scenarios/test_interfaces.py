@@ -12,7 +12,7 @@ import pytest
 
 from perf import clients
 from perf.world import Host, World, wait_until
-from tests.node import Daemon
+from tests.daemon import Daemon
 from tests.programs import returning
 from tests.scenarios.site import DNS_PORT, HOSTS, Site, undisturbed
 from xdp import kernel, links

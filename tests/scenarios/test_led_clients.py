@@ -17,8 +17,10 @@ import pytest
 from perf import clients
 from perf.world import World, wait_until
 from tests import cgroups
-from tests.node import NODE_NAME, Daemon, Service, split, write_manifests
+from tests.daemon import Daemon
+from tests.node import NODE_NAME
 from tests.scenarios.site import DNS_PORT, HOSTS, NODE_PORT, SERVERS, WEB_PORT, Site, at_node_port, who_answers
+from tests.services import Service, split, write_manifests
 from xdp import kernel, links, loader
 from xdp.addresses import with_port
 

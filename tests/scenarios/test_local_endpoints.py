@@ -28,8 +28,10 @@ from scapy.packet import Packet
 
 from perf import clients
 from perf.world import Host, World, wait_until
-from tests.node import NODE_NAME, Daemon, Service, split, vip
+from tests.daemon import Daemon
+from tests.node import NODE_NAME
 from tests.scenarios.site import NODE_PORT, at_node_port
+from tests.services import Service, split, vip
 from xdp import kernel, links
 from xdp.addresses import with_port
 

@@ -27,6 +27,7 @@ from scapy.layers.l2 import Ether
 from conntrack.table import FlowTable
 from lb.compiled import USED
 from tests import packets
+from tests.named_packets import NAMED
 from tests.packets import (
     CLIENT,
     CLIENT6,
@@ -34,7 +35,6 @@ from tests.packets import (
     DNS_VIP6,
     ENDPOINT,
     ENDPOINT6,
-    NAMED,
     OTHER_CLIENT,
     OTHER_CLIENT6,
     OTHER_VIP,
