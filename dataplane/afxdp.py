@@ -327,6 +327,10 @@ class Socket:
         answer = self._socket.getsockopt(_SOL_XDP, _STATISTICS, 48)
         return Statistics(*struct.unpack("=6Q", answer))
 
+    def lost(self) -> int:
+        """Return how many frames the kernel has dropped for want of a place since the socket was opened."""
+        return self.statistics().lost
+
     def unread(self) -> int:
         """Return how many received frames nobody has taken from the RX ring yet."""
         return len(_waiting(self.queue.rx))

@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack import compiled as flows
+from conntrack.states import ACK, FIN, RST, SYN
 from dataplane import fragments, vlans, wire
-from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, IPV4_BYTES, TCP_BYTES, be16
+from dataplane.wire import ECHO_REPLY, ETHERNET_BYTES, ICMP_BYTES, IPV4_BYTES, IPV6_BYTES, OFFSET, TCP_BYTES, be16
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
 from xdp.schema import Direction, Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store32
 
 # Room that a frame must have for an answer: of IPv6, one that quotes a packet from its header to its ports.
-LONGEST_GROWN = vlans.MOST_BYTES + ETHERNET_BYTES + 2 * 40 + ICMP_BYTES + int(Limit.EXTENSION_BYTES) + 8
+LONGEST_GROWN = vlans.MOST_BYTES + ETHERNET_BYTES + 2 * IPV6_BYTES + ICMP_BYTES + int(Limit.EXTENSION_BYTES) + 8
 
 # How many answers may still be given (in parts of one: as many as there are jiffies in a second), and when it was told.
 BUDGET = np.dtype([("left", "u4"), ("since", "u4")])
@@ -30,12 +31,9 @@ _NOWHERE = 0
 _ANSWERS = int(Limit.ANSWERS)
 _REPLY = int(Direction.REPLY)
 _ICMP, _TCP, _UDP, _SCTP = int(Protocol.ICMP), int(Protocol.TCP), int(Protocol.UDP), 132
-_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
-_ECHO_REPLY = 0
 _UNREACHABLE, _PROTOCOL, _PORT, _TOO_LONG = 3, 2, 3, 4
 _TTL = 64
 _DO_NOT_FRAGMENT = 0x40  # in the first byte of flags and offset
-_OFFSET = 0xFF1F  # 0x1fff on the wire
 _NETWORK_CONTROL = 0xC0  # the precedence of errors: RFC 1812 section 4.3.2.5
 
 
@@ -139,11 +137,11 @@ def replace_byte(frames, offset, value, check_offset):
 def write_reset(frames, at, tcp, length, packet):
     """Write at offset `at` the RST, without a checksum, that answers the segment of `length` bytes at `tcp`."""
     flags = np.int64(packet.tcp_flags)
-    sequence, acknowledged, answer = _be32(frames, tcp + 8), np.int64(0), _RST
-    if not flags & _ACK:
+    sequence, acknowledged, answer = _be32(frames, tcp + 8), np.int64(0), RST
+    if not flags & ACK:
         data = max(np.int64(0), length - (np.int64(frames[tcp + 12]) >> 4) * 4)
-        acknowledged = _be32(frames, tcp + 4) + data + (1 if flags & _SYN else 0) + (1 if flags & _FIN else 0)
-        sequence, answer = np.int64(0), _RST | _ACK
+        acknowledged = _be32(frames, tcp + 4) + data + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
+        sequence, answer = np.int64(0), RST | ACK
     ports = packet.ports
     store32(frames, at, ports >> np.uint32(16) | ports << np.uint32(16))
     store_be32(frames, at + 4, sequence)
@@ -232,9 +230,9 @@ def refuse(node, frames, start, reason, now):
         return reason, nowhere
     protocol = frames[ip + 9]
     is_error = protocol == _ICMP and not (is_long and wire.is_echo(frames, start + np.int64(packet.l4)))
-    if is_error or not _has_a_sender(frames, start, packet) or load16(frames, ip + 6) & _OFFSET:
+    if is_error or not _has_a_sender(frames, start, packet) or load16(frames, ip + 6) & OFFSET:
         return reason, nowhere
-    if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
+    if protocol == _TCP and packet.tcp_flags & RST and not is_long:
         return reason, nowhere
     if not may_answer(node.budgets[REFUSALS], now, node.tables.control[0].hertz):
         return np.int64(Reason.ANSWER_LIMITED), nowhere
@@ -264,6 +262,6 @@ def answer_echo(node, frames, start, now):
     store32(frames, ip + 12, np.uint32(addrs >> np.uint64(32)))
     store32(frames, ip + 16, np.uint32(addrs))
     replace_byte(frames, ip + 8, _TTL, ip + 10)
-    replace_byte(frames, icmp, _ECHO_REPLY, icmp + 2)
+    replace_byte(frames, icmp, ECHO_REPLY, icmp + 2)
     turn_macs(frames, start)
     return Reason.ECHO_ANSWERED, node.link[0].ifindex

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from conntrack import compiled as flows
+from conntrack.states import RST
 from dataplane import fragments, vlans
 from dataplane.answers import (
     ECHOES,
@@ -22,10 +23,10 @@ from dataplane.answers import (
     turn_macs,
     write_reset,
 )
-from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, TCP_BYTES, be16, store_mac
+from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, IPV6_BYTES, TCP_BYTES, be16, store_mac
 from dataplane.wire6 import (
     DST,
-    IPV6_BYTES,
+    ECHO_REPLY,
     SOLICITATION_BYTES,
     SRC,
     TARGET,
@@ -43,8 +44,7 @@ _NOWHERE = 0
 _REPLY = int(Direction.REPLY)
 _TCP, _UDP, _ICMPV6 = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMPV6)
 _IPV6 = int(Protocol.IPV6)
-_RST = 4
-_UNREACHABLE, _PORT, _TOO_LONG, _PARAMETER, _PROTOCOL, _ECHO_REPLY = 1, 4, 2, 4, 1, 129
+_UNREACHABLE, _PORT, _TOO_LONG, _PARAMETER, _PROTOCOL = 1, 4, 2, 4, 1
 _HOP_LIMIT, _OF_NEIGHBOURS = 64, 255
 _ADVERTISEMENT, _SOLICITED, _OVERRIDE = 136, 0x40, 0x20
 _LINK_OPTION = 0x0102  # the target's address on the link, eight bytes long
@@ -154,7 +154,7 @@ def refuse(node, frames, start, reason, now):
     is_answered = protocol == _TCP or protocol == _UDP or packet.unknown_at or (is_long and protocol == _ICMPV6)
     if not is_answered or not _has_a_sender(frames, start):
         return reason, nowhere
-    if protocol == _TCP and packet.tcp_flags & _RST and not is_long:
+    if protocol == _TCP and packet.tcp_flags & RST and not is_long:
         return reason, nowhere
     if not may_answer(node.budgets[REFUSALS], now, node.tables.control[0].hertz):
         return np.int64(Reason.ANSWER_LIMITED), nowhere
@@ -194,7 +194,7 @@ def answer_echo(node, frames, start, now):
         frames[ip + 6] = _ICMPV6
         store_be16(frames, ip + 4, length)
         packet.length = ETHERNET_BYTES + IPV6_BYTES + length
-    replace_byte(frames, icmp, _ECHO_REPLY, icmp + 2)
+    replace_byte(frames, icmp, ECHO_REPLY, icmp + 2)
     turn_macs(frames, start)
     return Reason.ECHO_ANSWERED, node.link[0].ifindex
 

@@ -1,21 +1,31 @@
-"""The workers of an engine: started, watched, ended. What every engine has in common."""
+"""What every engine has in common: a socket and a worker for every queue, started, watched, ended.
+
+Interfaces come, go and change while the node runs: `follow` brings what serves them in line with what is there now, one
+after the other, and the others are not disturbed.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 from conntrack.table import FlowTable
-from dataplane.context import Node
+from dataplane.context import Masquerading, Node, new_node
+from dataplane.fragments import new_fragments
+from dataplane.hops_compiled import Hops
 from dataplane.netdev import Interface
 from dataplane.worker import Thread
 from lb.rows import ServiceRow
 from xdp.addresses import IPAddress
 from xdp.clock import Clock
 from xdp.errors import Error, UsageError
+from xdp.schema import Limit
 from xdp.tables import Tables
 
 _COMPILE_S = 300.0  # of the packet loop on a slow machine; a second or two is usual, milliseconds with a warm cache
@@ -33,14 +43,65 @@ class Queue:
     index: int
 
 
-class Crew:
-    """The base of engines: `queues`, and a worker for each."""
+class _Socket(Protocol):
+    """What workers receive from, whichever kind of socket it is."""
 
-    def __init__(self, tables: Tables, clock: Clock) -> None:
+    def lost(self) -> int: ...
+    def unread(self) -> int: ...
+    def is_dead(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+_S = TypeVar("_S", bound=_Socket)
+_W = TypeVar("_W", bound=Thread)
+
+
+@dataclass
+class Line(Generic[_S, _W]):
+    """An interface that was given by a name: as it is now, with its sockets, and a worker for each.
+
+    `why` says what keeps it from being served as it should, and is empty if nothing does.
+    """
+
+    name: str
+    interface: Interface
+    sockets: list[_S] = field(default_factory=list)
+    workers: list[_W] = field(default_factory=list)
+    why: str = ""
+
+    def suits(self, link: Interface) -> bool:
+        """Return whether the sockets are of use for what the interface is now."""
+        return link.ifindex == self.interface.ifindex and not any(sock.is_dead() for sock in self.sockets)
+
+    def close(self) -> int:
+        """Close the sockets; return how many frames they have lost, those included that nobody has read."""
+        lost = sum(sock.lost() + sock.unread() for sock in self.sockets)
+        for sock in self.sockets:
+            sock.close()
+        self.sockets = []
+        return lost
+
+
+_L = TypeVar("_L", bound=Line[Any, Any])
+
+
+class Crew(ABC, Generic[_L]):
+    """The base of engines: `queues`, and a worker for each. Interfaces are called by the names that were given."""
+
+    def __init__(self, tables: Tables, clock: Clock, seed: int) -> None:
         self._tables = tables
         self._clock = clock
+        self._seed = seed
+        self._hops: Hops | None = None
+        self._masquerading: Masquerading | None = None
+        self._datagrams = new_fragments()
+        self._lines: dict[str, _L] = {}
         self._workers: Sequence[Thread] = []
         self.queues: list[Queue] = []
+        self._following = threading.Lock()
+        self._is_over = False  # a `follow` that comes late, in its thread, changes nothing any more
+        self._closing = threading.Lock()  # losses are read while sockets are being closed
+        self._lost_before = 0  # by sockets that have been closed
 
     needs_rows = False  # whether it listens to what is expected
     goes_on_alone = True  # whether known flows are forwarded when no worker runs
@@ -75,6 +136,40 @@ class Crew:
     def tidy(self, flows: FlowTable) -> None:
         """Be told that connections may have ended; now and then, in a thread."""
 
+    # Beginning.
+
+    @abstractmethod
+    def _new_worker(self, line: _L, sock: Any, number: int) -> Thread:
+        """Return a worker for a socket of a line."""
+
+    def _new_node(self, interface: Interface) -> Node:
+        """Return what the packet loop of a worker at an interface reads and writes."""
+        assert self._hops is not None
+        node = new_node(self._tables, self._hops, self._seed, self._masquerading, self._datagrams)
+        set_link(node, interface)
+        return node
+
+    def _start_all(self, hops: Hops, masquerading: Masquerading) -> None:
+        """Start a worker for every socket."""
+        self._hops, self._masquerading = hops, masquerading
+        for line in self._lines.values():
+            self._start_workers(line)
+
+    def _start_workers(self, line: _L) -> list[Any]:
+        """Start a worker for every socket of a line that has none; return those."""
+        taken = {worker.number for worker in self._workers}
+        free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
+        idle = line.sockets[len(line.workers) :]
+        fresh = [self._new_worker(line, sock, number) for sock, number in zip(idle, free, strict=False)]
+        line.workers += fresh
+        self._list_workers()
+        self._run(fresh)
+        return fresh
+
+    def _list_workers(self) -> None:
+        self._workers = [worker for line in self._lines.values() for worker in line.workers]
+        self.queues = [Queue(line.interface, n) for line in self._lines.values() for n in range(len(line.workers))]
+
     def _run(self, workers: Sequence[Thread]) -> None:
         """Start workers that are among `_workers` already, and wait until their loops turn."""
         for worker in workers:
@@ -89,6 +184,77 @@ class Crew:
                 log.info("compiling the packet path, once for this version")
                 said = True
             time.sleep(0.005)
+
+    # Keeping up.
+
+    def is_in_step(self, given: Mapping[str, Interface]) -> bool:
+        """Return whether `follow` would find nothing to do: a few system calls for each interface."""
+        return all(self._is_served(line, given.get(name)) for name, line in self._lines.items())
+
+    def _is_served(self, line: _L, link: Interface | None) -> bool:
+        return link is not None and link == line.interface and not line.why and line.suits(link)
+
+    def follow(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
+        """Bring all that serves the interfaces in line with what they are now.
+
+        Trouble with one of them is told in `complaints`, and tried again with the next call; the others go on.
+        """
+        with self._following:
+            if self._is_over:
+                return
+            self._make_room(given, flows)
+            for line in self._lines.values():
+                before = line.why
+                try:
+                    line.why = self._follow(line, given.get(line.name), flows)
+                except (Error, OSError) as error:
+                    line.why = _in_words(line.name, error)
+                if line.why != before:
+                    level = logging.WARNING if line.why else logging.INFO
+                    log.log(level, "%s", line.why or f"{line.name}: served again")
+
+    def _make_room(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
+        """Make ready for what the interfaces have become, together."""
+
+    def _follow(self, line: _L, link: Interface | None, flows: FlowTable) -> str:
+        """Bring one line up to date; return what is wrong with it."""
+        if link is None or not line.suits(link):
+            self._leave(line, flows)
+        if link is None:
+            return f"{line.name}: the interface has gone"
+        before, line.interface = line.interface, link
+        for worker in line.workers:
+            set_link(worker.node, link)
+        self._serve(line, before)
+        if why := self._shortcoming(line):
+            return why
+        if link.name != line.name:
+            return f"{line.name}: is called {link.name} now; give -i {link.name} at the next start"
+        return ""
+
+    @abstractmethod
+    def _leave(self, line: _L, flows: FlowTable) -> None:
+        """End all that serves a line: its interface has gone, or is another one."""
+
+    @abstractmethod
+    def _serve(self, line: _L, before: Interface) -> None:
+        """Have all that serves a line, as its interface is now; `before`, as it was."""
+
+    def _shortcoming(self, line: _L) -> str:  # noqa: ARG002
+        """Return what a line that is served cannot do, in words."""
+        return ""
+
+    def complaints(self) -> list[str]:
+        """Return what is wrong with the interfaces, in words."""
+        return [line.why for line in self._lines.values() if line.why]
+
+    def lost(self) -> int:
+        """Return how many frames the sockets have lost; with the workers stopped, those unread are lost too."""
+        with self._closing:
+            sockets = [sock for line in self._lines.values() for sock in line.sockets]
+            unread: int = 0 if self._workers else sum(sock.unread() for sock in sockets)
+            lost: int = sum(sock.lost() for sock in sockets)
+            return self._lost_before + unread + lost
 
     def stalled(self) -> list[str]:
         """Return what is wrong with the workers, in words."""
@@ -109,14 +275,31 @@ class Crew:
         """Whether any worker serves."""
         return any(worker.failure is None for worker in self._workers)
 
+    # Ending.
+
     def stop_workers(self) -> None:
         """End the packet loops."""
-        for worker in self._workers:
+        with self._following:
+            self._is_over = True
+        self._end_workers(self._lines.values())
+
+    def _end_workers(self, lines: Collection[_L]) -> list[Any]:
+        """End the workers of lines, while all others go on; return them."""
+        workers = [worker for line in lines for worker in line.workers]
+        for line in lines:
+            line.workers = []
+        self._list_workers()
+        for worker in workers:
             worker.stop()
-        self._workers = []
+        return workers
+
+    def _close_sockets(self, lines: Collection[_L]) -> None:
+        """Close the sockets of lines, which have no workers any more."""
+        with self._closing:
+            self._lost_before += sum(line.close() for line in lines)
 
 
-def in_words(name: str, error: Error | OSError) -> str:
+def _in_words(name: str, error: Error | OSError) -> str:
     """Return what keeps an interface from being served, its name first."""
     return str(error) if str(error).startswith(f"{name}: ") else f"{name}: {error}"
 

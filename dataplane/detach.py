@@ -86,13 +86,13 @@ def _let_neighbours_go(interface: str) -> None:
     """Give the neighbour entries that the node had asked for on `interface` back to the kernel."""
     from dataplane.mirror import left_with_the_kernel
     from dataplane.netdev import NetDev
-    from xdp import kernel
+    from xdp import links
 
     try:
         ifindex = socket.if_nametoindex(interface)
     except OSError:
         return  # it has gone, and its neighbours with it
-    if kernel.xdp_state(ifindex) is not None:
+    if links.xdp_state(ifindex) is not None:
         return  # one of the same name in another namespace was meant: here, a node is at work
     with NetDev() as netdev, contextlib.suppress(OSError):
         netdev.let_go(left_with_the_kernel(netdev.neighbours(), [ifindex]))

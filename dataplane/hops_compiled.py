@@ -32,6 +32,7 @@ from xdp import schema
 from xdp.atomic import compare_and_swap, fence, fetch_add, load_acquire, store_release
 from xdp.bundle import Bundle
 from xdp.byteorder import swapped32
+from xdp.hash import GOLDEN
 from xdp.jit import compiled
 from xdp.schema import HopState, RouteTarget, RowUse
 from xdp.tables import Tables
@@ -47,7 +48,6 @@ _PLACES = 8  # that a request tries
 _TAKEN = 1 << 32
 _LOW = 0xFFFFFFFF
 _IPV4, _IPV6 = 0, 1  # families: places of their generations
-_HASH = 0x9E3779B97F4A7C15
 _UNRESOLVED = int(HopState.UNRESOLVED)
 _FREE_ROW = int(RowUse.FREE)
 _WORDS = schema.NEXT_HOP.itemsize // 8
@@ -236,7 +236,7 @@ def publish_routes6(hops, starts, highs, lows, targets):
 def _host_place(hosts, address):
     """Return where an address is in `hosts`, or the empty place where it would be. Never full: twice the rows."""
     last = len(hosts) - 1
-    place = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(32)) & last
+    place = np.int64((np.uint64(address) * np.uint64(GOLDEN)) >> np.uint64(32)) & last
     while True:
         word = load_acquire(hosts, place)
         if word == 0 or word >> np.uint64(32) == np.uint64(address):
@@ -278,7 +278,7 @@ def _remove_at(hosts, hole):
         if word == 0:
             store_release(hosts, hole, word)
             return
-        home = np.int64(((word >> np.uint64(32)) * np.uint64(_HASH)) >> np.uint64(32)) & last
+        home = np.int64(((word >> np.uint64(32)) * np.uint64(GOLDEN)) >> np.uint64(32)) & last
         if (place - home) & last >= (place - hole) & last:
             store_release(hosts, hole, word)
             hole = place
@@ -320,7 +320,7 @@ def request(hops, address, half):
     It goes to the half of the board that begins at `half`. Where the board is full the request is lost, and counted.
     """
     word = np.uint64(address) | np.uint64(_TAKEN)
-    first = np.int64((np.uint64(address) * np.uint64(_HASH)) >> np.uint64(40))
+    first = np.int64((np.uint64(address) * np.uint64(GOLDEN)) >> np.uint64(40))
     for step in range(_PLACES):
         place = half + ((first + step) & (REQUESTS - 1))
         if compare_and_swap(hops.requests, place, np.uint64(0), word):

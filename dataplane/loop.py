@@ -26,11 +26,10 @@ from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle, bundle_at
 from xdp.clock import BASE_JIFFIES, BASE_NS, HERTZ
 from xdp.jit import compiled, inlined
-from xdp.schema import Limit, Reason
+from xdp.schema import FIRST_DROP, FIRST_PASS, Limit, Reason
 
 BURST = int(Limit.BURST)
 NAP_MS = 250  # how often a sleeper turns: so long a frame counts as waiting that was lost on its way here
-_FIRST_PASS, _FIRST_DROP = 32, 64
 _VANISHED, _TX_FULL = int(Reason.VANISHED), int(Reason.TX_FULL)
 _NOT_FORWARDABLE = int(Reason.NOT_FORWARDABLE)
 
@@ -143,9 +142,9 @@ def _settle(node, frames, ports, own, pool, scratch, descriptor, reason, ifindex
         scratch.reasons[port, place] = reason
         scratch.counts[port] = place + 1
         return
-    if reason < _FIRST_PASS:
+    if reason < FIRST_PASS:
         reason = _NOT_FORWARDABLE  # the interface has just been taken away
-    elif reason < _FIRST_DROP:
+    elif reason < FIRST_DROP:
         reason = _VANISHED  # AF_XDP cannot give a frame back to the kernel
     rings.put_chunk(pool, descriptor.addr)
     _count(counters, reason)
@@ -197,7 +196,7 @@ def _transmit(ports, queue, pool, scratch, counters):
         for place in range(count):
             if place < sent:
                 reason = scratch.reasons[port, place]
-                if reason >= _FIRST_DROP:  # it is our answer
+                if reason >= FIRST_DROP:  # it is our answer
                     counters.originated += np.uint64(1)
                 _count(counters, reason)
             else:

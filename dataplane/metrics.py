@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dataplane.control import Answer
 from xdp.errors import Error, MissingFeatureError, UsageError
 
 _ANSWER_S = 5.0  # a scrape gives up sooner than Prometheus does (10 s)
@@ -34,8 +35,6 @@ _COUNTS = {
     "punt_lost": "Packets that were punted and found no room in a ring of AF_XDP",
     "originated": "Packets that nobody sent: answers of our own",
 }
-
-Answer = Callable[[str, dict[str, Any]], Any]
 
 
 def _version() -> str:

@@ -13,11 +13,8 @@ no routes here: each interface has them, and nothing is forwarded to them (RFC 4
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
-import fcntl
-import os
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -25,9 +22,22 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Self
 
-from xdp import kernel
+from dataplane.ethtool import queues_of
+from xdp import sysctl
 from xdp.addresses import IPV6, from_wire, is_ipv6, masked, to_wire
-from xdp.errors import Error, MissingFeatureError, UsageError
+from xdp.errors import Error, UsageError
+from xdp.netlink import (
+    BUFFER_BYTES,
+    CREATE,
+    GETLINK,
+    HEADER,
+    IFINFOMSG,
+    REPLACE,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    messages,
+)
 
 NeighbourKey = tuple[int, int]  # (ifindex, address)
 
@@ -35,10 +45,7 @@ NeighbourKey = tuple[int, int]  # (ifindex, address)
 _ADD_MEMBERSHIP = 1
 _SO_RCVBUFFORCE = 33
 _NETLINK_GENERIC = 16
-_REQUEST, _ACK, _DUMP, _CREATE, _REPLACE = 0x1, 0x4, 0x300, 0x400, 0x100
-_DUMP_INTERRUPTED = 0x10
-_ERROR, _DONE = 2, 3
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWLINK, _DELLINK = 16, 17
 _NEWADDR, _DELADDR = 20, 21
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _GETNEIGH = 28, 29, 30
@@ -53,26 +60,16 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
-_SIOCETHTOOL, _GET_CHANNELS, _GET_GRO, _SET_GRO, _GET_FLAGS = 0x8946, 0x3C, 0x2B, 0x2C, 0x25
-_GET_FEATURES, _SET_FEATURES, _GET_LENGTH, _GET_STRINGS = 0x3A, 0x3B, 0x37, 0x1B
-_FEATURE_NAMES, _STRING_BYTES = 4, 32  # ETH_SS_FEATURES, ETH_GSTRING_LEN
-_FLAG_LRO = 1 << 15
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}  # what has the kernel route, by family
 OUR_PROTOCOL = 84  # marks the neighbour entries that we asked for, so that a successor knows them
 
-_BUFFER_BYTES = 1 << 16
 _EVENT_BUFFER_BYTES = 8 << 20  # of the socket: about 10,000 neighbour events
-_BATCH = 64  # requests in one send: their acknowledgements fit any receive buffer
-_DUMP_ATTEMPTS = 5
 
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
-_ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, ifindex
 _NDMSG = struct.Struct("=B3xiHBB")  # family, ifindex, state, flags, type
-_IFINFOMSG = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _U32 = struct.Struct("=I")
 _MULTICAST, _LINK_LOCAL = IPV6 | 0xFF << 120, IPV6 | 0xFE80 << 112  # ff00::/8, fe80::/10
 
@@ -191,17 +188,6 @@ class Changes:
         return self.is_overrun or self.links_or_routes or bool(self.neighbours)
 
 
-def attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield (type, payload) of each netlink attribute in `data`; a malformed one ends it."""
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4 or offset + length > len(data):
-            return
-        yield kind & 0x3FFF, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def parse_neighbour(body: memoryview) -> Neighbour | None:
     """Return the neighbour entry in the payload of a RTM_*NEIGH message; None for other families, and for groups."""
     family, ifindex, state, _flags, _kind = _NDMSG.unpack_from(body)
@@ -296,91 +282,13 @@ def _is_of_a_link(network: int, prefix_len: int) -> bool:
     return is_multicast or (prefix_len >= 10 and masked(network, 10) == _LINK_LOCAL)
 
 
-def attribute(kind: int, value: bytes) -> bytes:
-    """Return a netlink attribute."""
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-class NetlinkSocket:
-    """A netlink socket for requests and their answers."""
-
-    def __init__(self, protocol: int) -> None:
-        try:
-            self.raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        except OSError as error:
-            message = f"netlink: protocol {protocol} is not available ({errno.errorcode.get(error.errno or 0)})"
-            raise MissingFeatureError(message) from error
-        self.raw.bind((0, 0))
-        self._sequence = 0
-
-    def message(self, kind: int, flags: int, body: bytes) -> bytes:
-        """Return a request with the next sequence number."""
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        return _HEADER.pack(_HEADER.size + len(body), kind, flags | _REQUEST, self._sequence, 0) + body
-
-    def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
-        """Return (type, payload) of everything that the kernel lists; again when it changed in between."""
-        for _ in range(_DUMP_ATTEMPTS):
-            answer, was_interrupted = self._ask(kind, _DUMP, body)
-            if not was_interrupted:
-                break
-        return answer  # the last one: what it may have missed comes as an event
-
-    def get(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
-        """Return (type, payload) of the answers to a request for one thing; OSError as the kernel says."""
-        return self._ask(kind, _ACK, body)[0]
-
-    def _ask(self, kind: int, flags: int, body: bytes) -> tuple[list[tuple[int, bytes]], bool]:
-        self.raw.send(self.message(kind, flags, body))
-        answer: list[tuple[int, bytes]] = []
-        was_interrupted = False
-        while True:
-            for kind_of_answer, its_flags, sequence, payload in messages(self.raw.recv(_BUFFER_BYTES)):
-                if sequence != self._sequence:
-                    continue
-                was_interrupted |= bool(its_flags & _DUMP_INTERRUPTED)
-                if kind_of_answer in (_DONE, _ERROR):  # a list that ends early says why at its end
-                    code = -struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else 0
-                    if code > 0:
-                        raise OSError(code, os.strerror(code))
-                    return answer, was_interrupted
-                answer.append((kind_of_answer, bytes(payload)))
-
-    def change(self, requests: Iterable[tuple[int, int, bytes]]) -> Iterator[int]:
-        """Send (type, flags, payload) requests many at a time; yield an errno, or 0, for each in order."""
-        pending = list(requests)
-        for start in range(0, len(pending), _BATCH):
-            batch = pending[start : start + _BATCH]
-            first = self._sequence + 1
-            self.raw.send(b"".join(self.message(kind, flags | _ACK, body) for kind, flags, body in batch))
-            results: dict[int, int] = {}
-            while len(results) < len(batch):
-                for kind, _flags, sequence, payload in messages(self.raw.recv(_BUFFER_BYTES)):
-                    if kind == _ERROR and sequence >= first:
-                        results[sequence] = -struct.unpack_from("=i", payload)[0]
-            for sequence in range(first, first + len(batch)):
-                yield results[sequence]
-
-
-def messages(datagram: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Yield (type, flags, sequence, payload) of each netlink message in a datagram."""
-    view = memoryview(datagram)
-    offset = 0
-    while offset + _HEADER.size <= len(view):
-        length, kind, flags, sequence, _port = _HEADER.unpack_from(view, offset)
-        if length < _HEADER.size or offset + length > len(view):
-            return
-        yield kind, flags, sequence, view[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
-    """Yield each link of a RTM_GETLINK answer as pyroute2 decodes it."""
+    """Yield each link of a RTMGETLINK answer as pyroute2 decodes it."""
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     for kind, body in answers:
         if kind == _NEWLINK:
-            message = ifinfmsg(_HEADER.pack(_HEADER.size + len(body), kind, 0, 0, 0) + body)
+            message = ifinfmsg(HEADER.pack(HEADER.size + len(body), kind, 0, 0, 0) + body)
             message.decode()
             yield message
 
@@ -437,7 +345,7 @@ class NetDev:
 
     def interfaces(self) -> list[Interface]:
         """Return every interface."""
-        links = _links(self._requests.dump(_GETLINK, _IFINFOMSG.pack(0, 0, 0, 0, 0)))
+        links = _links(self._requests.dump(GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0)))
         return [self.with_real_queues(_interface(link)) for link in links]
 
     def with_real_queues(self, interface: Interface) -> Interface:
@@ -445,12 +353,8 @@ class NetDev:
 
         A veth has room for one per CPU, and uses one.
         """
-        # struct ethtool_channels: cmd, max_rx, max_tx, max_other, max_combined, rx, tx, other, combined
-        channels = array.array("I", [_GET_CHANNELS, *[0] * 8])
-        if not _ethtool(interface.name, channels):  # the driver has no such notion, or the interface has gone
-            return interface
-        rx, tx, combined = channels[5], channels[6], channels[8]
-        return replace(interface, rx_queues=rx + combined or 1, tx_queues=tx + combined or 1)
+        queues = queues_of(interface.name)
+        return replace(interface, rx_queues=queues[0], tx_queues=queues[1]) if queues else interface
 
     def interface(self, name: str) -> Interface:
         """Return the interface `name`; UsageError if there is none."""
@@ -465,7 +369,7 @@ class NetDev:
     def statistics(self, ifindex: int) -> Statistics:
         """Return the counters of an interface; UsageError if there is none of that index."""
         try:
-            answers = self._requests.get(_GETLINK, _IFINFOMSG.pack(0, 0, ifindex, 0, 0))
+            answers = self._requests.get(GETLINK, IFINFOMSG.pack(0, 0, ifindex, 0, 0))
         except OSError as error:
             message = f"interface with index {ifindex}: does not exist any more"
             raise UsageError(message) from error
@@ -497,7 +401,7 @@ class NetDev:
         changes = Changes()
         while len(changes.neighbours) < limit:
             try:
-                datagram = self._events.recv(_BUFFER_BYTES)
+                datagram = self._events.recv(BUFFER_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -526,7 +430,7 @@ class NetDev:
         extended = attribute(_NDA_FLAGS_EXT, _U32.pack(_NTF_EXT_MANAGED)) if keep else b""
         tail = extended + attribute(_NDA_PROTOCOL, bytes([OUR_PROTOCOL]))
         results = self._requests.change(
-            (_NEWNEIGH, _CREATE | _REPLACE, _neighbour_request(key, 0, _NTF_USE | _NTF_EXT_LEARNED) + tail)
+            (_NEWNEIGH, CREATE | REPLACE, _neighbour_request(key, 0, _NTF_USE | _NTF_EXT_LEARNED) + tail)
             for key in wanted
         )
         return {key: code for key, code in zip(wanted, results, strict=True) if code}
@@ -535,7 +439,7 @@ class NetDev:
         """Give entries that `resolve` made back to the kernel's own ageing; those without a MAC address go at once."""
         wanted = list(keys)
         results = self._requests.change(
-            (_NEWNEIGH, _REPLACE, _neighbour_request(key, NeighbourState.STALE, 0)) for key in wanted
+            (_NEWNEIGH, REPLACE, _neighbour_request(key, NeighbourState.STALE, 0)) for key in wanted
         )
         unresolved = [key for key, code in zip(wanted, results, strict=True) if code]
         for _ in self._requests.change((_DELNEIGH, 0, _neighbour_request(key, 0, 0)) for key in unresolved):
@@ -543,7 +447,7 @@ class NetDev:
 
     def is_forwarding(self, family: int) -> bool:
         """Return whether the kernel routes packets of a family between interfaces."""
-        return kernel.read_sysctl(FORWARDING[family].replace(".", "/")) == "1"
+        return sysctl.read(FORWARDING[family].replace(".", "/")) == "1"
 
     def takes_redirects(self, ifindex: int) -> bool | None:
         """Return whether the driver accepts frames that XDP redirects to the interface; None: the kernel cannot tell.
@@ -553,82 +457,6 @@ class NetDev:
         """
         features = xdp_features(ifindex)
         return None if features is None else bool(features & _NDO_XMIT)
-
-
-def _ethtool(name: str, command: array.array[int]) -> bool:
-    """Make an ethtool request, whose answer takes its place; return whether there is one."""
-    request = struct.pack("=16sQ16x", os.fsencode(name), command.buffer_info()[0])
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door, contextlib.suppress(OSError):
-        fcntl.ioctl(door, _SIOCETHTOOL, request)
-        return True
-    return False
-
-
-def has_gro(name: str) -> bool:
-    """Return whether an interface of this network namespace merges received frames (GRO)."""
-    value = array.array("I", [_GET_GRO, 0])
-    return _ethtool(name, value) and bool(value[1])
-
-
-def has_lro(name: str) -> bool:
-    """Return whether an interface merges received frames so that they cannot be cut again as they were (LRO)."""
-    value = array.array("I", [_GET_FLAGS, 0])
-    return _ethtool(name, value) and bool(value[1] & _FLAG_LRO)
-
-
-def has_feature(name: str, feature: str) -> bool:
-    """Return whether a feature, by the kernel's name of it, is on; not so if the interface or the kernel has none."""
-    found = _feature(name, feature)
-    return found is not None and bool(found.active & found.mask)
-
-
-def set_feature(name: str, feature: str, *, is_on: bool) -> bool:
-    """Switch a feature on or off; return whether the driver let us, which may well ignore it without an error."""
-    found = _feature(name, feature)
-    if found is None:
-        return False
-    # struct ethtool_sfeatures: cmd, words, and of each word: valid, requested
-    blocks = [0] * (2 * found.words)
-    blocks[2 * found.word] = found.mask
-    blocks[2 * found.word + 1] = found.mask if is_on else 0
-    done = _ethtool(name, array.array("I", [_SET_FEATURES, found.words, *blocks]))
-    return done and has_feature(name, feature) == is_on
-
-
-class _Feature(NamedTuple):
-    """Where a feature stands in the kernel's words, and that word as it is."""
-
-    words: int
-    word: int
-    mask: int
-    active: int
-
-
-def _feature(name: str, feature: str) -> _Feature | None:
-    """Look a feature up by its name: its number is another with another kernel."""
-    # struct ethtool_sset_info: cmd, reserved, which sets (64 bits), and their lengths
-    asked = array.array("I", [_GET_LENGTH, 0, *struct.unpack("=2I", struct.pack("=Q", 1 << _FEATURE_NAMES)), 0])
-    if not _ethtool(name, asked):
-        return None
-    count = asked[4]
-    words = -(-count // 32)
-    # struct ethtool_gstrings: cmd, which set, its length, and its strings
-    names = array.array("I", [_GET_STRINGS, _FEATURE_NAMES, count, *[0] * (count * _STRING_BYTES // 4)])
-    # struct ethtool_gfeatures: cmd, words, and of each word: available, requested, active, never_changed
-    values = array.array("I", [_GET_FEATURES, words, *[0] * (4 * words)])
-    if not (_ethtool(name, names) and _ethtool(name, values)):
-        return None
-    text = names.tobytes()[12:]
-    known = [text[at : at + _STRING_BYTES].rstrip(b"\0").decode() for at in range(0, len(text), _STRING_BYTES)]
-    if feature not in known:
-        return None
-    word, bit = divmod(known.index(feature), 32)
-    return _Feature(words, word, 1 << bit, values[2 + 4 * word + 2])
-
-
-def set_gro(name: str, *, is_on: bool) -> bool:
-    """Switch GRO on or off; return whether the interface let us."""
-    return _ethtool(name, array.array("I", [_SET_GRO, int(is_on)]))
 
 
 def _neighbour_request(key: NeighbourKey, state: int, flags: int) -> bytes:
@@ -641,20 +469,16 @@ def xdp_features(ifindex: int) -> int | None:
     """Return NETDEV_XDP_ACT_* of an interface; None where the kernel has no netdev family (before 6.3)."""
     controller, get_family, family_name, family_id = 16, 3, 2, 1  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
     device_get, device_ifindex, device_features = 1, 1, 3  # NETDEV_CMD_DEV_GET, NETDEV_A_DEV_*
-    generic = NetlinkSocket(_NETLINK_GENERIC)
-    try:
+    with NetlinkSocket(_NETLINK_GENERIC) as generic, contextlib.suppress(OSError, KeyError):
         request = struct.pack("=BBxx", get_family, 1) + attribute(family_name, b"netdev\0")
         found = _generic_attributes(generic.get(controller, request))
         family = int.from_bytes(found[family_id], "little")
         request = struct.pack("=BBxx", device_get, 1) + attribute(device_ifindex, _U32.pack(ifindex))
         found = _generic_attributes(generic.get(family, request))
         return int.from_bytes(found[device_features], "little")
-    except (OSError, KeyError):
-        return None
-    finally:
-        generic.raw.close()
+    return None
 
 
 def _generic_attributes(answers: list[tuple[int, bytes]]) -> dict[int, bytes]:
     """Return the attributes of a generic netlink answer by type."""
-    return {kind: bytes(value) for _, body in answers for kind, value in attributes(memoryview(body)[4:])}
+    return {kind: bytes(value) for _, body in answers for kind, value in attributes(body[4:])}

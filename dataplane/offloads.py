@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dataplane.netdev import has_feature, has_gro, set_feature, set_gro
+from dataplane.ethtool import has_feature, has_gro, set_feature, set_gro
 from xdp.errors import Error
 from xdp.writing import remove, write
 

@@ -19,7 +19,7 @@ from dataplane.netdev import Interface
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
 from lb import maglev
-from xdp import files, kernel, loader, maps, removing
+from xdp import files, links, loader, maps, mounts, rcu, removing
 from xdp.clock import Clock, JiffyClock, MonotonicClock
 from xdp.errors import AttachError, MissingFeatureError
 from xdp.schema import Reason, Verdict
@@ -59,13 +59,13 @@ def open_node(
 def _open_xdp(
     stack: contextlib.ExitStack, settings: Settings, interfaces: Sequence[Interface], has_served: Callable[[], bool]
 ) -> Opened:
-    kernel.mount_bpffs(settings.bpffs)
+    mounts.mount_bpffs(settings.bpffs)
     _refuse_foreign_programs(settings, interfaces)
     shared = stack.enter_context(maps.open_or_create(settings.pins, _capacity(settings)))
     if shared.is_new:
         stack.callback(lambda: None if has_served() or settings.link_pins() else removing.maps(settings.pins))
     clock = JiffyClock()
-    flows = _open_flows(shared, clock, kernel.membarrier_global)
+    flows = _open_flows(shared, clock, rcu.wait_for_grace)
     if not shared.is_new:
         _write_off(shared.tables)
     engine = Engine(settings, shared, clock, maglev.DEFAULT_SEED)
@@ -118,7 +118,7 @@ def _open_flows(
 
 def _write_off(tables: Tables) -> None:
     """Count as lost what XDP had punted to the daemon before this one and that one never saw."""
-    kernel.membarrier_global()
+    rcu.wait_for_grace()
     xdp, user = (views.by_verdict(rows) for rows in (tables.xdp_counters, tables.worker_counters))
     lost = max(0, xdp[Verdict.PUNT] - sum(user.values()))  # one cut short by a kill is no reason not to start
     tables.worker_counters[0]["packets"][Reason.PUNT_LOST] = lost
@@ -132,7 +132,7 @@ def _capacity(settings: Settings) -> Capacity:
 def _refuse_foreign_programs(settings: Settings, interfaces: Sequence[Interface]) -> None:
     """Refuse an interface that has somebody else's XDP program, before anything is changed."""
     for interface in interfaces:
-        state = kernel.xdp_state(interface.ifindex)
+        state = links.xdp_state(interface.ifindex)
         pin = settings.link_pin(interface.name)
         if state is not None and not pin.exists():
             renamed = loader.find_renamed(settings.link_pins(), interface.ifindex)

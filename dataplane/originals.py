@@ -18,6 +18,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from conntrack.states import ACK, SYN
 from dataplane import fragments, hops_compiled, packetrings, pipeline, vlans, wire, wire6
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import way_to
@@ -27,16 +28,15 @@ from xdp import naming
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
 from xdp.byteorder import swap16, swap32, swapped16, swapped32, swapped64
+from xdp.hash import GOLDEN
 from xdp.jit import compiled, inlined
-from xdp.schema import Protocol, Reason
+from xdp.schema import FIRST_DROP, FIRST_PASS, Protocol, Reason
 from xdp.unaligned import load16, load32
 
 Place = tuple[int, int, int]  # (address, port, protocol) in host numbers, as packets know them (lb.rows.known_as)
 
-_HASH = 0x9E3779B97F4A7C15
 _TCP, _ICMP, _ICMPV6, _IPV6 = int(Protocol.TCP), int(Protocol.ICMP), int(Protocol.ICMPV6), int(Protocol.IPV6)
-_FIRST_PASS, _FIRST_DROP = 32, 64  # reasons from here on are passes, drops
-_SYN, _SYN_ACK = 0x02, 0x12
+_SYN_ACK = SYN | ACK
 _DST = wire.ETHERNET_BYTES + 16
 
 
@@ -96,7 +96,7 @@ def _publish(originals, words):
 def _find(places, word):
     """Return where a word is, or the empty place where it would be: at most half of them are taken."""
     last = len(places) - 1
-    place = np.int64((word * np.uint64(_HASH)) >> np.uint64(32)) & last
+    place = np.int64((word * np.uint64(GOLDEN)) >> np.uint64(32)) & last
     while places[place] != 0 and places[place] != word:
         place = (place + 1) & last
     return place
@@ -126,7 +126,7 @@ def _segment(node, frames, start, length):
     if frames[vnet] & np.uint8(packetrings.VNET_NEEDS_CSUM):
         l4 = np.int64(load16(frames, vnet + packetrings.VNET_CSUM_START)) - np.int64(node.packet[0].vlan_bytes)
     elif wire6.is_ipv6(frames, start, length):
-        l4 = np.int64(wire.ETHERNET_BYTES + wire6.IPV6_BYTES)
+        l4 = np.int64(wire.ETHERNET_BYTES + wire.IPV6_BYTES)
     else:
         l4 = wire.ETHERNET_BYTES + (np.int64(frames[start + wire.ETHERNET_BYTES]) & 15) * 4
     header = np.int64(wire.UDP_BYTES)
@@ -175,10 +175,10 @@ def _judge(node, originals, frames, start, length, now):
     segment = _segment(node, frames, start, length)
     reason, egress = pipeline.judge(node, frames, start, length, now, segment)
     reason = np.int64(reason)
-    if reason < _FIRST_PASS:
+    if reason < FIRST_PASS:
         _finish(node, frames, start, length)
         return reason, egress
-    if reason >= _FIRST_DROP and reason != Reason.ICMP_UNUSABLE:
+    if reason >= FIRST_DROP and reason != Reason.ICMP_UNUSABLE:
         return reason, egress
     if reason == Reason.NOT_IPV4 or reason == Reason.TTL_EXPIRED:
         return reason, egress  # neither of which the filter looks at
@@ -225,7 +225,7 @@ def _to_us(node, originals, destination, family, reason):
         return np.int64(Reason.NOT_SERVED)
     if _has(originals, destination, port, protocol, Kind.OWN_FRONTEND):
         return np.int64(Reason.NOT_SERVED if is_fragment else Reason.VANISHED)
-    is_first = protocol & ~np.uint8(_IPV6) == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == _SYN
+    is_first = protocol & ~np.uint8(_IPV6) == _TCP and packet.tcp_flags & np.uint8(_SYN_ACK) == SYN
     if not is_fragment and not is_first and _has(originals, destination, port, protocol, Kind.RETIRED):
         return np.int64(Reason.VANISHED)
     return reason
@@ -258,7 +258,7 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
     packet = node.packet[0]
     nowhere = np.uint32(NOWHERE)
     family = np.uint8(_IPV6 if wire6.is_ipv6(frames, start, length) else 0)
-    if length < wire.ETHERNET_BYTES + (wire6.IPV6_BYTES if family else wire.IPV4_BYTES):
+    if length < wire.ETHERNET_BYTES + (wire.IPV6_BYTES if family else wire.IPV4_BYTES):
         return reason, nowhere
     if family:
         first, second = wire6.destination_of(frames, start)
@@ -268,7 +268,7 @@ def _without_flow(node, originals, frames, start, length, segment, reason):
     is_answer = reason == Reason.OTHER_ICMP and _is_echo_reply(packet, frames, start)
     may_be_sent_on = reason == Reason.NOT_OURS or reason == Reason.ICMP_UNUSABLE or is_answer
     reason = _to_us(node, originals, destination, family, reason)
-    if reason >= _FIRST_DROP or not may_be_sent_on:
+    if reason >= FIRST_DROP or not may_be_sent_on:
         return reason, nowhere
     source, source_port, protocol = np.uint32(packet.addrs), np.uint16(packet.ports), packet.protocol
     if is_answer:

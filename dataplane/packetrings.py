@@ -23,7 +23,7 @@ from dataplane.wire6 import is_solicitation
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
 from xdp.jit import compiled, inlined
-from xdp.schema import Reason
+from xdp.schema import FIRST_DROP, Reason
 from xdp.unaligned import load16, load32, store16
 
 VNET_BYTES = 10  # struct virtio_net_hdr: u8 flags, u8 gso_type, u16 hdr_len, gso_size, csum_start, csum_offset
@@ -48,7 +48,6 @@ _SLOT_STATUS, _SLOT_LEN = 0, 1  # struct tpacket2_hdr, in words of 32 bits
 _HOST, _BROADCAST, _MULTICAST = 0, 1, 2  # sll_pkttype: addressed to this interface, to all, to a group
 _TRIES = 3
 _TX_FULL = int(Reason.TX_FULL)
-_FIRST_DROP = 64  # reasons from here on are drops
 
 # Places of Queue.at.
 BLOCK, OFFSET, LEFT, IS_OPEN, HEAD, PENDING, EGRESS = range(7)
@@ -195,7 +194,7 @@ def send(queue, frames, start, length, egress, reason, counters):
 @inlined
 def count(counters, reason):
     """Count a frame that was sent: for a reason that is a drop, it is our answer."""
-    if reason >= _FIRST_DROP and reason != _TX_FULL:
+    if reason >= FIRST_DROP and reason != _TX_FULL:
         counters.originated += np.uint64(1)
     counters.packets[reason] += np.uint64(1)
 

@@ -19,7 +19,7 @@ from xdp import naming
 from xdp.atomic import prefetch
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
-from xdp.schema import Direction, Event, Limit, Ping, Protocol, Reason, State
+from xdp.schema import FIRST_DROP, Direction, Event, Limit, Ping, Protocol, Reason, State
 from xdp.unaligned import load32, load64
 
 _TCP, _ICMP, _ICMPV6 = int(Protocol.TCP), int(Protocol.ICMP), int(Protocol.ICMPV6)
@@ -29,7 +29,6 @@ _SYN, _DATA, _ECHO = int(Event.SYN), int(Event.DATA), int(Event.ECHO)
 _ANSWER, _FORWARD = int(Ping.ANSWER), int(Ping.FORWARD)
 _RESET, _STATE_BITS = int(State.RESET), int(Limit.STATE_BITS)
 _ARP_ANSWERS = int(Limit.ARP_ANSWERS)
-_FIRST_DROP = 64  # reasons from here on are drops
 _PLAIN_IPV4 = 0x450008  # 0x0800 on the wire, then a header without options
 _WITH_PORTS = wire.ETHERNET_BYTES + wire.IPV4_BYTES + 4
 
@@ -289,7 +288,7 @@ def handle(node, frames, start, length, now):
     inner, rest = start + skipped, length - skipped
     reason, egress = judge(node, frames, inner, rest, now)
     reason = np.int64(reason)
-    if reason >= _FIRST_DROP and egress == NOWHERE:
+    if reason >= FIRST_DROP and egress == NOWHERE:
         reason, egress = _refuse(node, frames, inner, rest, reason, now)
     vlans.put_back(node, frames, start)
     return np.int64(reason), egress

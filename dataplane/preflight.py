@@ -38,7 +38,7 @@ def need_interfaces(names: Sequence[str]) -> None:
 
 def need_cgroup(cgroup: Path, engine: str) -> None:
     """Raise UsageError unless sockets of `cgroup` can be led to endpoints with this engine."""
-    from xdp.kernel import is_cgroup
+    from xdp.mounts import is_cgroup
 
     if engine == "raw":
         raise UsageError("--socket-cgroup needs BPF, which engine raw does without; leave out one of the two")

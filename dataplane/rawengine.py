@@ -7,21 +7,21 @@ leaves is the same; its successor, or `turnout detach`, removes it.
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from conntrack.table import FlowTable
-from dataplane.context import Masquerading, new_node
-from dataplane.crew import Crew, Queue, in_words, need_ethernet, set_link
-from dataplane.fragments import new_fragments
+from dataplane import crew
+from dataplane.context import Masquerading
+from dataplane.crew import need_ethernet
+from dataplane.ethtool import has_lro
 from dataplane.hops_compiled import Hops
 from dataplane.ingress import Filter, Places, need_nft
-from dataplane.netdev import Interface, has_lro
+from dataplane.netdev import Interface
 from dataplane.originals import Kind, Place, new_originals, publish
 from dataplane.rawsock import PacketSocket
 from dataplane.settings import Settings
@@ -30,15 +30,13 @@ from lb.rows import ServiceRow
 from xdp.addresses import IPAddress, address_of, is_ipv6, number_of
 from xdp.byteorder import swap16, swap32
 from xdp.clock import Clock
-from xdp.errors import AttachError, Error, UsageError
+from xdp.errors import AttachError, UsageError
 from xdp.names import Names
 from xdp.schema import Limit, Protocol
 from xdp.tables import Capacity, Tables
 
 _OWN_ADDRESSES = 1024  # of a node, that there is room for
 _ECHOES = (Protocol.ICMP, Protocol.ICMPV6)
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,20 +48,15 @@ class Attachment:
     mode: None = field(default=None)
 
 
-@dataclass
-class Line:
-    """An interface that was given: as it is now, with its sockets, and a worker for each.
+class Line(crew.Line[PacketSocket, RawWorker]):
+    """An interface with its packet sockets."""
 
-    `why` says what keeps it from being served as it should, and is empty if nothing does.
-    """
-
-    interface: Interface
-    sockets: list[PacketSocket] = field(default_factory=list)
-    workers: list[RawWorker] = field(default_factory=list)
-    why: str = ""
+    def suits(self, link: Interface) -> bool:
+        """Return whether the sockets are of use for what the interface is now: its frames fit into their slots, too."""
+        return super().suits(link) and all(sock.takes(link.mtu) for sock in self.sockets)
 
 
-class RawEngine(Crew):
+class RawEngine(crew.Crew[Line]):
     """The sockets, workers and filter of a node: used as dataplane.engine.Engine is."""
 
     name = "raw"
@@ -74,18 +67,8 @@ class RawEngine(Crew):
     def __init__(
         self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, seed: int, why: str
     ) -> None:
-        super().__init__(tables, clock)
-        self._settings = settings
-        self._seed = seed
+        super().__init__(tables, clock, seed)
         self._why = why
-        self._hops: Hops | None = None
-        self._masquerading: Masquerading | None = None
-        self._datagrams = new_fragments()
-        self._lines: dict[str, Line] = {}
-        self._following = threading.Lock()
-        self._is_over = False  # a `follow` that comes late, in its thread, changes nothing any more
-        self._closing = threading.Lock()  # losses are read while sockets are being closed
-        self._lost_before = 0  # by sockets that have been closed
         self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports, settings.vlans)
         self._names = Names(tables)
         self._numbers: dict[int, int] = {}  # of the IPv6 addresses that are held: pinned, and so nobody else's
@@ -110,36 +93,26 @@ class RawEngine(Crew):
                 "reduce them with `ethtool -L`"
             )
         for interface in interfaces:
-            line = self._lines[interface.name] = Line(interface)
+            line = self._lines[interface.name] = Line(interface.name, interface)
             _open(line)
 
     def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers, give them packets, and take these from the kernel. On an error nothing stays."""
-        self._hops, self._masquerading = hops, masquerading
-        for line in self._lines.values():
-            self._start_workers(line)
+        self._start_all(hops, masquerading)
         with self._places_lock:
             self._publish()
         self._put_filter()
         try:
-            for name in self._lines:
-                self._listen(name)
+            for line in self._lines.values():
+                self._listen(line)
         except BaseException:
             self._filter.remove()
             raise
 
     # A line's beginning and end.
 
-    def _start_workers(self, line: Line) -> None:
-        assert self._hops is not None
-        taken = {worker.number for other in self._lines.values() for worker in other.workers}
-        free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
-        for sock, number in zip(line.sockets, free, strict=False):
-            node = new_node(self._tables, self._hops, self._seed, self._masquerading, self._datagrams)
-            set_link(node, line.interface)
-            line.workers.append(RawWorker(node, self._originals, number, sock, self._clock))
-        self._list_workers()
-        self._run(line.workers)
+    def _new_worker(self, line: Line, sock: PacketSocket, number: int) -> RawWorker:
+        return RawWorker(self._new_node(line.interface), self._originals, number, sock, self._clock)
 
     def _put_filter(self) -> None:
         """Put the filter on the interfaces that have sockets."""
@@ -147,29 +120,27 @@ class RawEngine(Crew):
             self._filter.start(self._held, [line.interface.name for line in self._lines.values() if line.sockets])
             self._is_filtering = True
 
-    def _listen(self, name: str) -> None:
+    def _listen(self, line: Line) -> None:
         """Give the workers of a line its packets."""
-        line = self._lines[name]
         group = None
         for sock in line.sockets:
             group = sock.listen(len(line.sockets) > 1, group)
-        self.attachments[name] = Attachment(line.interface.ifindex, self._why)
+        self.attachments[line.name] = Attachment(line.interface.ifindex, self._why)
 
-    def _close(self, line: Line) -> None:
-        """End workers and sockets, while those of other lines go on."""
-        workers, line.workers = line.workers, []
-        self._list_workers()
-        for worker in workers:
-            worker.stop()
-        with self._closing:
-            self._lost_before += sum(sock.lost() + sock.unread() for sock in line.sockets)
-            for sock in line.sockets:
-                sock.close()
-            line.sockets = []
+    def _leave(self, line: Line, flows: FlowTable) -> None:  # noqa: ARG002
+        self._end_workers([line])
+        self._close_sockets([line])
+        self.attachments.pop(line.name, None)
 
-    def _list_workers(self) -> None:
-        self._workers = [worker for line in self._lines.values() for worker in line.workers]
-        self.queues = [Queue(line.interface, n) for line in self._lines.values() for n in range(len(line.workers))]
+    def _serve(self, line: Line, before: Interface) -> None:
+        if not line.sockets:
+            _open(line)
+            self._start_workers(line)
+        if line.name not in self.attachments:
+            self._put_filter()
+            self._listen(line)
+        elif line.interface.name != before.name:
+            self._put_filter()
 
     # What the filter drops.
 
@@ -271,71 +242,7 @@ class RawEngine(Crew):
         address, port, protocol = place
         return (self._numbers[address], port, protocol | Protocol.IPV6) if is_ipv6(address) else place
 
-    # Keeping up.
-
-    def is_in_step(self, given: Mapping[str, Interface]) -> bool:
-        """Return whether `follow` would find nothing to do."""
-        return all(
-            given.get(name) == line.interface and not line.why and not any(sock.is_dead() for sock in line.sockets)
-            for name, line in self._lines.items()
-        )
-
-    def follow(self, given: Mapping[str, Interface], flows: FlowTable) -> None:  # noqa: ARG002
-        """Bring sockets, workers and the filter in line with the interfaces, by the names that were given.
-
-        Trouble with one of them is told in `why`, and tried again with the next call; the others go on.
-        """
-        with self._following:
-            for name, line in self._lines.items() if not self._is_over else ():
-                before = line.why
-                try:
-                    line.why = self._follow(name, line, given.get(name))
-                except (Error, OSError) as error:
-                    line.why = in_words(name, error)
-                if line.why != before:
-                    log.log(logging.WARNING if line.why else logging.INFO, "%s", line.why or f"{name}: served again")
-
-    def _follow(self, name: str, line: Line, link: Interface | None) -> str:
-        """Bring one line up to date; return what is wrong with it."""
-        if link is None:
-            self._close(line)
-            self.attachments.pop(name, None)
-            return f"{name}: the interface has gone"
-        is_another = link.ifindex != line.interface.ifindex
-        if is_another or any(sock.is_dead() or not sock.takes(link.mtu) for sock in line.sockets):
-            self._close(line)
-            self.attachments.pop(name, None)
-        was_called, line.interface = line.interface.name, link
-        for worker in line.workers:
-            set_link(worker.node, link)
-        if not line.sockets:
-            _open(line)
-            self._start_workers(line)
-        if name not in self.attachments:
-            self._put_filter()
-            self._listen(name)
-        elif link.name != was_called:
-            self._put_filter()
-        return f"{name}: is called {link.name} now; give -i {link.name} at the next start" if link.name != name else ""
-
-    def complaints(self) -> list[str]:
-        """Return what is wrong with the interfaces, in words."""
-        return [line.why for line in self._lines.values() if line.why]
-
-    def lost(self) -> int:
-        """Return how many frames the sockets have lost; with the workers stopped, those unread are lost too."""
-        with self._closing:
-            sockets = [sock for line in self._lines.values() for sock in line.sockets]
-            unread = 0 if self._workers else sum(sock.unread() for sock in sockets)
-            return self._lost_before + unread + sum(sock.lost() for sock in sockets)
-
     # Ending.
-
-    def stop_workers(self) -> None:
-        """End the packet loops."""
-        with self._following:
-            self._is_over = True
-        super().stop_workers()
 
     def detach(self) -> None:
         """Remove the filter: packets are the kernel's again."""
@@ -347,9 +254,7 @@ class RawEngine(Crew):
     def stop(self) -> None:
         """End workers and sockets. The filter stays."""
         self.stop_workers()
-        for line in self._lines.values():
-            line.workers = []
-            self._close(line)
+        self._close_sockets(self._lines.values())
 
 
 def _open(line: Line) -> None:

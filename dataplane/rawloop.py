@@ -23,10 +23,9 @@ from dataplane.rings import POLL
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
 from xdp.jit import compiled, inlined
-from xdp.schema import Reason
+from xdp.schema import FIRST_DROP, Reason
 
 _SENT = 32  # reasons below are forwarded
-_FIRST_DROP = 64
 _ANSWERED_BYTES = 1280  # of a frame that is refused: as much as an answer quotes (RFC 4443 section 2.4)
 _NOT_OURS = int(Reason.NOT_IPV4)
 
@@ -83,7 +82,7 @@ def _end(node, queue, frames, start, length, reason, now, counters):
     """Count a frame that is not sent. An answer to it is written behind the held frames: here another one follows."""
     aside = ROOM * np.int64(queue.slot_bytes) + VNET_BYTES
     egress = np.uint32(NOWHERE)
-    if reason >= _FIRST_DROP:
+    if reason >= FIRST_DROP:
         memcpy(queue.held.ctypes.data + aside, frames.ctypes.data + start, min(length, np.int64(_ANSWERED_BYTES)))
         reason, egress = pipeline.refuse(node, queue.held, aside, length, reason, now)
     if egress == NOWHERE:

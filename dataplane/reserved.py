@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataplane.settings import PortRange
-from xdp import kernel
+from xdp import sysctl
 from xdp.errors import Error
 from xdp.writing import remove, write
 
@@ -25,11 +25,11 @@ def reserve(ports: PortRange, record: Path) -> None:
     """Reserve `ports`, noting in `record` which ones were not reserved before; a log line says if that cannot be."""
     try:
         give_back(record)
-        before = read_ports(kernel.read_sysctl(_SYSCTL))
+        before = read_ports(sysctl.read(_SYSCTL))
         added = set(range(ports.first, ports.last + 1)) - before
         if added:
             write(record, as_text(added) + "\n")
-            kernel.write_sysctl(_SYSCTL, as_text(before | added))
+            sysctl.write(_SYSCTL, as_text(before | added))
     except Error as error:
         with contextlib.suppress(Error):
             remove(record)
@@ -40,7 +40,7 @@ def give_back(record: Path) -> None:
     """Take back what `reserve` noted in `record`, and the note. Error: the kernel refused it, or the file system."""
     with contextlib.suppress(FileNotFoundError):
         added = read_ports(record.read_text())
-        kernel.write_sysctl(_SYSCTL, as_text(read_ports(kernel.read_sysctl(_SYSCTL)) - added))
+        sysctl.write(_SYSCTL, as_text(read_ports(sysctl.read(_SYSCTL)) - added))
         remove(record)
 
 

@@ -99,6 +99,11 @@ class Settings:
     run_folder: Path = field(default_factory=_run_folder)
 
     @property
+    def announces(self) -> bool:
+        """Whether VIPs are announced."""
+        return self.announce == "arp"
+
+    @property
     def masquerades(self) -> str:
         """Who is masqueraded: none, external or all (docs/adr/0022)."""
         if self.masquerade != "auto":

@@ -8,8 +8,8 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Self
 
-from dataplane.netdev import NetlinkSocket, attribute
 from xdp.errors import MissingFeatureError
+from xdp.netlink import NetlinkSocket, attribute
 
 # include/uapi/linux: sock_diag.h, inet_diag.h; include/net/tcp_states.h
 _SOCK_DIAG = 4  # a protocol of netlink

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conntrack.table import Connection
-from dataplane.netdev import FORWARDING
+from dataplane.netdev import FORWARDING, Interface
 from lb.model import AdminState, Endpoint, Place
 from lb.rows import Here, echo_protocol, frontends_of, known_as
 from xdp.addresses import read_place, with_port
 from xdp.byteorder import swap16, swap32
 from xdp.errors import UsageError
+from xdp.links import interface_name
 from xdp.names import Names
 from xdp.schema import ENDPOINT, Protocol, Reason, Verdict, verdict_of
 
@@ -109,9 +109,9 @@ def _complaints(node: Node) -> list[str]:
     """Return what is not as it should be, worst first."""
     found = list(node.engine.stalled())
     now = time.monotonic()
-    found += [f"{job}: {text}" for job, (at, text) in node.troubles.items() if now - at < _TROUBLE_SHOWN_S]
-    if node.rejected is not None:
-        problems = str(node.rejected).splitlines()
+    found += [f"{job}: {text}" for job, (at, text) in node.jobs.troubles.items() if now - at < _TROUBLE_SHOWN_S]
+    if node.manifests.rejected is not None:
+        problems = str(node.manifests.rejected).splitlines()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
     found += node.engine.complaints()
@@ -131,7 +131,7 @@ def _complaints(node: Node) -> list[str]:
         for family in sorted(node.next_hops.families_of_local())
         if not node.netdev.is_forwarding(family)
     ]
-    return found + node.losses.complaints(_ours(node), _name_of, now)
+    return found + node.losses.complaints(_ours(node), interface_name, now)
 
 
 def _complaints_of_clients(node: Node) -> list[str]:
@@ -159,13 +159,6 @@ def _out_of_reach(node: Node) -> Iterator[str]:
         yield f"{len(numbers) - _MOST_TOLD} more endpoints are out of reach; `turnout get nexthops` lists all"
 
 
-def _name_of(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"interface {ifindex}"
-
-
 def status(node: Node) -> dict[str, Any]:
     """Return the state of the node in one answer."""
     why = _complaints(node)
@@ -174,13 +167,13 @@ def status(node: Node) -> dict[str, Any]:
         "why": why,
         "engine": node.engine.name,
         "uptime_s": round(time.monotonic() - node.started, 1),
-        "services": node.live.services,
-        "endpoints": node.live.endpoints,
+        "services": node.in_force.live.services,
+        "endpoints": node.in_force.live.endpoints,
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
-        "snat_ports_left_out": len(node.occupied),
-        "revision": {"desired": node.desired, "programmed": node.programmed},
-        "applied_at_s": round(node.applied_at_s, 3),
+        "snat_ports_left_out": len(node.occupied.ports) if node.occupied else 0,
+        "revision": {"desired": node.manifests.desired, "programmed": node.manifests.programmed},
+        "applied_at_s": round(node.manifests.applied_at_s, 3),
         "packets": packets(node),
         "sockets": sockets(node),
         "reasons": reasons(node),
@@ -189,47 +182,36 @@ def status(node: Node) -> dict[str, Any]:
 
 def interfaces(node: Node) -> list[dict[str, Any]]:
     """Return the interfaces that take part: those that were given, and those that the kernel reaches endpoints by."""
-    given = node.next_hops.given()
-    shown = []
+    given, local = node.next_hops.given(), node.next_hops.interfaces_of_local()
+    here = {link.name: link for link in node.netdev.interfaces()} if local else {}
+
+    def shown(name: str, link: Interface | None, engine: str, mode: str | None, why: str) -> dict[str, Any]:
+        return {"name": name, "engine": engine, "xdp_mode": mode, "why": why, "rx_packets": _received(node, link)}
+
+    found = []
     for name in node.settings.interfaces:
-        link, attachment = given.get(name), node.engine.attachments.get(name)
-        with contextlib.suppress(UsageError):  # it has gone
-            received = 0
-            received = node.netdev.statistics(link.ifindex).rx_packets if link else 0
-        shown.append(
-            {
-                "name": name,
-                "engine": node.engine.name,
-                "xdp_mode": attachment.mode if attachment else None,
-                "why": attachment.why if attachment else "not attached: see `turnout status`",
-                "rx_packets": received,
-            }
-        )
-    for name, count in sorted(node.next_hops.interfaces_of_local().items()):
-        shown.append(
-            {
-                "name": name,
-                "engine": "kernel",
-                "xdp_mode": None,
-                "why": f"{count} endpoint{'s' if count > 1 else ''} on this node",
-                "rx_packets": _received(node, name),
-            }
-        )
-    return shown
+        attachment = node.engine.attachments.get(name)
+        mode, why = (attachment.mode, attachment.why) if attachment else (None, "not attached: see `turnout status`")
+        found.append(shown(name, given.get(name), node.engine.name, mode, why))
+    for name, count in sorted(local.items()):
+        why = f"{count} endpoint{'s' if count > 1 else ''} on this node"
+        found.append(shown(name, here.get(name), "kernel", None, why))
+    return found
 
 
-def _received(node: Node, name: str) -> int:
-    with contextlib.suppress(UsageError):  # it has gone
-        return node.netdev.statistics(node.netdev.interface(name).ifindex).rx_packets
+def _received(node: Node, link: Interface | None) -> int:
+    """Return how many packets have come by an interface, 0 if it has gone."""
+    with contextlib.suppress(UsageError):
+        return node.netdev.statistics(link.ifindex).rx_packets if link else 0
     return 0
 
 
 def _services_by_frontend(node: Node) -> dict[tuple[int, int, int], str]:
     """Return the Service port of every frontend, and of every VIP's echoes, that of its lowest port."""
-    here, addresses = node.here, Names(node.shared.tables)
+    here, addresses = node.in_force.here, Names(node.shared.tables)
     found = {
         known_as(frontend, addresses): port.key
-        for port in node.snapshot.ports
+        for port in node.in_force.snapshot.ports
         for _, frontend in frontends_of(port, here)
     }
     if node.settings.ping == "forward":
@@ -316,7 +298,7 @@ def _frontend_keys(records: Any) -> Any:
 def services(node: Node) -> list[dict[str, Any]]:
     """Return every Service port with its frontends and endpoints."""
     held = _flows_by_endpoint(node)
-    here = node.here
+    here = node.in_force.here
     return [
         {
             "namespace": port.namespace,
@@ -334,7 +316,7 @@ def services(node: Node) -> list[dict[str, Any]]:
                 for endpoint in port.endpoints
             ],
         }
-        for port in node.snapshot.ports
+        for port in node.in_force.snapshot.ports
     ]
 
 
@@ -380,7 +362,7 @@ def places_of(node: Node, text: str) -> set[Place]:
         address, port = read_place(text)
     except ValueError:
         raise UsageError(f"{text!r} is not an endpoint; write it as 10.0.0.1:8080, or 10.0.0.1 for all ports") from None
-    found = {place for place in node.live.places() if place[0] == address and port in (None, place[1])}
+    found = {place for place in node.in_force.live.places() if place[0] == address and port in (None, place[1])}
     if not found:
         raise UsageError(f"{text} is no endpoint of any Service; `turnout get endpoints` lists them")
     return found
@@ -393,7 +375,7 @@ def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
     for row, place in zip(rows, places, strict=True):
         address, port, _ = known_as((*place, 0), names)
         row["addr"], row["port"] = swap32(address), swap16(port)
-    states = node.here.administered
+    states = node.in_force.here.administered
     return [
         {"address": with_port(*place), "state": states.get(place, AdminState.READY).value, "open": int(count)}
         for place, count in zip(places, node.flows.count_open(rows), strict=True)

@@ -15,6 +15,7 @@ from xdp.unaligned import load16, load32, load64, store16, store32
 
 ETHERNET_BYTES = 14
 IPV4_BYTES = 20
+IPV6_BYTES = 40
 TCP_BYTES = 20
 UDP_BYTES = 8
 ICMP_BYTES = 8
@@ -56,16 +57,16 @@ TYPE_ARP = 0x0608
 _ARP_REQUEST = 0x0100_0406_0008_0100  # Ethernet, IPv4, lengths 6 and 4, request: the first eight bytes
 _ARP_REPLY = 0x0200
 _MORE_OR_OFFSET = 0xFF3F  # 0x3fff on the wire
-_OFFSET = 0xFF1F  # 0x1fff on the wire
-_TCP_FLAGS = 0x3F
+OFFSET = 0xFF1F  # 0x1fff on the wire
+TCP_FLAGS = 0x3F
 TO_KERNEL = 0  # the row that is no next hop
 _TCP, _UDP, _ICMP = int(Protocol.TCP), int(Protocol.UDP), int(Protocol.ICMP)
-_IPV6, _IPV6_BYTES = int(Protocol.IPV6), 40
+_IPV6 = int(Protocol.IPV6)
 ECHO_REPLY, _UNREACHABLE, _QUENCH, _ECHO, _TIME_EXCEEDED, _PARAMETER = 0, 3, 4, 8, 11, 12
 _OPTION_END, _OPTION_NONE, _OPTION_LSRR, _OPTION_SSRR = 0, 1, 131, 137
 _IP_CHECK, _SRC, _DST = 10, 12, 16  # offsets in an IPv4 header
 _TTL = 8
-_TCP_CHECK, _UDP_CHECK, ICMP_CHECK = 16, 6, 2
+TCP_CHECK, UDP_CHECK, ICMP_CHECK = 16, 6, 2
 ECHO_ID = 4  # offset of the identifier
 
 
@@ -146,7 +147,7 @@ def _parse_icmp(frames, start, stop, packet):
     protocol = frames[start + ip + 9]
     if protocol != _TCP and protocol != _UDP and protocol != _ICMP:
         return Reason.OTHER_ICMP
-    if load16(frames, start + ip + 6) & _OFFSET:
+    if load16(frames, start + ip + 6) & OFFSET:
         return Reason.OTHER_ICMP
     l4 = start + ip + header
     if ip + header + 8 > stop:
@@ -176,10 +177,10 @@ def _parse_fragment(frames, start, fragment, length, packet):
     packet.datagram = np.uint64(packet.protocol) << np.uint64(16) | np.uint64(
         load16(frames, start + ETHERNET_BYTES + 4)
     )
-    if fragment & _OFFSET:
+    if fragment & OFFSET:
         return Reason.VIP_FRAGMENT
     if packet.protocol == _TCP and length >= TCP_BYTES:
-        packet.tcp_flags = frames[l4 + 13] & _TCP_FLAGS
+        packet.tcp_flags = frames[l4 + 13] & TCP_FLAGS
     elif packet.protocol != _UDP or length < UDP_BYTES:
         return Reason.VIP_FRAGMENT
     packet.ports = load32(frames, l4)
@@ -238,7 +239,7 @@ def parse(frames, start, length, packet):
     if protocol == _TCP:
         if total < header + TCP_BYTES or l4 + TCP_BYTES > length:
             return Reason.TOO_SHORT
-        packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
+        packet.tcp_flags = frames[start + l4 + 13] & TCP_FLAGS
     elif protocol == _UDP:
         if total < header + UDP_BYTES or l4 + UDP_BYTES > length:
             return Reason.TOO_SHORT
@@ -255,7 +256,7 @@ def has_sound_lengths(frames, start, packet):
     """Tell whether the TCP or UDP header of a packet of either family says lengths that can be (RFC 9293, RFC 768)."""
     ip, l4 = start + ETHERNET_BYTES, np.int64(packet.l4)
     is_ipv6 = packet.protocol & np.uint8(_IPV6)
-    total = _IPV6_BYTES + be16(frames, ip + 4) if is_ipv6 else be16(frames, ip + 2)
+    total = IPV6_BYTES + be16(frames, ip + 4) if is_ipv6 else be16(frames, ip + 2)
     room = ETHERNET_BYTES + total - l4
     if packet.protocol & ~np.uint8(_IPV6) == _UDP:
         length = be16(frames, start + l4 + 4)
@@ -305,12 +306,12 @@ def rewrite(frames, start, l4, flow, next_hops, row):
     store16(frames, ports, flow.new_src_port)
     store16(frames, ports + 2, flow.new_dst_port)
     if flow.protocol == _UDP:
-        check = load16(frames, ports + _UDP_CHECK)
+        check = load16(frames, ports + UDP_CHECK)
         if check:  # none stays none, and a sum of zero is sent as 0xffff (RFC 768)
             check = checksum_add(check, flow.l4_delta)
-            store16(frames, ports + _UDP_CHECK, check or np.uint16(0xFFFF))
+            store16(frames, ports + UDP_CHECK, check or np.uint16(0xFFFF))
     else:
-        store16(frames, ports + _TCP_CHECK, checksum_add(load16(frames, ports + _TCP_CHECK), flow.l4_delta))
+        store16(frames, ports + TCP_CHECK, checksum_add(load16(frames, ports + TCP_CHECK), flow.l4_delta))
 
 
 @compiled
@@ -376,7 +377,7 @@ def _turn_echo_back(frames, icmp, flow, check):
 def _turn_ports_back(frames, quoted_l4, stop, flow, old_src, old_dst, check):
     """Turn ports back that an error quotes, and a checksum if it is there; the checksum at `check` follows."""
     old_ports = load32(frames, quoted_l4)
-    l4_check = quoted_l4 + (_UDP_CHECK if flow.protocol == _UDP else _TCP_CHECK)
+    l4_check = quoted_l4 + (UDP_CHECK if flow.protocol == _UDP else TCP_CHECK)
     if l4_check + 2 <= stop:
         before = load16(frames, l4_check)
         if before or flow.protocol == _TCP:

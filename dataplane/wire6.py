@@ -9,9 +9,13 @@ from dataplane.wire import (
     ETHERNET_BYTES,
     ICMP_BYTES,
     ICMP_CHECK,
+    IPV6_BYTES,
     TCP_BYTES,
+    TCP_CHECK,
+    TCP_FLAGS,
     TO_KERNEL,
     UDP_BYTES,
+    UDP_CHECK,
     be16,
     checksum_add,
     ports_of_echo,
@@ -24,7 +28,6 @@ from xdp.jit import compiled, inlined
 from xdp.schema import Extension, Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store64
 
-IPV6_BYTES = 40
 TYPE_IPV6 = 0xDD86  # 0x86dd on the wire
 SRC, DST = 8, 24  # offsets in an IPv6 header
 TARGET, SOLICITATION_BYTES = 8, 24  # where a question names a neighbour, and how long it is without options
@@ -38,8 +41,6 @@ _HOP_BY_HOP, _ROUTING, _DESTINATION = int(Extension.HOP_BY_HOP), int(Extension.R
 _FRAGMENT, _NOTHING = int(Extension.FRAGMENT), 59  # "no next header"
 _MORE_OR_OFFSET, _OFFSET = 0xF9FF, 0xF8FF  # 0xfff9 and 0xfff8 on the wire
 _EXTENSIONS, _EXTENSION_BYTES = int(Limit.EXTENSIONS), int(Limit.EXTENSION_BYTES)
-_TCP_CHECK, _UDP_CHECK = 16, 6
-_TCP_FLAGS = 0x3F
 _LOOPBACK, _MAPPED = np.uint64(1 << 56), np.uint64(0xFFFF0000)  # lower halves, or the first four bytes of them
 
 
@@ -131,11 +132,11 @@ def _parse_ports(frames, start, stop, protocol, whole, broken, packet):
     if protocol == _TCP:
         if l4 + TCP_BYTES > stop:
             return broken
-        packet.tcp_flags = frames[start + l4 + 13] & _TCP_FLAGS
+        packet.tcp_flags = frames[start + l4 + 13] & TCP_FLAGS
     else:
         if protocol != _UDP or l4 + UDP_BYTES > stop:
             return broken
-        if load16(frames, start + l4 + _UDP_CHECK) == 0:
+        if load16(frames, start + l4 + UDP_CHECK) == 0:
             whole = Reason.UNSUMMED
     packet.ports = load32(frames, start + l4)
     return whole
@@ -313,10 +314,10 @@ def rewrite(frames, start, l4, flow, tables, row):
     store16(frames, l4, flow.new_src_port)
     store16(frames, l4 + 2, flow.new_dst_port)
     if flow.protocol == _UDP | _IPV6:
-        check = checksum_add(load16(frames, l4 + _UDP_CHECK), flow.l4_delta)
-        store16(frames, l4 + _UDP_CHECK, check or np.uint16(0xFFFF))  # never none (RFC 8200 section 8.1)
+        check = checksum_add(load16(frames, l4 + UDP_CHECK), flow.l4_delta)
+        store16(frames, l4 + UDP_CHECK, check or np.uint16(0xFFFF))  # never none (RFC 8200 section 8.1)
     else:
-        store16(frames, l4 + _TCP_CHECK, checksum_add(load16(frames, l4 + _TCP_CHECK), flow.l4_delta))
+        store16(frames, l4 + TCP_CHECK, checksum_add(load16(frames, l4 + TCP_CHECK), flow.l4_delta))
 
 
 @compiled
@@ -367,7 +368,7 @@ def translate_error(frames, start, packet, flow, tables, row):
     ports = start + np.int64(packet.quoted)
     stop = ip + IPV6_BYTES + be16(frames, ip + 4)  # what follows is padding
     is_udp, is_echo = flow.protocol == _UDP | _IPV6, flow.protocol == _ICMPV6 | _IPV6
-    check = ports + (ICMP_CHECK if is_echo else _UDP_CHECK if is_udp else _TCP_CHECK)
+    check = ports + (ICMP_CHECK if is_echo else UDP_CHECK if is_udp else TCP_CHECK)
 
     grown = _exchange(frames, quote + SRC, tables, flow.new_dst_addr)
     grown += _exchange(frames, quote + DST, tables, flow.new_src_addr)

@@ -30,13 +30,13 @@ import numpy.typing as npt
 from dataplane import rings
 from dataplane.afxdp import Socket, Umem
 from dataplane.libc import POLLIN
-from xdp import kernel
+from xdp import kernel, links
 from xdp.atomic import load_acquire, store_release
+from xdp.instructions import R0, R1, R2, R3, REDIRECT, Program, assemble, call, leave, load32, load_map, move_constant
 from xdp.jit import compiled
 
-_XSKMAP = 17
 _XDP_DROP, _XDP_PASS = 1, 2
-_REDIRECT, _REDIRECT_MAP = 23, 51  # helper numbers
+_REDIRECT_MAP = 51  # enum bpf_func_id
 _CLONE_NEWNET = 0x40000000
 _WAIT_MS = 20
 _BURST = 64
@@ -133,39 +133,33 @@ class Loop:
         return int(self.words[word])
 
 
-def _instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
-    return struct.pack("=BBhi", code, src << 4 | dst, offset, immediate)
-
-
-_EXIT = _instruction(0x95)
-
-
 def verdict_program(verdict: int) -> int:
     """Return the descriptor of a program that gives every packet this XDP verdict."""
-    return kernel.prog_load("verdict", _instruction(0xB7, dst=0, immediate=verdict) + _EXIT)
+    return kernel.prog_load("verdict", assemble([move_constant(R0, verdict), leave()]))
 
 
 def interface_program(ifindex: int) -> int:
     """Return the descriptor of a program that redirects every packet to an interface."""
-    arguments = _instruction(0xB7, dst=1, immediate=ifindex) + _instruction(0xB7, dst=2)
-    return kernel.prog_load("to_interface", arguments + _instruction(0x85, immediate=_REDIRECT) + _EXIT)
+    program: Program = [move_constant(R1, ifindex), move_constant(R2, 0), call(REDIRECT), leave()]
+    return kernel.prog_load("to_interface", assemble(program))
 
 
 def socket_program(xskmap: int) -> int:
     """Return the descriptor of a program that redirects to the AF_XDP socket of the packet's queue, if there is one."""
-    arguments = (
-        _instruction(0x61, dst=2, src=1, offset=16)  # ctx->rx_queue_index
-        + _instruction(0x18, dst=1, src=1, immediate=xskmap)  # BPF_PSEUDO_MAP_FD, two slots long
-        + _instruction(0)
-        + _instruction(0xB7, dst=3, immediate=_XDP_PASS)
-    )
-    return kernel.prog_load("to_socket", arguments + _instruction(0x85, immediate=_REDIRECT_MAP) + _EXIT)
+    program: Program = [
+        load32(R2, R1, 16),  # ctx->rx_queue_index
+        *load_map(R1, xskmap),
+        move_constant(R3, _XDP_PASS),
+        call(_REDIRECT_MAP),
+        leave(),
+    ]
+    return kernel.prog_load("to_socket", assemble(program))
 
 
 @contextlib.contextmanager
-def attached(program: int, interface: str, mode: kernel.Mode = "native") -> Iterator[None]:
+def attached(program: int, interface: str, mode: links.Mode = "native") -> Iterator[None]:
     """Attach a program to an interface for the duration of the block, then close its descriptor."""
-    link = kernel.link_create_xdp(program, socket.if_nametoindex(interface), mode)
+    link = links.create_xdp(program, socket.if_nametoindex(interface), mode)
     try:
         yield
     finally:
@@ -178,7 +172,7 @@ def fed(*sockets: Socket) -> Iterator[None]:
     """Redirect all that arrives at the sockets' interfaces to them for the duration of the block."""
     with contextlib.ExitStack() as stack:
         for interface in sorted({sock.interface for sock in sockets}):
-            xskmap = kernel.map_create("sockets", 4, 4, 64, map_type=_XSKMAP)
+            xskmap = kernel.map_create("sockets", 4, 4, 64, map_type=kernel.XSKMAP)
             stack.callback(os.close, xskmap)
             for sock in sockets:
                 if sock.interface == interface:
@@ -260,7 +254,7 @@ def measure(inward: Socket, outward: Socket, act: Act, target: str, sink: str, f
 
 def _counts(running: Loop, inward: Socket, outward: Socket, sink: str) -> tuple[int, ...]:
     calls = outward.counts()["sendto"]
-    lost = inward.statistics().lost
+    lost = inward.lost()
     return (running.count(Word.RECEIVED), running.count(Word.SENT), received_frames(sink), calls, lost)
 
 

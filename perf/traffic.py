@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perf.world import Host
-from xdp import kernel, loader
+from xdp import kernel, links, loader, mounts
 from xdp.addresses import IPAddress
 from xdp.errors import AttachError
 from xdp.schema import Protocol
@@ -159,7 +159,7 @@ class Kit:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            kernel.mount_bpffs(PINS)
+            mounts.mount_bpffs(PINS)
             self._folder.mkdir(parents=True, exist_ok=True)
             stack.callback(self._remove)
             self._stack = stack.pop_all()
@@ -222,7 +222,7 @@ class Generator:
                 # A test run puts its program into the kernel's XDP dispatcher and takes it out again, each time with
                 # an RCU grace period (24 ms in all), unless it is there already. So it is attached where nothing comes.
                 with contextlib.suppress(AttachError):  # another generator of this host is there
-                    stack.callback(os.close, kernel.link_create_xdp(self._program, _LOOPBACK, "generic"))
+                    stack.callback(os.close, links.create_xdp(self._program, _LOOPBACK, "generic"))
             row[Order.DST_MAC], row[Order.SRC_MAC] = mac_word(stream.dst_mac), mac_word(stream.src_mac)
             row[Order.CLIENT], row[Order.SERVER] = _number(stream.client), _number(stream.server)
             row[Order.CLIENT_NET], row[Order.SERVER_NET] = _net(stream.client), _net(stream.server)
@@ -401,7 +401,7 @@ class Sink:
             program = self._kit.program("sink.c", self._place, **self._kind, **ports)
             with self._host.entered():
                 ifindex = socket.if_nametoindex(self._interface)
-                stack.callback(os.close, kernel.link_create_xdp(program, ifindex, "native"))
+                stack.callback(os.close, links.create_xdp(program, ifindex, "native"))
             self._stack = stack.pop_all()
         return self
 

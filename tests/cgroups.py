@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from xdp import kernel
+from xdp import mounts
 
 
 def mounted() -> Path:
@@ -21,7 +21,7 @@ def made(name: str) -> Iterator[Path]:
     """Make a cgroup, which is empty again at the end."""
     folder = mounted() / name
     folder.mkdir(exist_ok=True)  # of a test that was killed
-    assert kernel.is_cgroup(folder)
+    assert mounts.is_cgroup(folder)
     try:
         yield folder
     finally:

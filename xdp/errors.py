@@ -9,6 +9,7 @@
       AttachError              a program cannot be attached to an interface
       LayoutError              pinned tables have another layout or capacity
       TableFullError           a table has no room for the configuration
+      KernelError              the kernel refused; it keeps the errno
 
 A message names the thing, what was expected, and the likely cure.
 """
@@ -62,3 +63,11 @@ class LayoutError(Error):
 
 class TableFullError(Error):
     """A table has no room for the configuration."""
+
+
+class KernelError(Error):
+    """The kernel refused; `errno` says why."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.errno = number

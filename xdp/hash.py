@@ -12,7 +12,9 @@ from xdp.intrinsics import intrinsic, ir, types
 from xdp.jit import inlined
 from xdp.schema import Limit, Tag
 
-_A = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 by the golden ratio: what it multiplies is spread over the upper bits
+
+_A = np.uint64(GOLDEN)
 _B = np.uint64(0x6A09E667F3BCC909)
 _C = np.uint64(0xBB67AE8584CAA73B)
 _LANES = np.uint64(0x0001000100010001)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from xdp import cache, kept, kernel
+from xdp import cache, kept, kernel, links
 from xdp.compile import PROGRAM_TYPES, Function, headers_of, macros, text_of
-from xdp.errors import AttachError, Error, MissingFeatureError, UsageError
+from xdp.errors import AttachError, Error, KernelError, MissingFeatureError, UsageError
 from xdp.writing import explained
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -178,7 +178,7 @@ def attach(program: int, interface: str, mode: WantedMode, pin: Path) -> Attachm
 def attach_egress(program: int, interface: str, pin: Path) -> Attachment:
     """Put `program` where frames leave by `interface`, on a link pinned at `pin`: an earlier daemon's, if it lives.
 
-    Errors as kernel.link_create_egress.
+    Errors as links.create_egress.
     """
     try:
         ifindex = socket.if_nametoindex(interface)
@@ -187,31 +187,31 @@ def attach_egress(program: int, interface: str, pin: Path) -> Attachment:
     link = _open(pin)
     if link is not None:
         try:
-            if kernel.link_info(link).ifindex == ifindex:
-                kernel.link_update(link, program)
+            if links.info(link).ifindex == ifindex:
+                links.update(link, program)
                 return Attachment(interface, ifindex, "egress", "", pin, was_replaced=True)
         finally:
             os.close(link)
         detach(pin)  # its interface has gone, perhaps to be made again under the same name
-    _pin_link(kernel.link_create_egress(program, ifindex), pin)
+    _pin_link(links.create_egress(program, ifindex), pin)
     return Attachment(interface, ifindex, "egress", "", pin, was_replaced=False)
 
 
 def attach_hook(program: int, cgroup: Path, hook: str, pin: Path) -> bool:
     """Put `program` at a hook of a cgroup, on a link pinned at `pin`: an earlier daemon's, if it lives there.
 
-    Return whether it took the place of another program of ours. Errors as kernel.link_create_cgroup.
+    Return whether it took the place of another program of ours. Errors as links.create_cgroup.
     """
     link = _open(pin)
     if link is not None:
         try:
-            if kernel.link_info(link).cgroup_id == number_of_cgroup(cgroup) != 0:
-                kernel.link_update(link, program)
+            if links.info(link).cgroup_id == number_of_cgroup(cgroup) != 0:
+                links.update(link, program)
                 return True
         finally:
             os.close(link)
         detach(pin)  # of another cgroup, or of one that has gone
-    _pin_link(kernel.link_create_cgroup(program, cgroup, hook), pin)
+    _pin_link(links.create_cgroup(program, cgroup, hook), pin)
     return False
 
 
@@ -223,13 +223,13 @@ def number_of_cgroup(cgroup: Path) -> int:
         return 0
 
 
-def link_at(pin: Path) -> kernel.LinkInfo | None:
+def link_at(pin: Path) -> links.LinkInfo | None:
     """Return what the kernel says of a pinned link; None if there is none."""
     link = _open(pin)
     if link is None:
         return None
     try:
-        return kernel.link_info(link)
+        return links.info(link)
     finally:
         os.close(link)
 
@@ -249,7 +249,7 @@ def rename(attachment: Attachment, interface: str, pin: Path) -> Attachment:
 
 def find_renamed(pins: Iterable[Path], ifindex: int) -> Path | None:
     """Return which of the pins holds the link whose program is on an interface, whatever its name was."""
-    state = kernel.xdp_state(ifindex)
+    state = links.xdp_state(ifindex)
     for pin in pins if state else ():
         info = link_at(pin)
         if info is not None and state is not None and (info.ifindex, info.program_id) == (ifindex, state.program_id):
@@ -263,7 +263,7 @@ def detach(pin: Path) -> bool:
     if link is None:
         return False
     try:
-        kernel.link_detach(link)
+        links.detach(link)
         pin.unlink(missing_ok=True)
     finally:
         os.close(link)
@@ -290,14 +290,14 @@ def _pin_link(link: int, pin: Path) -> None:
 def _create(program: int, ifindex: int, mode: WantedMode) -> tuple[int, str, str]:
     """Attach; return (link, mode, why not native)."""
     if mode == "generic":
-        return kernel.link_create_xdp(program, ifindex, "generic"), "generic", "asked for"
+        return links.create_xdp(program, ifindex, "generic"), "generic", "asked for"
     try:
-        return kernel.link_create_xdp(program, ifindex, "native"), "native", ""
+        return links.create_xdp(program, ifindex, "native"), "native", ""
     except AttachError as error:
-        if mode == "native" or kernel.xdp_state(ifindex) is not None:  # taken: generic would only hide it
+        if mode == "native" or links.xdp_state(ifindex) is not None:  # taken: generic would only hide it
             raise
         why = str(error).partition(";")[0]
-        return kernel.link_create_xdp(program, ifindex, "generic"), "generic", why
+        return links.create_xdp(program, ifindex, "generic"), "generic", why
 
 
 def _take_over(program: int, interface: str, ifindex: int, mode: WantedMode, pin: Path) -> Attachment | None:
@@ -306,11 +306,11 @@ def _take_over(program: int, interface: str, ifindex: int, mode: WantedMode, pin
     if link is None:
         return None
     try:
-        info = kernel.link_info(link)
+        info = links.info(link)
         if info.ifindex == 0:  # its interface has gone, perhaps to be made again under the same name
             pin.unlink()
             return None
-        state = kernel.xdp_state(ifindex)
+        state = links.xdp_state(ifindex)
         if info.ifindex != ifindex or state is None or state.program_id != info.program_id:
             # A link does not tell its namespace, and numbers of interfaces repeat: its program must be the one we see.
             raise AttachError(
@@ -320,23 +320,23 @@ def _take_over(program: int, interface: str, ifindex: int, mode: WantedMode, pin
         if mode not in ("auto", state.mode):
             got, why = _change_mode(program, link, state, mode, pin)
             return Attachment(interface, ifindex, got, why, pin, was_replaced=True)
-        kernel.link_update(link, program)
+        links.update(link, program)
     finally:
         os.close(link)
     why = "" if state.mode == "native" else "asked for" if mode == "generic" else "as an earlier daemon attached it"
     return Attachment(interface, ifindex, state.mode, why, pin, was_replaced=True)
 
 
-def _change_mode(program: int, link: int, state: kernel.XdpState, mode: WantedMode, pin: Path) -> tuple[str, str]:
+def _change_mode(program: int, link: int, state: links.XdpState, mode: WantedMode, pin: Path) -> tuple[str, str]:
     """Put `program` on a new link in `mode` in place of `link`, which is in `state`; return (mode, why not native).
 
     A link keeps its mode for life, and an interface has one mode at a time: between the two links it has no program.
     When `mode` is refused, the old program is attached again as it was.
     """
-    ifindex = kernel.link_info(link).ifindex
+    ifindex = links.info(link).ifindex
     old_program = kernel.prog_fd_by_id(state.program_id)
     try:
-        kernel.link_detach(link)
+        links.detach(link)
         pin.unlink()
         try:
             return _create_pinned(program, ifindex, mode, pin)
@@ -350,7 +350,7 @@ def _change_mode(program: int, link: int, state: kernel.XdpState, mode: WantedMo
 def _open(pin: Path) -> int | None:
     try:
         return kernel.open_pinned(pin)
-    except kernel.KernelError as error:
+    except KernelError as error:
         if error.errno == errno.ENOENT:
             return None
         raise

@@ -24,8 +24,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from xdp import kernel, schema
-from xdp.errors import LayoutError, NotRunningError
+from xdp import kernel, mounts, schema
+from xdp.errors import KernelError, LayoutError, NotRunningError
 from xdp.removing import LAYOUT_NAME
 from xdp.schema import Limit, Stage
 from xdp.tables import Capacity, Tables
@@ -179,7 +179,7 @@ def _shown(value: Any) -> str:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it alone: nobody creates, opens or removes half a set of maps meanwhile."""
-    kernel.mount_bpffs(folder.parent)
+    mounts.mount_bpffs(folder.parent)
     with explained(folder, "cannot be made"):
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -244,14 +244,14 @@ def array_over(fd: int, dtype: np.dtype, rows: int, read_only: bool = False) -> 
         memory = mmap.mmap(fd, stride * rows, mmap.MAP_SHARED, access)
     except OSError as error:
         message = f"mapping {stride * rows} bytes of a table: {error.strerror}"
-        raise kernel.KernelError(message, error.errno or errno.EIO) from None
+        raise KernelError(message, error.errno or errno.EIO) from None
     return np.frombuffer(memory, dtype, rows)
 
 
 def _open(path: Path) -> int:
     try:
         return kernel.open_pinned(path)
-    except kernel.KernelError as error:
+    except KernelError as error:
         if error.errno != errno.ENOENT:
             raise
         raise LayoutError(f"{path} is missing, its table was unpinned by somebody; `turnout detach` first") from None

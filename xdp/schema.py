@@ -197,9 +197,13 @@ class RouteTarget(_FromHeader):
     """What a route leads to, unless to a row of next_hops."""
 
 
+_BLOCK = 32  # reasons come in blocks of so many, by verdict
+FIRST_PASS, FIRST_DROP, FIRST_PUNT = (_BLOCK * verdict for verdict in (Verdict.PASS, Verdict.DROP, Verdict.PUNT))
+
+
 def verdict_of(reason: int) -> Verdict:
-    """Return what a packet that ended for `reason` met: reasons come in blocks of 32 by verdict."""
-    return Verdict(reason // 32)
+    """Return what a packet that ended for `reason` met."""
+    return Verdict(reason // _BLOCK)
 
 
 def describe() -> dict[str, object]:

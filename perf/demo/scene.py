@@ -30,7 +30,7 @@ from perf.bed import CLIENTS, Service
 from perf.subjects.iptables import load_kube_proxy_rules
 from perf.traffic import PINS
 from perf.world import Host, World
-from xdp import kernel
+from xdp import mounts
 from xdp.errors import Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
 
 MANIFEST = Path(__file__).resolve().parents[2] / "examples" / "demo.yaml"
@@ -127,7 +127,7 @@ class Side:
 
 def build(stack: ExitStack, name: str, prefix: str) -> Side:
     """Build a world, which goes with `stack`; nothing answers in it yet."""
-    kernel.mount_bpffs(PINS)
+    mounts.mount_bpffs(PINS)
     world = stack.enter_context(World(prefix, {"client": "client", **ENDPOINTS}))
     folder = PINS / prefix
     world.owns_folder(folder)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from perf.bed import Testbed
 from perf.traffic import load_program, mac_word
-from xdp import kernel
+from xdp import links
 
 
 class BareRedirect:
@@ -32,7 +32,7 @@ class BareRedirect:
                 there = {**macs, **packets, "IFINDEX": socket.if_nametoindex(way_out.name)}
                 program = load_program(bed.pins, "redirect.c", "redirect", there)
                 stack.callback(os.close, program)
-                link = kernel.link_create_xdp(program, socket.if_nametoindex(entrance.name), "native")
+                link = links.create_xdp(program, socket.if_nametoindex(entrance.name), "native")
                 stack.callback(os.close, link)
             mine = stack.pop_all()
         with mine:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from dataplane.in_force import InForce
 from dataplane.nexthops import NextHops
-from dataplane.node import Node
 from lb.live import Live
-from tests.node import MemoryNode, Service
+from tests.memory_node import MemoryNode
 from tests.packets import syn, udp
+from tests.services import Service
 from xdp.addresses import address_of
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
@@ -80,7 +81,7 @@ def test_S13_a_node_port_gives_way_when_the_node_gets_the_address_of_a_vip(node,
     node.reload(external, node_port, *[slice_of(name, *hosts) for name, hosts in HOSTS.items()])
     assert "192.0.2.1:30080" not in caplog.text
     monkeypatch.setattr(node._node.next_hops, "node_port_addresses", lambda _: (ip_address("192.0.2.1"),))
-    node._node._reprogram()
+    node._node.in_force.reprogram()
     assert_served(node, {"192.0.2.1:30080": "b", "10.96.0.3:80": "c"})
     assert caplog.text.count("node port 192.0.2.1:30080/TCP is a VIP of Service port default/b:30080") == 1
 
@@ -96,7 +97,7 @@ def test_status_looks_at_no_service_and_at_no_next_hop_that_is_well(node, monkey
         slice_of("b", *hosts, near),
         slice_of("c", hosts[0], near),
     )
-    monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
+    monkeypatch.setattr(InForce, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
     describe = NextHops.describe
 
     def described(self, numbers):
@@ -129,7 +130,7 @@ def test_a_change_of_one_service_looks_at_no_other(tmp_path, monkeypatch):
     node.reload(*one, *before)
     node.answer("administer", endpoints=["10.2.0.1:8080", "10.2.0.3:8080"], state="drain")
     node.reload(*one, *before)  # and all connections have been looked at since
-    monkeypatch.setattr(Node, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
+    monkeypatch.setattr(InForce, "snapshot", property(lambda _: pytest.fail("a look at all Services")))
     monkeypatch.setattr(Live, "places", lambda _: pytest.fail("a look at all endpoints"))
     for objects, vips, drained in (
         ((*one, *after), {"10.96.0.2", "10.96.0.4"}, {"10.2.0.1"}),
@@ -137,8 +138,8 @@ def test_a_change_of_one_service_looks_at_no_other(tmp_path, monkeypatch):
         (after, {"10.96.0.4"}, set()),
     ):
         assert not node.reload(*objects)
-        assert {str(address_of(vip)) for vip in node._node._vips} == vips
-        assert {str(address) for address, _ in node._node.here.administered} == drained
+        assert {str(address_of(vip)) for vip in node._node.in_force.vips} == vips
+        assert {str(address) for address, _ in node._node.in_force.here.administered} == drained
 
 
 def test_what_is_said_of_an_endpoint_is_kept_while_another_service_has_it(tmp_path):
@@ -147,9 +148,9 @@ def test_what_is_said_of_an_endpoint_is_kept_while_another_service_has_it(tmp_pa
     node.reload(*both, slice_of("b", "10.2.0.1"), slice_of("c", "10.2.0.1"))
     node.answer("administer", endpoints=["10.2.0.1:8080"], state="drain")
     node.reload(*both, slice_of("b", "10.2.0.1"))
-    assert len(node._node.here.administered) == 1
+    assert len(node._node.in_force.here.administered) == 1
     node.reload(*both, slice_of("b", "10.2.0.1", port=8081))
-    assert not node._node.here.administered
+    assert not node._node.in_force.here.administered
 
 
 def test_an_address_that_two_services_have_is_a_vip_until_both_have_gone(tmp_path):
@@ -157,7 +158,7 @@ def test_an_address_that_two_services_have_is_a_vip_until_both_have_gone(tmp_pat
     both = [service(name, {"port": port}, externalIPs=["192.0.2.1"]) for name, port in (("b", 80), ("c", 81))]
     for objects in (both, both[1:], [], both[:1]):
         node.reload(*objects)
-        assert len(node._node._vips) == bool(objects)
+        assert len(node._node.in_force.vips) == bool(objects)
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -181,7 +182,7 @@ def test_C8_what_loses_its_endpoint_by_a_change_is_what_a_look_at_everything_fin
         alone += not node.reload(*(part for each in services.values() for part in each.objects()))
         after = shown(node)
         ended += before != after
-        node._node.end_strays()
+        node._node.strays.end()
         assert shown(node) == after
         for each in services.values():
             for port in range(3):

@@ -13,7 +13,7 @@ import pytest
 from dataplane.connecting import Connecting, detach_hooks
 from dataplane.settings import Settings
 from tests import cgroups
-from xdp import kernel, loader, maps, removing
+from xdp import kernel, links, loader, maps, removing
 from xdp.errors import AttachError
 from xdp.tables import Capacity
 
@@ -65,14 +65,14 @@ def test_nothing_is_attached_until_all_can_be(made: Made, connecting: Connecting
 def test_a_start_that_comes_to_nothing_takes_back_what_it_has_attached(
     made: Made, connecting: Connecting, monkeypatch: pytest.MonkeyPatch
 ):
-    create = kernel.link_create_cgroup
+    create = links.create_cgroup
 
     def refuse(program: int, cgroup: Path, hook: str) -> int:
         if hook == "recvmsg4":
             raise AttachError("taken")
         return create(program, cgroup, hook)
 
-    monkeypatch.setattr(kernel, "link_create_cgroup", refuse)
+    monkeypatch.setattr(links, "create_cgroup", refuse)
     with pytest.raises(AttachError, match="taken"):
         connecting.attach()
     assert made.settings.hook_pins() == []

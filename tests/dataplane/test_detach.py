@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,11 +15,12 @@ from dataplane.detach import detach
 from dataplane.netdev import NeighbourKey, NetDev
 from dataplane.settings import PortRange, Settings
 from perf.world import World
-from xdp import kernel, loader
+from tests.programs import returning
+from xdp import links, loader, mounts, sysctl
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
-RETURN_PASS = struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+PASS = 2
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def world() -> Iterator[World]:
 def settings(world: World) -> Iterator[Settings]:
     """The settings of a node that has ended, and left its links on eth0 and eth1."""
     settings = Settings(f"test-detach-{os.getpid()}", (), ("eth0", "eth1"), run_folder=Path("/run/turnout"))
-    kernel.mount_bpffs(settings.bpffs)
-    program = kernel.prog_load("pass", RETURN_PASS)
+    mounts.mount_bpffs(settings.bpffs)
+    program = returning(PASS)
     with world.node.entered():
         for name in settings.interfaces:
             loader.attach(program, name, "native", settings.link_pin(name))
@@ -71,14 +71,14 @@ def test_neighbours_are_kept_no_longer_on_the_interfaces_that_are_left(world: Wo
 def test_an_interface_of_the_same_name_elsewhere_keeps_its_neighbours(world: World, settings: Settings):
     key = keep(world, "eth0", "10.77.1.2")
     with world.node.entered():
-        other = kernel.prog_load("pass", RETURN_PASS)
+        other = returning(PASS)
         loader.detach(settings.link_pin("eth0"))
-        link = kernel.link_create_xdp(other, socket.if_nametoindex("eth0"), "native")
+        link = links.create_xdp(other, socket.if_nametoindex("eth0"), "native")
     with world["client"].entered():
         loader.attach(other, "eth0", "native", settings.link_pin("eth0"))
     with world.node.entered():  # another node serves eth0 here
         detach(settings, ["eth0"])
-        assert kernel.xdp_state(socket.if_nametoindex("eth0")) is not None
+        assert links.xdp_state(socket.if_nametoindex("eth0")) is not None
     assert kept(world) == {key}
     for descriptor in (link, other):
         os.close(descriptor)
@@ -94,7 +94,7 @@ def test_C12_ports_that_were_reserved_are_given_back_with_the_last_link(world: W
     with world.node.entered():
         reserved.reserve(PortRange(61000, 61009), settings.reserved_path)
         detach(settings, ["eth0"])
-        assert kernel.read_sysctl(name) == "61000-61009"
+        assert sysctl.read(name) == "61000-61009"
         detach(settings)
-        assert kernel.read_sysctl(name) == ""
+        assert sysctl.read(name) == ""
     assert not settings.reserved_path.exists()

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from dataplane.led import LedSockets
-from dataplane.netdev import NetlinkSocket
 from dataplane.sock_diag import mapped
 from perf import echo
 from xdp import kernel, schema
 from xdp.byteorder import swap16
 from xdp.names import words_of
+from xdp.netlink import NetlinkSocket
 from xdp.schema import Protocol
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]

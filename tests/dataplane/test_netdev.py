@@ -24,16 +24,11 @@ from dataplane.netdev import (
     Neighbour,
     NeighbourState,
     NetDev,
-    NetlinkSocket,
     Route,
     RouteKind,
     Way,
-    attributes,
-    has_feature,
-    messages,
     parse_neighbour,
     parse_route,
-    set_feature,
     xdp_features,
 )
 from xdp.addresses import number_of
@@ -50,19 +45,6 @@ def ip(text: str) -> int:
 
 
 # Parsing, without root.
-
-
-@given(st.binary(max_size=200))
-def test_any_bytes_are_attributes_or_none(data: bytes) -> None:
-    for _, value in attributes(memoryview(data)):
-        assert len(value) <= len(data)
-
-
-@pytest.mark.faults(107)
-@given(st.binary(max_size=200))
-def test_any_bytes_are_messages_or_none(data: bytes) -> None:
-    for _, _, _, payload in messages(data):
-        assert len(payload) <= len(data)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -367,51 +349,6 @@ def test_lost_events_are_reported_and_the_next_ones_arrive(lab: Lab, netdev: Net
     assert _next(netdev, lambda changes: changes.links_or_routes)
 
 
-class Kernel:
-    """What a netlink socket says to one request after the other: each a list of (type, flags, payload)."""
-
-    def __init__(self, *answers: list[tuple[int, int, bytes]]) -> None:
-        self._answers = list(answers)
-        self.asked = 0
-
-    def send(self, request: bytes) -> None:
-        self.asked += 1
-        self._sequence = struct.unpack_from("=I", request, 8)[0]
-
-    def recv(self, _: int) -> bytes:
-        header = struct.Struct("=IHHII")
-        return b"".join(
-            header.pack(header.size + len(payload), kind, flags, self._sequence, 0) + payload + bytes(-len(payload) % 4)
-            for kind, flags, payload in self._answers.pop(0)
-        )
-
-
-NEW_ROUTE, DONE, INTERRUPTED = 24, 3, 0x10
-
-
-def requests_to(kernel: Kernel) -> NetlinkSocket:
-    made = NetlinkSocket(0)
-    made.raw.close()
-    made.raw = kernel  # type: ignore[assignment]
-    return made
-
-
-def test_F107_what_changed_while_it_was_listed_is_listed_again():
-    kernel = Kernel(
-        [(NEW_ROUTE, 0, b"old!"), (NEW_ROUTE, INTERRUPTED, b"half"), (DONE, INTERRUPTED, bytes(4))],
-        [(NEW_ROUTE, 0, b"new!"), (DONE, 0, bytes(4))],
-    )
-    assert requests_to(kernel).dump(26, b"") == [(NEW_ROUTE, b"new!")]
-    assert kernel.asked == 2
-
-
-@pytest.mark.parametrize("kind", [DONE, 2], ids=["at-its-end", "instead"])
-def test_F107_a_list_that_ends_in_an_error_is_none(kind: int):
-    kernel = Kernel([(NEW_ROUTE, 0, b"half"), (kind, 0, struct.pack("=i", -errno.EMSGSIZE))])
-    with pytest.raises(OSError, match="Message too long"):
-        requests_to(kernel).dump(26, b"")
-
-
 @pytest.mark.root
 def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) -> None:
     v0 = netdev.interface("v0").ifindex
@@ -420,36 +357,3 @@ def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) 
     assert netdev.takes_redirects(v0) is False
     subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)
     assert netdev.takes_redirects(v0) is True
-
-
-@pytest.mark.root
-@pytest.mark.parametrize(
-    ("feature", "shown"), [("rx-vlan-hw-parse", "rx-vlan-offload"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse")]
-)
-def test_features_are_what_ethtool_shows(lab: Lab, netdev: NetDev, feature: str, shown: str) -> None:
-    """One in the kernel's first word of them, and one beyond."""
-    assert has_feature("v0", feature)
-    before = features_shown(lab)
-    for is_on in (False, True):
-        assert set_feature("v0", feature, is_on=is_on)
-        assert has_feature("v0", feature) == is_on
-        assert features_shown(lab) == before | {shown: "on" if is_on else "off"}
-    assert not has_feature("nothing", feature)
-    assert not set_feature("nothing", feature, is_on=True)
-
-
-def features_shown(lab: Lab) -> dict[str, str]:
-    command = ["ip", "netns", "exec", lab.name, "ethtool", "-k", "v0"]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[1:]
-    return {name.strip(): value for name, _, value in (line.partition(": ") for line in lines)}
-
-
-@pytest.mark.root
-def test_a_feature_that_is_fixed_or_unknown_is_not_switched(lab: Lab, netdev: NetDev) -> None:
-    assert has_feature("lo", "loopback")
-    assert not set_feature("lo", "loopback", is_on=False)
-    assert has_feature("lo", "loopback")
-    assert not has_feature("v0", "rx-vlan-filter")
-    assert not set_feature("v0", "rx-vlan-filter", is_on=True)
-    assert not has_feature("v0", "no-such-feature")
-    assert not set_feature("v0", "no-such-feature", is_on=False)

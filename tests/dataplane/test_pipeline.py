@@ -19,13 +19,13 @@ from dataplane.context import AWAITED, NOWHERE, Masquerading, occupy
 from dataplane.fragments import Fragments
 from dataplane.settings import PortRange
 from tests import packets
+from tests.named_packets import NAMED
 from tests.packets import (
     CLIENT,
     CLIENT6,
     DNS_VIP,
     ENDPOINT,
     ENDPOINT6,
-    NAMED,
     OTHER_CLIENT,
     OTHER_ENDPOINT,
     OTHER_VIP,

@@ -18,12 +18,13 @@ from scapy.layers.l2 import Ether
 
 from dataplane import packetrings
 from dataplane.loop import BURST
-from dataplane.netdev import NetDev, has_lro
+from dataplane.netdev import NetDev
 from dataplane.packetrings import FRAME, HEAD, VNET_BYTES
 from dataplane.rawsock import BLOCK_BYTES, BLOCKS, PacketSocket
 from perf import echo
 from perf.world import wait_until
-from tests.packets import NAMED, tagged
+from tests.named_packets import NAMED
+from tests.packets import tagged
 from xdp import schema
 from xdp.errors import AttachError
 from xdp.schema import Reason
@@ -295,8 +296,3 @@ def test_an_interface_that_has_gone_is_told(network):
     subprocess.run(["ip", "link", "delete", "a1"], check=True)
     with sock, pytest.raises(AttachError, match="a1: the interface has gone"):
         sock.listen()
-
-
-def test_a_veth_merges_nothing(network):
-    assert not has_lro("a1")
-    assert not has_lro("nothing")

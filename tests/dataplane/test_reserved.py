@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dataplane import reserved
 from dataplane.settings import PortRange
 from perf.world import World
-from xdp import kernel
+from xdp import sysctl
 
 SYSCTL = "net/ipv4/ip_local_reserved_ports"
 
@@ -37,22 +37,22 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def inside(world: World) -> Iterator[None]:
     with world.node.entered():
-        kernel.write_sysctl(SYSCTL, "")
+        sysctl.write(SYSCTL, "")
         yield
 
 
 @pytest.mark.root
 def test_C12_ports_are_reserved_beside_others_and_only_they_are_given_back(inside: None, tmp_path: Path):
     record = tmp_path / "node.ports"
-    kernel.write_sysctl(SYSCTL, "8080,61005-61009")
+    sysctl.write(SYSCTL, "8080,61005-61009")
     reserved.reserve(PortRange(61000, 65535), record)
-    assert kernel.read_sysctl(SYSCTL) == "8080,61000-65535"
-    kernel.write_sysctl(SYSCTL, "8080,9090,61000-65535")  # somebody else's business
+    assert sysctl.read(SYSCTL) == "8080,61000-65535"
+    sysctl.write(SYSCTL, "8080,9090,61000-65535")  # somebody else's business
     reserved.give_back(record)
-    assert kernel.read_sysctl(SYSCTL) == "8080,9090,61005-61009"
+    assert sysctl.read(SYSCTL) == "8080,9090,61005-61009"
     assert not record.exists()
     reserved.give_back(record)
-    assert kernel.read_sysctl(SYSCTL) == "8080,9090,61005-61009"
+    assert sysctl.read(SYSCTL) == "8080,9090,61005-61009"
 
 
 @pytest.mark.root
@@ -60,9 +60,9 @@ def test_C12_a_successor_with_other_ports_gives_those_of_its_predecessor_back(in
     record = tmp_path / "node.ports"
     for ports, text in ((PortRange(61000, 61099), "61000-61099"), (PortRange(62000, 62099), "62000-62099")):
         reserved.reserve(ports, record)
-        assert kernel.read_sysctl(SYSCTL) == text
+        assert sysctl.read(SYSCTL) == text
     reserved.give_back(record)
-    assert kernel.read_sysctl(SYSCTL) == ""
+    assert sysctl.read(SYSCTL) == ""
 
 
 def test_C12_what_cannot_be_reserved_is_said_and_is_no_error(

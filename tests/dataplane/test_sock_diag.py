@@ -11,10 +11,10 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from dataplane import sock_diag
-from dataplane.netdev import NetlinkSocket
 from dataplane.sock_diag import Found, SockDiag, mapped
 from perf import echo
 from xdp.errors import MissingFeatureError
+from xdp.netlink import NetlinkSocket
 
 pytestmark = pytest.mark.root
 

@@ -11,8 +11,9 @@ from conntrack import compiled as flows
 from dataplane import vlans
 from dataplane.context import Node, new_node
 from dataplane.settings import joined_vlans
+from tests.named_packets import NAMED
 from tests.native import Native, at_the_edge
-from tests.packets import CLIENT, ENDPOINT, NAMED, VIP, rewritten, syn, tagged
+from tests.packets import CLIENT, ENDPOINT, VIP, rewritten, syn, tagged
 from tests.reference import vlan_tags
 from tests.small_node import SEED, SMALL, write_hops
 from xdp import schema

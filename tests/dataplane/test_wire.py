@@ -13,8 +13,9 @@ from scapy.layers.l2 import Ether
 from conntrack import compiled as flows
 from dataplane import wire, wire6
 from tests import packets
+from tests.named_packets import NAMED
 from tests.native import Native, at_the_edge
-from tests.packets import CLIENT, DNS_VIP, ENDPOINT, NAMED, VIP
+from tests.packets import CLIENT, DNS_VIP, ENDPOINT, VIP
 from tests.reference import is_ipv6
 from xdp import schema
 from xdp.schema import Protocol, Reason

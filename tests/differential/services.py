@@ -6,8 +6,9 @@ and chains are named by what they are for. Hosts of the network `client` are ins
 
 from __future__ import annotations
 
-from tests.node import NODE_NAME, ScenarioNode, Service
+from tests.node import NODE_NAME, ScenarioNode
 from tests.packets import Address, address
+from tests.services import Service
 
 INSIDE = "10.77.1.0/24"
 NODE_PORT = 30_080

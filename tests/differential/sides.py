@@ -8,8 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from perf.world import World, wait_until
-from tests.node import HOSTS, DaemonNode, ScenarioNode, Wire
+from tests.daemon_node import DaemonNode
+from tests.node import HOSTS, ScenarioNode
 from tests.packets import udp
+from tests.wires import Wire
 
 Left = list[tuple[str, bytes]]  # (host, frame)
 _PATIENCE_S = 5.0

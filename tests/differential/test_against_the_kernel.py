@@ -12,12 +12,13 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import Ether
 
+from tests.daemon_node import DaemonNode
 from tests.differential.cases import CASES, Places
 from tests.differential.services import INSIDE, MANY, RULES, SNAT_PORTS, STICKY, manifests
 from tests.differential.sides import KernelSide, Left, Side, TurnoutSide, kernel_side
-from tests.node import DaemonNode, whole_node
 from tests.packets import Address, ports_of, rewritten, syn
 from tests.test_docs import DOCS, rows, section
+from tests.whole_node import whole_node
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 

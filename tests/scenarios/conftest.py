@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from perf.world import World
-from tests.node import Daemon, ScenarioNode, whole_node
+from tests.daemon import Daemon
+from tests.node import ScenarioNode
 from tests.scenarios.site import HOSTS, Site
+from tests.whole_node import whole_node
 
 ENGINES = {
     "memory": (),

@@ -17,7 +17,8 @@ import numpy as np
 
 from perf import clients
 from perf.world import Host, Interface, World, wait_until
-from tests.node import Daemon, Service, split, vip
+from tests.daemon import Daemon
+from tests.services import Service, split, vip
 from xdp.addresses import IPV6
 from xdp.byteorder import swap16, swap32
 from xdp.files import SharedFile
@@ -146,7 +147,8 @@ class Site:
             frontends = shared.tables.frontends
             if self.family == 6:
                 words = np.array(words_of(IPv6Address(host ^ IPV6)), np.uint64)
-                (host,) = np.flatnonzero((shared.tables.names["addr"] == words).all(axis=1))
+                names = shared.tables.names  # one that has died may say the same still
+                (host,) = np.flatnonzero((names["addr"] == words).all(axis=1) & (names["pins"] > 0))
             is_it = frontends["addr"] == swap32(int(host))
             (place,) = np.flatnonzero(is_it & (frontends["port"] == swap16(port)))
             return shared.tables.services[frontends[place]["service"]].copy()  # type: ignore[no-any-return]

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from perf import clients
-from tests.node import TURNOUT, split, write_manifests
+from tests.daemon import TURNOUT
 from tests.scenarios.site import DNS_PORT, EACH_PATH, WEB_PORT, Site
+from tests.services import split, write_manifests
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 everywhere = pytest.mark.parametrize("site", EACH_PATH, indirect=True, scope="session")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.node import ScenarioNode, Service
+from tests.node import ScenarioNode
 from tests.packets import rst, syn, udp
+from tests.services import Service
 
 SECONDS = 60
 NODE_PORT = 30_081

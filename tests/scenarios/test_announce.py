@@ -16,8 +16,10 @@ from scapy.utils6 import in6_getnsma, in6_getnsmac
 
 from perf import clients
 from perf.world import Host, World
-from tests.node import Daemon, Service, Wire, write_manifests
+from tests.daemon import Daemon
 from tests.scenarios.site import WEB_PORT
+from tests.services import Service, write_manifests
+from tests.wires import Wire
 
 pytestmark = [pytest.mark.root]
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests import packets
-from tests.node import ScenarioNode, Sent, Service, text_of
+from tests.node import ScenarioNode, Sent
 from tests.packets import ack, echo_request, icmp_error, rewritten, syn, tcp_packet, udp
+from tests.services import Service, text_of
 from xdp.schema import Limit, Reason
 
 pytestmark = pytest.mark.families(4, why="tests/xdp/test_twins.py has what is said to packets of IPv6")

@@ -20,7 +20,7 @@ from dataplane.control import ask
 from dataplane.settings import Settings
 from perf.world import Host, World, wait_until
 from tests import cgroups
-from xdp import kernel, maps, removing
+from xdp import kernel, links, maps, removing
 from xdp.errors import Error, NotRunningError
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -204,12 +204,12 @@ def test_an_interface_that_does_not_exist_is_refused_with_a_suggestion(world, we
 def test_another_xdp_program_is_left_alone(world, web):
     with world.node.entered():
         program = kernel.prog_load("stranger", _PASS)
-        link = kernel.link_create_xdp(program, socket.if_nametoindex("eth1"), "native")
+        link = links.create_xdp(program, socket.if_nametoindex("eth1"), "native")
     try:
         done = turnout(world.node, *run_args(web))
         assert_one_line(done, 1, "eth1: another XDP program (native, id ", "ip link set", "xdp off")
         assert not SETTINGS.pins.exists()
-        assert kernel.link_info(link).ifindex
+        assert links.info(link).ifindex
     finally:
         os.close(link)
         os.close(program)

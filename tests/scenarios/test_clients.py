@@ -16,8 +16,9 @@ import pytest
 
 from perf import clients
 from perf.world import wait_until
-from tests.node import NODE_NAME, Service, split, write_manifests
+from tests.node import NODE_NAME
 from tests.scenarios.site import DNS_PORT, ECHO_PORT, ENGINES_4, ENGINES_6, SERVERS, WEB_PORT, Site, echoed
+from tests.services import Service, split, write_manifests
 from xdp.schema import Reason
 
 pytestmark = [

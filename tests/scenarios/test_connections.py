@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.node import CONNECTIONS, ScenarioNode, Service, text_of
+from tests.node import CONNECTIONS, ScenarioNode
 from tests.packets import Address, ack, data, fin, reset_to, rewritten, rst, syn, syn_ack, tcp_with, udp
+from tests.services import Service, text_of
 from xdp.schema import Reason
 
 WEB = Service("web", "10.96.0.1:80")

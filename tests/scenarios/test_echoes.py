@@ -13,9 +13,11 @@ import pytest
 
 from perf.world import World
 from tests import packets
-from tests.node import NODE_NAME, Daemon, ScenarioNode, Service, split, text_of
+from tests.daemon import Daemon
+from tests.node import NODE_NAME, ScenarioNode
 from tests.packets import Address, addresses_of, echo_reply, echo_request, icmp_error, rewritten, syn
 from tests.scenarios.site import HOSTS, WEB_PORT, Site
+from tests.services import Service, split, text_of
 from xdp.schema import Reason
 
 forward = pytest.mark.flags(ping="forward")

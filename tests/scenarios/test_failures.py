@@ -14,8 +14,8 @@ import pytest
 
 from perf import clients
 from perf.world import Host, wait_until
-from tests.node import Service, split, write_manifests
 from tests.scenarios.site import WEB_PORT, Site, count_active, undisturbed, who_answers
+from tests.services import Service, split, write_manifests
 from xdp import maps
 from xdp.addresses import with_port
 from xdp.schema import Reason, WhenStalled

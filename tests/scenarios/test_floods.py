@@ -16,9 +16,10 @@ import numpy.typing as npt
 import pytest
 
 from perf.world import wait_until
-from tests.node import CONNECTIONS, Service, split
+from tests.node import CONNECTIONS
 from tests.packets import Address, syn, udp
 from tests.scenarios.site import Site, undisturbed
+from tests.services import Service, split
 from xdp.schema import Limit, Reason
 
 pytestmark = [

@@ -11,8 +11,9 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 
 from tests import packets
-from tests.node import ScenarioNode, Sent, Service
+from tests.node import ScenarioNode, Sent
 from tests.packets import Address, fragment_of, host, rewritten, syn, tcp_packet, udp
+from tests.services import Service
 from xdp.schema import Reason
 
 DNS = Service("dns", "10.96.0.10:53", protocol="UDP")

@@ -12,7 +12,7 @@ import pytest
 
 from dataplane.settings import DEFAULT_RUN_FOLDER
 from perf.world import World
-from tests.node import Daemon
+from tests.daemon import Daemon
 from tests.scenarios.site import HOSTS, Site
 from tests.scenarios.test_interfaces import take_off, why, within_a_second
 from tests.small_disk import filled, remount, small_disk

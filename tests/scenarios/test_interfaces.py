@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ import pytest
 
 from perf import clients
 from perf.world import Host, World, wait_until
-from tests.node import Daemon
+from tests.daemon import Daemon
+from tests.programs import returning
 from tests.scenarios.site import DNS_PORT, HOSTS, Site, undisturbed
-from xdp import kernel
+from xdp import kernel, links
 from xdp.schema import Reason
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -310,7 +310,7 @@ def test_an_interface_that_goes_down_and_comes_up_serves_again(site, interface):
 def program_of(site: Site, name: str) -> int | None:
     """Return the number of the XDP program on an interface of the node."""
     with site.world.node.entered():
-        state = kernel.xdp_state(index_of(site.world.node, name))
+        state = links.xdp_state(index_of(site.world.node, name))
     return state.program_id if state else None
 
 
@@ -318,7 +318,7 @@ def link_at(pin: Path) -> int:
     """Return the number of a pinned link."""
     link = kernel.open_pinned(pin)
     try:
-        return kernel.link_info(link).id
+        return links.info(link).id
     finally:
         os.close(link)
 
@@ -327,8 +327,8 @@ def take_off(site: Site, name: str) -> int:
     """Take the program off by force, as `bpftool link detach` does; return the number of its link."""
     link = kernel.open_pinned(site.daemon.settings.link_pin(name))
     try:
-        kernel.link_detach(link)
-        return kernel.link_info(link).id
+        links.detach(link)
+        return links.info(link).id
     finally:
         os.close(link)
 
@@ -358,8 +358,7 @@ def test_F100_a_pin_that_is_removed_comes_back(site):
 
 def pass_everything() -> int:
     """Load a program that leaves every packet to the kernel."""
-    mov_r0_2, leave = struct.pack("<BBhi", 0xB7, 0, 0, 2), struct.pack("<BBhi", 0x95, 0, 0, 0)
-    return kernel.prog_load("other", mov_r0_2 + leave)
+    return returning(2)
 
 
 @ONLY_XDP
@@ -369,7 +368,7 @@ def test_F098_a_program_of_somebody_else_is_told_and_followed_by_ours_when_it_go
     try:
         take_off(site, "eth2")
         with site.world.node.entered():
-            link = kernel.link_create_xdp(other, index_of(site.world.node, "eth2"), "native")
+            link = links.create_xdp(other, index_of(site.world.node, "eth2"), "native")
     finally:
         site.daemon.signal(18)
     site.daemon.wait_for(lambda: "eth2: another XDP program (native" in why(site))
@@ -387,7 +386,7 @@ def test_F098_a_program_of_somebody_else_is_told_and_followed_by_ours_when_it_go
 def test_F098_our_link_made_to_run_another_program_runs_ours_again(site):
     ours, other = program_of(site, "eth2"), pass_everything()
     link = kernel.open_pinned(site.daemon.settings.link_pin("eth2"))
-    kernel.link_update(link, other)
+    links.update(link, other)
     with within_a_second():
         site.daemon.wait_for(lambda: program_of(site, "eth2") == ours)
     os.close(link)

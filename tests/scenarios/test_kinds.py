@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from dataplane.netdev import has_feature, has_gro
+from dataplane.ethtool import has_feature, has_gro
 from perf import clients
 from perf.world import Host, World
-from tests.node import Daemon
+from tests.daemon import Daemon
 from tests.scenarios.site import HOSTS, Site
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -276,7 +276,7 @@ sys.exit(cli.main())
     ],
 )
 def test_N6_a_driver_that_does_not_let_an_offload_go_is_told_of(monkeypatch, daemon, made, which, flags, told):
-    monkeypatch.setattr("tests.node.TURNOUT", (sys.executable, "-c", _REFUSED, which))
+    monkeypatch.setattr("tests.daemon.TURNOUT", (sys.executable, "-c", _REFUSED, which))
     daemon.start_with = [*flags]
     serving(daemon, made).start()
     status = daemon.ask("status")
@@ -293,7 +293,7 @@ def test_N6_a_filter_of_vlans_is_off_while_vlans_are_served(monkeypatch, site, f
     """No device here has one: tx-gso-list, which veths switch and nothing here needs, stands in for it."""
     code = _REFUSED.replace("highdma", "tx-gso-list")
     node, daemon = site.world.node, site.daemon
-    monkeypatch.setattr("tests.node.TURNOUT", (sys.executable, "-c", code, "vlanfilter"))
+    monkeypatch.setattr("tests.daemon.TURNOUT", (sys.executable, "-c", code, "vlanfilter"))
     daemon.start_with = [*flags]
     assert filters(node) == [True, True]
     daemon.start()

@@ -17,9 +17,11 @@ import pytest
 from perf import clients
 from perf.world import World, wait_until
 from tests import cgroups
-from tests.node import NODE_NAME, Daemon, Service, split, write_manifests
+from tests.daemon import Daemon
+from tests.node import NODE_NAME
 from tests.scenarios.site import DNS_PORT, HOSTS, NODE_PORT, SERVERS, WEB_PORT, Site, at_node_port, who_answers
-from xdp import kernel, loader
+from tests.services import Service, split, write_manifests
+from xdp import kernel, links, loader
 from xdp.addresses import with_port
 
 pytestmark = [
@@ -435,31 +437,31 @@ def test_P1_clients_are_led_while_no_daemon_runs(site, make):
     assert make.who(site.web.frontend) in SERVERS
     asking.send(b"who")
     assert name_of(asking.recv(100)) in SERVERS
-    before = links(site)
+    before = pinned_links(site)
     site.daemon.start()
-    assert links(site) == before  # taken over: there was no moment without
+    assert pinned_links(site) == before  # taken over: there was no moment without
     assert who_answers(known) == server
     assert make.who(site.web.frontend) in SERVERS
 
 
-def links(site: Site) -> list[int]:
+def pinned_links(site: Site) -> list[int]:
     """Return the numbers of the links to the cgroup that are pinned."""
     found = [loader.link_at(pin) for pin in site.daemon.settings.hook_pins()]
     return [link.id for link in found if link is not None and link.cgroup_id]
 
 
 def test_F100_a_hook_that_was_taken_off_is_put_back(site, make):
-    pins, before = site.daemon.settings.hook_pins(), links(site)
+    pins, before = site.daemon.settings.hook_pins(), pinned_links(site)
     assert len(pins) == len(before) == len(kernel.CGROUP_HOOKS)
     for pin in pins:
         loader.detach(pin)
-    assert wait_until(lambda: len(set(links(site)) - set(before)) == len(pins), FOLLOWED_S)
+    assert wait_until(lambda: len(set(pinned_links(site)) - set(before)) == len(pins), FOLLOWED_S)
     assert make.who(site.web.frontend) in SERVERS
-    before = links(site)
+    before = pinned_links(site)
     link = kernel.open_pinned(pins[0])
-    kernel.link_detach(link)  # by force: the pin is there still
+    links.detach(link)  # by force: the pin is there still
     os.close(link)
-    assert wait_until(lambda: len(set(links(site)) - set(before)) == 1, FOLLOWED_S)
+    assert wait_until(lambda: len(set(pinned_links(site)) - set(before)) == 1, FOLLOWED_S)
     assert make.who(site.web.frontend) in SERVERS
     assert "had been taken off" in site.daemon.said()
     assert site.daemon.ask("status")["state"] == "ok"
@@ -468,7 +470,7 @@ def test_F100_a_hook_that_was_taken_off_is_put_back(site, make):
 def test_P1_detach_ends_it(site, make, cgroup):
     site.daemon.signal(signal.SIGTERM)
     site.daemon.wait()
-    assert len(links(site)) == len(kernel.CGROUP_HOOKS)
+    assert len(pinned_links(site)) == len(kernel.CGROUP_HOOKS)
     assert make.who(site.web.frontend) in SERVERS
     looking = kernel.open_pinned(site.daemon.settings.hook_pins()[0])  # as a tool does that lists links
     removed = site.daemon.turnout("detach").stderr
@@ -478,9 +480,9 @@ def test_P1_detach_ends_it(site, make, cgroup):
     os.close(looking)
 
 
-def attached(cgroup: Path) -> list[kernel.LinkInfo]:
+def attached(cgroup: Path) -> list[links.LinkInfo]:
     """Return the links to a cgroup, whoever's."""
-    return [link for link in kernel.links() if link.cgroup_id == loader.number_of_cgroup(cgroup)]
+    return [link for link in links.every() if link.cgroup_id == loader.number_of_cgroup(cgroup)]
 
 
 def test_an_end_by_ctrl_c_takes_the_hooks_off(site, cgroup):

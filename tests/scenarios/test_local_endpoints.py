@@ -28,9 +28,11 @@ from scapy.packet import Packet
 
 from perf import clients
 from perf.world import Host, World, wait_until
-from tests.node import NODE_NAME, Daemon, Service, split, vip
+from tests.daemon import Daemon
+from tests.node import NODE_NAME
 from tests.scenarios.site import NODE_PORT, at_node_port
-from xdp import kernel
+from tests.services import Service, split, vip
+from xdp import kernel, links
 from xdp.addresses import with_port
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -387,7 +389,7 @@ def test_T14_the_program_where_frames_leave_comes_back_when_it_was_taken_off(pod
     pin = pods.daemon.settings.egress_pin("eth0")
     link = kernel.open_pinned(pin)
     try:
-        kernel.link_detach(link)
+        links.detach(link)
     finally:
         os.close(link)
     assert wait_until(lambda: pods.who() == "web", FOLLOWED_S)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.node import NODE_NAME, ScenarioNode, Service, text_of
+from tests.node import NODE_NAME, ScenarioNode
 from tests.packets import (
     Address,
     ack,
@@ -24,6 +24,7 @@ from tests.packets import (
     udp,
     unreachable_to,
 )
+from tests.services import Service, text_of
 from xdp.schema import Reason
 
 FIRST, LAST = 30_000, 60_999  # many: those that are drawn hardly ever meet those that are kept

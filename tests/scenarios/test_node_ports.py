@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.node import NODE_NAME, ScenarioNode, Service, split, text_of
+from tests.node import NODE_NAME, ScenarioNode
 from tests.packets import (
     address,
     addresses_of,
@@ -18,6 +18,7 @@ from tests.packets import (
     udp,
     unreachable_to,
 )
+from tests.services import Service, split, text_of
 from xdp.schema import Reason
 
 NODE_PORT = 30080

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.node import NODE_NAME, ZONE, ScenarioNode, Service, split, text_of
+from tests.node import NODE_NAME, ZONE, ScenarioNode
 from tests.packets import Address, ack, address, reset_to, rst, syn
+from tests.services import Service, split, text_of
 from xdp.schema import Reason
 
 LOCAL = {"internalTrafficPolicy": "Local"}

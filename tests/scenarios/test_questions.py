@@ -9,9 +9,11 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from perf.world import World
-from tests.node import Daemon, Wire, write_manifests
+from tests.daemon import Daemon
 from tests.packets import tagged
 from tests.scenarios.test_announce import ALL_NODES, Link, two_nodes, web
+from tests.services import write_manifests
+from tests.wires import Wire
 
 pytestmark = [pytest.mark.root]
 

@@ -11,7 +11,7 @@ import pytest
 
 from perf import clients
 from perf.world import World
-from tests.node import Daemon
+from tests.daemon import Daemon
 from tests.scenarios.site import HOSTS, Site
 from xdp.schema import Reason
 

@@ -15,7 +15,7 @@ import pytest
 
 from perf import clients
 from perf.world import World
-from tests.node import Daemon, Wire, split
+from tests.daemon import Daemon
 from tests.packets import CLIENT, address, udp
 from tests.scenarios.site import (
     DNS_PORT,
@@ -28,6 +28,8 @@ from tests.scenarios.site import (
     count_active,
     echoed,
 )
+from tests.services import split
+from tests.wires import Wire
 
 pytestmark = pytest.mark.root
 

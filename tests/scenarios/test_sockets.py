@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 
 from perf.world import Host, World
-from tests.node import Daemon, Service, split
+from tests.daemon import Daemon
 from tests.scenarios.site import DNS_PORT, EACH_PATH, HOSTS, WEB_PORT, Site
+from tests.services import Service, split
 from xdp.byteorder import swap16
 
 FIRST, LAST = 30_000, 30_003

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from perf.world import wait_until
-from tests.node import Service, split
 from tests.scenarios.site import ENGINES_4, ENGINES_6, SERVERS, Site
+from tests.services import Service, split
 
 pytestmark = [
     pytest.mark.root,

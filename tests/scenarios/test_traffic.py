@@ -10,7 +10,7 @@ from scapy.layers.inet import UDP
 from scapy.layers.l2 import Ether
 
 from tests import packets
-from tests.node import ScenarioNode, Service, text_of
+from tests.node import ScenarioNode
 from tests.packets import (
     Address,
     ack,
@@ -24,6 +24,7 @@ from tests.packets import (
     udp_with_checksum,
     with_wrong_checksum,
 )
+from tests.services import Service, text_of
 from xdp.schema import Reason
 
 WEB = Service("web", "10.96.0.1:80")

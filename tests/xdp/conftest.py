@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perf.world import World
-from xdp import kernel
+from xdp import mounts
 
 _BPFFS = Path("/run/turnout/bpf")
 
@@ -24,7 +24,7 @@ def world() -> Iterator[World]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder in a bpffs, that does not exist yet and is gone afterwards."""
-    kernel.mount_bpffs(_BPFFS)
+    mounts.mount_bpffs(_BPFFS)
     path = _BPFFS / f"test-xdp-{os.getpid()}"
     _empty(path)
     yield path

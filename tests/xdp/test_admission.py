@@ -22,7 +22,7 @@ from tests.conntrack.flows import insert_many
 from tests.packets import CLIENT, CLIENT6, ENDPOINT, ENDPOINT6, VIP6, address
 from tests.small_node import LOST_CLIENT, ROUTES, SEED, write_hops
 from tests.xdp.test_race import assert_pairs
-from xdp import kernel, maps, naming, removing, stages
+from xdp import kernel, maps, mounts, naming, rcu, removing, stages
 from xdp.addresses import IPV6, address_of, host_bits, number_of
 from xdp.byteorder import swap32
 from xdp.clock import JiffyClock
@@ -88,7 +88,7 @@ def service(vip: packets.Address, *endpoints: packets.Address, protocol: int = 6
 def xdp(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     """XDP alone, over a table for `param` connections."""
     folder = Path(f"/run/turnout/bpf/test-admission-{os.getpid()}")
-    kernel.mount_bpffs(folder.parent)
+    mounts.mount_bpffs(folder.parent)
     capacity = Capacity(request.param, 32, 32, 16_384, 32, 64, os.cpu_count() or 1)
     with maps.create(folder, capacity) as shared:
         try:
@@ -96,7 +96,7 @@ def xdp(request: pytest.FixtureRequest) -> Iterator[Kernel]:
         finally:
             removing.maps(folder)
         clock = JiffyClock()
-        table = FlowTable(shared.tables, clock, kernel.membarrier_global)
+        table = FlowTable(shared.tables, clock, rcu.wait_for_grace)
         table.create()
         shared.tables.control[0]["aged_from"] = (clock.now() - 1_000_000 * clock.hertz) & 0xFFFFFFFF
         write_hops(shared.tables)

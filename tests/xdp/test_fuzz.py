@@ -19,18 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from tests.packets import (
-    CLIENT,
-    DNS_VIP,
-    DNS_VIP6,
-    ETHERNET_BYTES,
-    NAMED,
-    STRANGER,
-    STRANGER6,
-    VIP,
-    tagged,
-    untagged,
-)
+from tests.named_packets import NAMED
+from tests.packets import CLIENT, DNS_VIP, DNS_VIP6, ETHERNET_BYTES, STRANGER, STRANGER6, VIP, tagged, untagged
 from tests.reference import Key, adjusted, is_ipv6, octets_of
 from tests.small_node import (
     CLIENTS,

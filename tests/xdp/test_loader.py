@@ -15,7 +15,7 @@ import pytest
 
 from perf.world import World, wait_until
 from tests import cgroups
-from xdp import kernel, loader, maps, removing
+from xdp import kernel, links, loader, maps, removing
 from xdp.errors import AttachError, UsageError
 from xdp.schema import Reason
 from xdp.tables import Capacity
@@ -61,9 +61,9 @@ def pin(folder: Path) -> Iterator[Path]:
         path.parent.rmdir()
 
 
-def state_of(world: World, interface: str = "eth0") -> kernel.XdpState | None:
+def state_of(world: World, interface: str = "eth0") -> links.XdpState | None:
     with world.node.entered():
-        return kernel.xdp_state(socket.if_nametoindex(interface))
+        return links.xdp_state(socket.if_nametoindex(interface))
 
 
 def test_numpy_sees_what_xdp_writes(loaded: Loaded):
@@ -166,10 +166,10 @@ loader.attach(kernel.open_pinned(Path(sys.argv[1])), "eth0", "native", Path(sys.
     command = ["nsenter", f"--net=/run/netns/{world.node.namespace}", sys.executable, "-c", code]
     subprocess.run([*command, loaded.folder / "program", pin], check=True)
     (loaded.folder / "program").unlink()
-    assert state_of(world) == kernel.XdpState("native", kernel.prog_info(loaded.first).id)
+    assert state_of(world) == links.XdpState("native", kernel.prog_info(loaded.first).id)
     with world.node.entered():
         assert loader.attach(loaded.second, "eth0", "auto", pin).was_replaced
-    assert state_of(world) == kernel.XdpState("native", kernel.prog_info(loaded.second).id)
+    assert state_of(world) == links.XdpState("native", kernel.prog_info(loaded.second).id)
     assert loader.detach(pin)
     assert state_of(world) is None
     assert not loader.detach(pin)
@@ -178,11 +178,11 @@ loader.attach(kernel.open_pinned(Path(sys.argv[1])), "eth0", "native", Path(sys.
 @pytest.mark.faults(98)
 def test_a_program_of_somebody_else_is_left_alone(loaded: Loaded, world: World, pin: Path):
     with world.node.entered():
-        foreign = kernel.link_create_xdp(loaded.second, socket.if_nametoindex("eth0"), "generic")
+        foreign = links.create_xdp(loaded.second, socket.if_nametoindex("eth0"), "generic")
         for mode in ("auto", "native", "generic"):
             with pytest.raises(AttachError, match=r"eth0: another XDP program \(generic, id \d+\)"):
                 loader.attach(loaded.first, "eth0", mode, pin)  # type: ignore[arg-type]
-        kernel.link_detach(foreign)
+        links.detach(foreign)
         os.close(foreign)
     assert not pin.exists()
 
@@ -194,7 +194,7 @@ def test_auto_falls_back_to_generic_and_says_why(loaded: Loaded, world: World, p
         "generic",
         "lo: native XDP refused (EOPNOTSUPP: Underlying driver does not support XDP in native mode)",
     )
-    assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.first).id)
+    assert state_of(world, "lo") == links.XdpState("generic", kernel.prog_info(loaded.first).id)
 
 
 def test_native_is_not_quietly_generic(loaded: Loaded, world: World, pin: Path):
@@ -216,10 +216,10 @@ def test_another_mode_that_is_refused_leaves_the_program_that_ran(loaded: Loaded
         loader.attach(loaded.first, "lo", "generic", pin)
         with pytest.raises(AttachError, match=r"lo: native XDP refused \(EOPNOTSUPP: Underlying"):
             loader.attach(loaded.second, "lo", "native", pin)
-    assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.first).id)
+    assert state_of(world, "lo") == links.XdpState("generic", kernel.prog_info(loaded.first).id)
     with world.node.entered():
         assert loader.attach(loaded.second, "lo", "auto", pin).was_replaced
-    assert state_of(world, "lo") == kernel.XdpState("generic", kernel.prog_info(loaded.second).id)
+    assert state_of(world, "lo") == links.XdpState("generic", kernel.prog_info(loaded.second).id)
 
 
 def test_an_interface_that_was_made_again_gets_its_program_again(loaded: Loaded, world: World, pin: Path):
@@ -231,7 +231,7 @@ def test_an_interface_that_was_made_again_gets_its_program_again(loaded: Loaded,
         with world.node.entered():
             attachment = loader.attach(loaded.first, "short", "auto", pin)
         assert not attachment.was_replaced
-        assert state_of(world, "short") == kernel.XdpState("native", kernel.prog_info(loaded.first).id)
+        assert state_of(world, "short") == links.XdpState("native", kernel.prog_info(loaded.first).id)
         ip("del", "short")
     assert loader.detach(pin)
 
@@ -243,7 +243,7 @@ def test_a_pin_that_belongs_to_another_interface_is_not_taken(loaded: Loaded, wo
     with world.node.entered(), pytest.raises(AttachError, match="holds the program of interface number"):
         loader.attach(loaded.second, "eth0", "auto", pin)
     with world["web"].entered():
-        assert kernel.xdp_state(socket.if_nametoindex("eth0")) is not None
+        assert links.xdp_state(socket.if_nametoindex("eth0")) is not None
 
 
 def test_an_interface_that_is_not_there_is_a_usage_error(loaded: Loaded, world: World, pin: Path):

@@ -18,13 +18,13 @@ from scapy.packet import Raw
 
 from conntrack import states
 from tests import packets
+from tests.named_packets import NAMED
 from tests.packets import (
     CLIENT,
     CLIENT6,
     DNS_VIP,
     DNS_VIP6,
     ETHERNET_BYTES,
-    NAMED,
     OTHER_CLIENT,
     STRANGER,
     STRANGER6,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.programs import returning
 from xdp import kernel, maps, removing, schema
 from xdp.errors import LayoutError, NotRunningError
 from xdp.schema import Limit
@@ -173,8 +174,7 @@ class TestPinned:
 
     def test_removal_takes_the_maps_and_leaves_what_is_not_a_map(self, folder: Path):
         maps.create(folder, SMALL).close()
-        code = struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-        kernel.pin(kernel.prog_load("answer", code), folder / "program")
+        kernel.pin(returning(2), folder / "program")
         removing.maps(folder)
         assert [path.name for path in folder.iterdir()] == ["program"]
         (folder / "program").unlink()

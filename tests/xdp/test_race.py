@@ -27,7 +27,7 @@ from conntrack.table import FlowTable
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import rewritten, tcp_frame, udp_frame
-from xdp import kernel, maps, removing, stages
+from xdp import kernel, maps, mounts, rcu, removing, stages
 from xdp.atomic import fence, fetch_add, load_acquire, store_release
 from xdp.clock import JiffyClock
 from xdp.jit import compiled, inlined
@@ -259,14 +259,14 @@ class Arena:
 @pytest.fixture(scope="module")
 def arena() -> Iterator[Arena]:
     folder = Path(f"/run/turnout/bpf/test-race-{os.getpid()}")
-    kernel.mount_bpffs(folder.parent)
+    mounts.mount_bpffs(folder.parent)
     with maps.create(folder, CAPACITY) as shared:
         try:
             program = stages.load(shared, offloads=True)
         finally:
             removing.maps(folder)
         clock = JiffyClock()
-        table = FlowTable(shared.tables, clock, kernel.membarrier_global)
+        table = FlowTable(shared.tables, clock, rcu.wait_for_grace)
         table.create()
         shared.tables.control[0]["aged_from"] = (clock.now() - 1000 * clock.hertz) & 0xFFFFFFFF
         hop = shared.tables.next_hops[1]

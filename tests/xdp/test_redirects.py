@@ -24,7 +24,7 @@ from dataplane.afxdp import Umem
 from perf import echo
 from perf.world import Host, World, wait_until
 from xdp import instructions as bpf
-from xdp import kernel, redirects
+from xdp import kernel, links, redirects
 from xdp.errors import MissingFeatureError
 from xdp.redirects import NO_ROOM, Lost, RedirectErrors
 
@@ -62,10 +62,10 @@ class Bench:
     outward: int  # ifindex of the node's eth1
 
     @contextmanager
-    def running(self, program: int, mode: kernel.Mode = "native") -> Iterator[None]:
+    def running(self, program: int, mode: links.Mode = "native") -> Iterator[None]:
         """Have `program` on the node's eth0."""
         with self.world.node.entered():
-            link = kernel.link_create_xdp(program, self.inward, mode)
+            link = links.create_xdp(program, self.inward, mode)
         os.close(program)
         yield
         os.close(link)
@@ -128,7 +128,7 @@ PEER_SMALL_MTU = ("web", "ip link set eth0 mtu 1000", "ip link set eth0 mtu 1500
     ],
 )
 def test_redirects_that_fail_are_counted_to_the_frame(
-    bench: Bench, change: Sequence[str], frame_bytes: int, mode: kernel.Mode, error: int
+    bench: Bench, change: Sequence[str], frame_bytes: int, mode: links.Mode, error: int
 ):
     before = bench.world["web"].packets("eth0")
     with bench.changed(*change), bench.running(redirecting(bench.outward), mode), bench.counting() as errors:
@@ -140,7 +140,7 @@ def test_redirects_that_fail_are_counted_to_the_frame(
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
 @pytest.mark.parametrize("frame_bytes", [60, 1518])  # a VLAN tag more than the MTU is let through
-def test_redirects_that_arrive_are_not_counted(bench: Bench, mode: kernel.Mode, frame_bytes: int):
+def test_redirects_that_arrive_are_not_counted(bench: Bench, mode: links.Mode, frame_bytes: int):
     web, before = bench.world["web"], bench.world["web"].packets("eth0")
     client = ("client", "ip link set eth0 mtu 1504", "ip link set eth0 mtu 1500")
     with bench.changed(*client), bench.running(redirecting(bench.outward), mode), bench.counting() as errors:
@@ -150,7 +150,7 @@ def test_redirects_that_arrive_are_not_counted(bench: Bench, mode: kernel.Mode, 
 
 
 @pytest.mark.parametrize("mode", ["native", "generic"])
-def test_an_interface_that_has_gone_is_named(bench: Bench, mode: kernel.Mode):
+def test_an_interface_that_has_gone_is_named(bench: Bench, mode: links.Mode):
     with bench.running(redirecting(NOWHERE), mode), bench.counting() as errors:
         bench.send()
         assert errors.counts() == {Lost(bench.inward, NOWHERE, errno.EINVAL): FRAMES}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import native
-from xdp import kernel, loader, maps, removing, schema
+from xdp import loader, maps, mounts, removing, schema
 from xdp.schema import Direction, Event, Limit, Reason, State, Verdict, verdict_of
 from xdp.tables import Capacity
 
@@ -40,7 +40,7 @@ def test_the_bpf_compiler_lays_the_structs_out_as_python_believes(tmp_path: Path
     )
     folder = Path(f"/run/turnout/bpf/test-schema-{os.getpid()}")
     small = Capacity(connections=10, frontends=4, services=2, maglev_slots=16, endpoints=2, next_hops=2)
-    kernel.mount_bpffs(folder.parent)
+    mounts.mount_bpffs(folder.parent)
     try:
         with maps.create(folder, small):
             os.close(loader.load(folder, source, "layout"))

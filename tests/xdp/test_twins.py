@@ -27,6 +27,7 @@ from scapy.layers.l2 import Ether
 from conntrack.table import FlowTable
 from lb.compiled import USED
 from tests import packets
+from tests.named_packets import NAMED
 from tests.packets import (
     CLIENT,
     CLIENT6,
@@ -34,7 +35,6 @@ from tests.packets import (
     DNS_VIP6,
     ENDPOINT,
     ENDPOINT6,
-    NAMED,
     OTHER_CLIENT,
     OTHER_CLIENT6,
     OTHER_VIP,
@@ -103,7 +103,7 @@ from tests.small_node import (
     service_ports,
     service_table,
 )
-from xdp import kernel, loader, maps, naming, removing, stages
+from xdp import kernel, loader, maps, mounts, naming, removing, stages
 from xdp.byteorder import swap16, swap32
 from xdp.clock import JiffyClock
 from xdp.routes import RouteMap
@@ -278,7 +278,7 @@ class Twins:
         now = self._clock.now()
         counters = self.tables.egress_counters["packets"]
         before = counters.sum(axis=0, dtype=np.int64)
-        action, after = kernel.tc_test_run(self.egress_program, frame)
+        action, after, _ = kernel.prog_test_run(self.egress_program, frame)
         self._late = max(self._late, (self._clock.now() - now) & 0xFFFFFFFF)
         counted = counters.sum(axis=0, dtype=np.int64) - before
         expected = self.reference.egress(frame, now)
@@ -340,7 +340,7 @@ def copy_of(tables: Tables) -> Tables:
 def made_twins(*, offloads: bool) -> Iterator[Twins]:
     """Make the nodes; without `offloads`, the program is that of engine afxdp."""
     folder = Path(f"/run/turnout/bpf/test-twins-{os.getpid()}-{int(offloads)}")
-    kernel.mount_bpffs(folder.parent)
+    mounts.mount_bpffs(folder.parent)
     try:
         # XDP punts only where a socket is; it need not be bound for a run whose verdict is not carried out.
         with maps.create(folder, SMALL) as shared, socket.socket(AF_XDP, socket.SOCK_RAW) as reader:
@@ -977,7 +977,8 @@ def test_a_client_behind_a_driver_without_redirects_is_answered_by_way_of_the_ke
 
 def test_what_userspace_gives_back_turns_round(twins: Twins):
     frame = packets.syn()
-    assert kernel.tc_test_run(twins.egress_program, frame, mark=Limit.TO_KERNEL_MARK) == (TC_ACT_REDIRECT, frame)
+    marked = struct.pack("=8xI", Limit.TO_KERNEL_MARK)  # struct __sk_buff
+    assert kernel.prog_test_run(twins.egress_program, frame, context=marked)[:2] == (TC_ACT_REDIRECT, frame)
 
 
 def test_ipv6_goes_the_way_of_ipv4_from_syn_to_fin(twins: Twins):
