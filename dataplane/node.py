@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import time
@@ -46,7 +47,7 @@ from dataplane.whereabouts import Whereabouts
 from lb import maglev, manifests
 from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
-from lb.model import AdminState, NodeView, NotHonoured, Place, ServicePort, Snapshot
+from lb.model import AdminState, NodeView, NotHonoured, Place, Said, ServicePort, Snapshot
 from lb.rows import (
     Here,
     answering,
@@ -61,9 +62,9 @@ from lb.rows import (
 )
 from lb.table import Change, Parted, ServiceTable
 from xdp import files, maps, removing
-from xdp.addresses import IPAddress, number_of
+from xdp.addresses import IPAddress, number_of, with_port
 from xdp.clock import JiffyClock, MonotonicClock
-from xdp.errors import ConfigError, Error, MissingFeatureError, UsageError
+from xdp.errors import ConfigError, Error, MissingFeatureError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Ping, Protocol, Reason
@@ -87,7 +88,10 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """One node: `run` it until a signal ends it, `answer` questions about it meanwhile."""
+    """One node: `run` it until a signal ends it, `answer` questions about it meanwhile.
+
+    `clock_s` tells the seconds that deadlines are kept in: those of a clock that a restart does not set back.
+    """
 
     # What `_start` makes, in this order.
     netdev: NetDev
@@ -99,8 +103,9 @@ class Node:
     engine: Engine | RawEngine
     masquerading: Masquerading
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
+        self.clock_s = clock_s
         self.started = time.monotonic()
         self.live = Live()
         self._incarnations = Incarnations()
@@ -120,6 +125,8 @@ class Node:
         self._links_changed = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._checks_changed = asyncio.Event()
+        self._said_changed = asyncio.Event()
+        self.ended_by_deadlines = 0  # connections
         self._loads_changed = asyncio.Event()
         self.health_checks = HealthChecks(lambda: self.engine.is_alive)
         self._stopping = asyncio.Event()
@@ -304,6 +311,7 @@ class Node:
             "losses": lambda: every(_READ_LOSSES_S, self.read_losses),
             "shortages": lambda: every(_READ_LOSSES_S, self.look_for_shortages),
             "health checks": self._answer_health_checks,
+            "deadlines of drains": self._follow_deadlines,
             "files": self._follow_files,
             "reload": self._reload,
         }
@@ -435,24 +443,50 @@ class Node:
         self.programmed = self.desired
         self._has_programmed(change)
 
-    def _administer(self, endpoints: Sequence[str] = (), state: str | None = None) -> Awaitable[list[dict[str, Any]]]:
+    def _administer(
+        self, endpoints: Sequence[str] = (), state: str | None = None, deadline_s: int | None = None
+    ) -> Awaitable[list[dict[str, Any]]]:
         """Have an operator's word of endpoints, or only tell of them; return them with what is open to each.
 
-        UsageError: there is no such endpoint. Error: nothing has changed, or a restart will forget it.
+        UsageError: there is no such endpoint, or no such word. Error: nothing has changed, or a restart will forget it.
         """
         if state is None:  # one that has gone may have connections still
             return asyncio.to_thread(views.administered, self, [views.place_of(text) for text in endpoints])
         places = sorted({place for text in endpoints for place in views.places_of(self, text)}, key=str)
-        if state not in [*AdminState]:
-            raise UsageError(f"{state!r} is no state; known are {', '.join(AdminState)}")
-        states = {**self.here.administered, **dict.fromkeys(places, AdminState(state))}
-        states = {place: said for place, said in states.items() if said is not AdminState.READY}
-        self._has_programmed(self._program(self.snapshot, states))
+        self._have_said(dict.fromkeys(places, administered.read_said(state, deadline_s, self.clock_s())))
+        return asyncio.to_thread(views.administered, self, places)
+
+    def _have_said(self, news: Mapping[Place, Said]) -> None:
+        """Do what an operator says of endpoints now. Error: nothing has changed, or a restart will forget it."""
+        said = {**self.here.administered, **news}
+        said = {place: each for place, each in said.items() if each.state is not AdminState.READY}
+        self._has_programmed(self._program(self.snapshot, said))
+        self._said_changed.set()
         try:
-            administered.keep(self.settings.administered_path, states)
+            administered.keep(self.settings.administered_path, said)
         except Error as error:
             raise Error(f"it is so, but a restart will forget it: {error}") from None
-        return asyncio.to_thread(views.administered, self, places)
+
+    async def _follow_deadlines(self) -> None:
+        """End the drains whose deadline passes, whoever holds on to them."""
+        while True:
+            self._said_changed.clear()
+            await self.end_overdue()
+            next_s = administered.next_deadline_s(self.here.administered)
+            wait_s = math.inf if next_s is None else next_s - self.clock_s()
+            await tick(self._said_changed, asyncio.get_running_loop().time() + wait_s)
+
+    async def end_overdue(self) -> None:
+        """End what is left of the drains whose deadline has passed: their endpoints are in maintenance from now on."""
+        over = administered.overdue(self.here.administered, self.clock_s())
+        if not over:
+            return
+        ended = await asyncio.to_thread(self._end_at, _seats(over))
+        self.ended_by_deadlines += ended
+        where = ", ".join(with_port(*place) for place in over)
+        log.warning("%s: the deadline of the drain has passed, %d connections ended", where, ended)
+        now = self.here.administered  # something else may have been said meanwhile
+        self._have_said({place: Said(AdminState.MAINT) for place in over if now.get(place) == over[place]})
 
     def _note_who_is_where(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
         changed = self._incarnations.remember(before, after)
@@ -487,10 +521,10 @@ class Node:
         if others := set(suspects) - gone:
             gone |= others.difference(self.live.places())
         if gone:
-            states = {place: said for place, said in self.here.administered.items() if place not in gone}
-            self.here = replace(self.here, administered=states)
+            said = {place: each for place, each in self.here.administered.items() if place not in gone}
+            self.here = replace(self.here, administered=said)
             try:
-                administered.keep(self.settings.administered_path, states)
+                administered.keep(self.settings.administered_path, said)
             except Error as error:
                 self._note("endpoints that are drained", error)
 
@@ -501,7 +535,7 @@ class Node:
         except Error as error:
             self._note("addresses", error)
 
-    def _program(self, snapshot: Snapshot, states: Mapping[Place, AdminState]) -> Change:
+    def _program(self, snapshot: Snapshot, said: Mapping[Place, Said]) -> Change:
         """Make the tables say all of a snapshot, at the addresses that the node has now."""
         settings, own = self.settings, self.next_hops.own_addresses()
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
@@ -512,7 +546,7 @@ class Node:
             addresses,
             settings.masquerades,
             families,
-            states,
+            said,
             sets,
             leads_clients=self.clients is not None,
             vips=vips_at(frozenset(addresses), snapshot.ports),
@@ -689,8 +723,7 @@ class Node:
         if self.settings.ping == "forward":
             for family in (4, 6):
                 self.flows.keep_only(echo_protocol(family), answering(self.snapshot, self.here, family, names))
-        out = [place for place, state in self.here.administered.items() if state is AdminState.MAINT]
-        self._end_at((place, protocol) for place in out for protocol in ("TCP", "UDP"))
+        self._end_at(_seats(place for place, said in self.here.administered.items() if said.state is AdminState.MAINT))
 
     async def _tidy(self) -> None:
         while True:
@@ -765,3 +798,8 @@ class Node:
             self.engine.detach()
             self.next_hops.let_go_all()
             log.info("stopped; the next start goes on with the connections, `turnout detach` forgets them")
+
+
+def _seats(places: Iterable[Place]) -> list[Seat]:
+    """Return what endpoints at these places may serve by."""
+    return [(place, protocol) for place in places for protocol in ("TCP", "UDP")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conntrack.table import Connection
+from dataplane.administered import next_deadline_s
 from dataplane.netdev import FORWARDING
 from lb.model import AdminState, Endpoint, Place
 from lb.rows import Here, echo_protocol, frontends_of, known_as
@@ -179,11 +180,24 @@ def status(node: Node) -> dict[str, Any]:
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
         "snat_ports_left_out": len(node.occupied),
+        "taken_out": taken_out(node),
         "revision": {"desired": node.desired, "programmed": node.programmed},
         "applied_at_s": round(node.applied_at_s, 3),
         "packets": packets(node),
         "sockets": sockets(node),
         "reasons": reasons(node),
+    }
+
+
+def taken_out(node: Node) -> dict[str, Any]:
+    """Return how many endpoints an operator has taken out, when the next drain is over, and what deadlines ended."""
+    said = node.here.administered
+    states = Counter(each.state for each in said.values())
+    return {
+        "drain": states[AdminState.DRAIN],
+        "maint": states[AdminState.MAINT],
+        "next_deadline_s": _left_s(node, next_deadline_s(said)),
+        "ended": node.ended_by_deadlines,
     }
 
 
@@ -330,12 +344,19 @@ def services(node: Node) -> list[dict[str, Any]]:
                     "state": _state_of(endpoint, here),
                     "weight": endpoint.weight,
                     "flows": held[port.key, with_port(endpoint.address, endpoint.port)],
+                    **_deadline_of(node, endpoint),
                 }
                 for endpoint in port.endpoints
             ],
         }
         for port in node.snapshot.ports
     ]
+
+
+def _deadline_of(node: Node, endpoint: Endpoint) -> dict[str, float]:
+    """Return how long the drain of an endpoint lasts, if it has a deadline."""
+    left_s = _left_s(node, node.here.said_of((endpoint.address, endpoint.port)).deadline_s)
+    return {} if left_s is None else {"deadline_s": left_s}
 
 
 def _state_of(endpoint: Endpoint, here: Here) -> str:
@@ -393,11 +414,20 @@ def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
     for row, place in zip(rows, places, strict=True):
         address, port, _ = known_as((*place, 0), names)
         row["addr"], row["port"] = swap32(address), swap16(port)
-    states = node.here.administered
     return [
-        {"address": with_port(*place), "state": states.get(place, AdminState.READY).value, "open": int(count)}
+        {
+            "address": with_port(*place),
+            "state": node.here.said_of(place).state.value,
+            "deadline_s": _left_s(node, node.here.said_of(place).deadline_s),
+            "open": int(count),
+        }
         for place, count in zip(places, node.flows.count_open(rows), strict=True)
     ]
+
+
+def _left_s(node: Node, deadline_s: float | None) -> float | None:
+    """Return the seconds until a deadline, if there is one."""
+    return None if deadline_s is None else round(max(0.0, deadline_s - node.clock_s()), 1)
 
 
 def endpoints(node: Node) -> list[dict[str, Any]]:

@@ -418,7 +418,7 @@ class MemoryNode(ScenarioNode):
             "memory", (str(self._file),), names, capacity=CONNECTIONS, node_name=NODE_NAME, zone=ZONE,
             run_folder=folder, **more,
         )  # fmt: skip
-        self._node = node = Node(settings)
+        self._node = node = Node(settings, self.seconds)
         node.netdev = _PaperNetwork(self.networks)  # type: ignore[assignment]
         node.shared = SimpleNamespace(tables=tables)  # type: ignore[assignment]
         node.clock = self.clock  # type: ignore[assignment]
@@ -536,6 +536,15 @@ class MemoryNode(ScenarioNode):
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self.clock.advance(seconds)
+
+    def seconds(self) -> float:
+        """Return the time."""
+        return self.clock.now() / self.clock.hertz
+
+    def end_overdue(self) -> None:
+        """End the drains whose deadline has passed, and what is to end with them."""
+        asyncio.run(self._node.end_overdue())
+        self._node.end_strays()
 
     def look_for_shortages(self) -> None:
         """Have it find out what there was no room for."""
