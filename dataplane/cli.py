@@ -179,6 +179,7 @@ def turnout() -> None:
 @flag("snat-addresses")
 @flag("vlan")
 @flag("socket-cgroup")
+@flag("seed-file")
 @flag("metrics")
 @flag("log-format", default="text")
 @common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")

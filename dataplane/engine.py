@@ -70,11 +70,10 @@ class Engine(Crew):
     stay and go on forwarding known flows until `detach`. Interfaces are called by the names that were given.
     """
 
-    def __init__(self, settings: Settings, shared: SharedMaps, clock: Clock, seed: int) -> None:
+    def __init__(self, settings: Settings, shared: SharedMaps, clock: Clock) -> None:
         super().__init__(shared.tables, clock)
         self._settings = settings
         self._shared = shared
-        self._seed = seed
         self._program = -1
         self._program_id = 0
         self._egress = -1
@@ -161,7 +160,7 @@ class Engine(Crew):
         for sock in line.sockets[len(line.workers) :]:
             number = next(number for number in range(Limit.MAX_WORKERS) if not self._ports[number]["ifindex"])
             open_port(self._ports, number, line.interface.ifindex, sock.queue)
-            node = new_node(self._shared.tables, self._hops, self._seed, self._masquerading, self._datagrams)
+            node = new_node(self._shared.tables, self._hops, self._masquerading, self._datagrams)
             set_link(node, line.interface)
             node.link[0]["kernel"] = line.handback.fileno()
             worker = Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)

@@ -36,6 +36,7 @@ from dataplane.nexthops import NextHops
 from dataplane.rawengine import RawEngine
 from dataplane.reclaim import Reclaim
 from dataplane.reserved import give_back, reserve
+from dataplane.seeds import read_seed
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
 from dataplane.sockets import Sockets
@@ -44,7 +45,7 @@ from dataplane.unswept import Unswept
 from dataplane.vlans import words_of
 from dataplane.watch import changes
 from dataplane.whereabouts import Whereabouts
-from lb import maglev, manifests
+from lb import manifests
 from lb.incarnations import Incarnations, Seat
 from lb.live import Live, Plan
 from lb.model import AdminState, NodeView, NotHonoured, Place, Said, ServicePort, Snapshot
@@ -105,6 +106,7 @@ class Node:
 
     def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
+        self.seed = read_seed(settings.seed_file)
         self.clock_s = clock_s
         self.started = time.monotonic()
         self.live = Live()
@@ -217,7 +219,7 @@ class Node:
         )
         if self.shared.is_new:
             stack.callback(self._let_go_if_unused)
-        self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
+        self.services = ServiceTable(tables, self.seed.number, self.next_hops.row_for)
         self.services.adopt()
         if self.shared.is_new:
             self._whereabouts.forget()

@@ -60,6 +60,7 @@ def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     if state in _NEXT:
         lines.append(("  next", _next_step(status)))
     lines.append(("engine", printable(status["engine"])))
+    lines.append(("seed", printable(status["seed"])))
     for label, interface in zip(_first_only("interfaces"), status["interfaces"], strict=False):
         lines.append((label, _interface_line(interface)))
     lines.append(("flows", bar(status["flows"]["used"], status["flows"]["capacity"])))

@@ -71,12 +71,9 @@ class RawEngine(Crew):
     needs_rows = True
     goes_on_alone = False
 
-    def __init__(
-        self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, seed: int, why: str
-    ) -> None:
+    def __init__(self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, why: str) -> None:
         super().__init__(tables, clock)
         self._settings = settings
-        self._seed = seed
         self._why = why
         self._hops: Hops | None = None
         self._masquerading: Masquerading | None = None
@@ -135,7 +132,7 @@ class RawEngine(Crew):
         taken = {worker.number for other in self._lines.values() for worker in other.workers}
         free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
         for sock, number in zip(line.sockets, free, strict=False):
-            node = new_node(self._tables, self._hops, self._seed, self._masquerading, self._datagrams)
+            node = new_node(self._tables, self._hops, self._masquerading, self._datagrams)
             set_link(node, line.interface)
             line.workers.append(RawWorker(node, self._originals, number, sock, self._clock))
         self._list_workers()

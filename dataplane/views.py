@@ -174,6 +174,7 @@ def status(node: Node) -> dict[str, Any]:
         "state": "failed" if not node.engine.is_alive else "degraded" if why else "ok",
         "why": why,
         "engine": node.engine.name,
+        "seed": node.seed.fingerprint,
         "uptime_s": round(time.monotonic() - node.started, 1),
         "services": node.live.services,
         "endpoints": node.live.endpoints,

@@ -88,7 +88,7 @@ def _node(flows: int) -> tuple[context.Node, FlowTable]:
     starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
     starts[-1] = 1  # one route, the default, through next hop 1
     hops_compiled.publish_routes(hops, starts, np.zeros(1, np.uint32), np.ones(1, np.uint32))
-    return context.new_node(tables, hops, maglev.DEFAULT_SEED), table
+    return context.new_node(tables, hops), table
 
 
 def _template() -> npt.NDArray[np.uint8]:

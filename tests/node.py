@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import signal
 import socket
 import struct
 import subprocess
@@ -49,7 +50,6 @@ from dataplane.pipeline import handle
 from dataplane.settings import OPTIONS, Settings
 from dataplane.shortages import Shortages
 from dataplane.vlans import words_of
-from lb import maglev
 from lb.manifests import Reader
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
@@ -425,12 +425,12 @@ class MemoryNode(ScenarioNode):
         node.flows = FlowTable(tables, self.clock)
         node.flows.create()
         node.next_hops = NextHops(tables, node.netdev, names)
-        node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
+        node.services = ServiceTable(tables, node.seed.number, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
         node.shortages = Shortages(settings, tables)
         self._tables = tables
         sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
-        self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
+        self._path = new_node(tables, node.next_hops.hops, sources)
         tables.control[0]["ping"] = Ping[settings.ping.upper()]
         tables.control[0]["vlans"] = words_of(settings.vlans)
         self._frames = np.zeros(4096, np.uint8)
@@ -685,6 +685,13 @@ class Daemon:
             self.process = self.host.popen(command, stdout=stream, stderr=stream, cwd=ROOT)
         self.wait_for(lambda: self.process.poll() is not None or self.is_answering(), START_S)  # type: ignore[union-attr]
         assert self.process.poll() is None, self.said()
+
+    def restart(self, *flags: str) -> None:
+        """Stop it as an operator does, and start it again, with these flags beside its own."""
+        self.signal(signal.SIGTERM)
+        assert self.wait() == 0, self.said()
+        self.start_with = [*flags]
+        self.start()
 
     def tables(self) -> SharedMaps | SharedFile:
         """Return the shared tables, to be looked at: also when the daemon does not answer."""

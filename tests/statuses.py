@@ -8,6 +8,7 @@ STATUS: dict[str, Any] = {
     "state": "ok",
     "why": [],
     "engine": "xdp",
+    "seed": "public",
     "uptime_s": 93784.2,
     "services": 2,
     "endpoints": 3,

@@ -292,6 +292,7 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
         assert turnout("status", run_folder=tmp_path).stdout.splitlines() == [
             "OK  node node: 2 Services, 3 endpoints, up 1 d 2 h",
             "engine      xdp",
+            "seed        public",
             "interfaces  eth0 native, 1,000 packets received",
             "            eth1 generic, 5 packets received: asked for",
             "flows       [#####...............] 250,000 of 1,000,000 (25.0%)",
@@ -476,3 +477,22 @@ def test_without_root_it_exits_77_and_touches_nothing(command, tmp_path):
 def test_detach_of_nothing_says_so(tmp_path):
     done = turnout("detach", run_folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "node 'node' has left nothing behind\n")
+
+
+@pytest.mark.root
+@pytest.mark.faults(83)
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [(None, "no such file; check the path given with --seed-file"), ("short", "5 bytes are no secret; expected 16")],
+    ids=["missing", "short"],
+)
+def test_a_start_without_the_secret_that_it_is_told_of_exits_4_and_touches_nothing(tmp_path, secret, problem):
+    seed, run_folder = tmp_path / "seed", tmp_path / "run"
+    run_folder.mkdir()
+    if secret is not None:
+        seed.write_text(secret)
+        seed.chmod(0o600)
+    done = turnout("run", "-f", "web.yaml", "-i", "lo", "--seed-file", str(seed), run_folder=run_folder)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith(f"{seed}: {problem}")
+    assert list(run_folder.iterdir()) == []

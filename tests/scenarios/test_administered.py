@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -34,12 +33,6 @@ def _services(site: Site) -> Iterator[None]:
 
 def say(site: Site, state: str, *words: str) -> list[dict[str, object]]:
     return json.loads(site.daemon.turnout(state, *words, "-o", "json").stdout)  # type: ignore[no-any-return]
-
-
-def restart(site: Site) -> None:
-    site.daemon.signal(signal.SIGTERM)
-    assert site.daemon.wait() == 0
-    site.daemon.start()
 
 
 def states(site: Site) -> set[tuple[str, str]]:
@@ -103,7 +96,7 @@ def test_L_maintenance_resets_connections_and_moves_datagrams(site):
 def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(site):
     (place,) = site.places(DNS_PORT, "web-1")
     say(site, "drain", place)
-    restart(site)
+    site.daemon.restart()
     assert (place, "drain") in states(site)
     assert ask_anew(site) == {"web-2"}
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-2")))
@@ -163,11 +156,11 @@ def test_L_a_client_that_holds_on_to_a_drained_endpoint_is_reset_at_the_deadline
 def test_L_a_deadline_outlasts_a_restart(site):
     (place,) = site.places(DNS_PORT, "web-1")
     say(site, "drain", place, "--deadline", "3600")
-    restart(site)
+    site.daemon.restart()
     assert (place, "drain") in states(site)
     assert 0 < site.daemon.ask("status")["taken_out"]["next_deadline_s"] < 3600
     say(site, "drain", place, "--deadline", "1")
-    restart(site)
+    site.daemon.restart()
     site.daemon.wait_for(lambda: (place, "maint") in states(site))
     say(site, "ready", place)
     assert ask_anew(site) == {"web-1", "web-2"}
@@ -180,9 +173,8 @@ def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
     (place,), both = site.places(DNS_PORT, "web-1"), site.places(DNS_PORT, "web-1", "web-2")
     write_manifests(site.daemon.file, ())
     write_manifests(tmp_path / "dns.json", [site.dns.with_endpoints(*both)])
-    site.daemon.start_with = ["-f", str(tmp_path)]
     try:
-        restart(site)
+        site.daemon.restart("-f", str(tmp_path))
         say(site, "maint", place)
         assert ask_anew(site) == {"web-2"}
         for endpoints in (both[1:], both):
@@ -191,8 +183,7 @@ def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
         assert states(site) == {(each, "ready") for each in both}
         assert ask_anew(site) == {"web-1", "web-2"}
     finally:
-        site.daemon.start_with = []
-        restart(site)
+        site.daemon.restart()
         site.serve()
 
 

@@ -386,7 +386,7 @@ struct control {
 	__u32 next_hop_epoch;  /* grows with every change of a next hop, so that held frames are tried again */
 	__u64 extents;         /* bit k: flows may lie in extent k; and the range (below) that new ones go to */
 	__u64 busiest;         /* the range that most flows lie in: where they are looked for first */
-	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
+	__u64 maglev_seed;     /* equal on every node that shares the VIPs; 0: slots are being made */
 	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 ping;            /* enum ping */
