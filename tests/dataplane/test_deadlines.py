@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from lb.model import AdminState, Said
 from tests.node import MemoryNode, Service, split
 from tests.packets import Address, ack, data, fin, reset_to, syn, syn_ack, udp
+from xdp.addresses import with_port
 from xdp.errors import Error, UsageError
 from xdp.schema import Reason
 
@@ -152,21 +155,17 @@ def test_L_a_deadline_that_passes_while_no_daemon_is_there_is_held_by_the_next(t
 def test_L_what_is_said_while_connections_are_being_ended_counts(node, served, monkeypatch):
     say(node, "drain", "web-1", deadline_s=60)
     node.advance(60)
-    end_at = node._node._end_at
+    place, other = (ip_address(split(node.endpoint("web-1"))[0]), 8080), node.endpoint("web-1", OTHER)
 
-    def ended(seats: object) -> int:
-        say_meanwhile()
-        return end_at(seats)
-
-    def say_meanwhile() -> None:
-        places = [place for place in node._node.here.administered if place[1] == 8080]
-        node._node._have_said(dict.fromkeys(places, node._node.here.said_of(("", 0))))
+    def ended(_: object) -> int:
+        monkeypatch.undo()
+        node._node._have_said({place: Said(AdminState.READY)})
+        return 0
 
     monkeypatch.setattr(node._node, "_end_at", ended)
     node.end_overdue()
     states = {row["address"]: row["state"] for row in node.answer("endpoints")}
-    assert states[node.endpoint("web-1", 8080)] == "ready"
-    assert states[node.endpoint("web-1", OTHER)] == "maint"
+    assert (states[with_port(*place)], states[other]) == ("ready", "maint")
 
 
 def test_a_deadline_that_cannot_be_changes_nothing(node, served):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,7 @@ from tests.node import TURNOUT, split, write_manifests
 from tests.scenarios.site import DNS_PORT, EACH_PATH, WEB_PORT, Site, who_answers
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
+PATIENCE_S = 20.0
 everywhere = pytest.mark.parametrize("site", EACH_PATH, indirect=True, scope="session")
 # What only the control plane does is the same with every engine.
 twice = pytest.mark.parametrize("site", ["xdp", "raw-6"], indirect=True, scope="session")
@@ -119,11 +121,12 @@ def held(site: Site, server: str) -> Iterator[socket.socket]:
 
 
 def answers_before_reset(sock: socket.socket) -> int:
-    """Ask without end; return how many answers there were when the connection was reset."""
-    answers = 0
+    """Ask until the connection is reset; return how many answers there were."""
+    answers, end = 0, time.monotonic() + PATIENCE_S
     with contextlib.suppress(ConnectionResetError):
         while who_answers(sock):
             answers += 1
+            assert time.monotonic() < end, f"not reset after {answers} answers"
     return answers
 
 
