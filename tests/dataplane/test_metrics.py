@@ -114,7 +114,7 @@ def shape_of(value):
 
 
 def test_the_status_of_these_tests_has_the_keys_of_the_view():
-    whole = shape_of_view("status") | {name: shape_of_view(name) for name in ("packets", "sockets")}
+    whole = shape_of_view("status") | {name: shape_of_view(name) for name in ("packets", "sockets", "taken_out")}
     assert shape_of({**STATUS, "reasons": None, "sockets": {**STATUS["sockets"], "reasons": None}}) == whole
     for interface in STATUS["interfaces"]:
         assert shape_of(interface) == shape_of_view("interfaces")
