@@ -208,12 +208,12 @@ def _name_client(tables, packet, frames, start):
 @inlined
 def _chooser(node, service, frames, start):
     """Return what the choice of an endpoint depends on, in place of addresses and ports: with affinity, the client."""
-    packet = node.packet[0]
+    packet, seed = node.packet[0], node.tables.control[0].maglev_seed
     is_ipv6 = packet.protocol & _IPV6
     if service.needs & _AFFINITY:
-        client = wire6.source_digest(frames, start, node.seed) if is_ipv6 else packet.addrs
+        client = wire6.source_digest(frames, start, seed) if is_ipv6 else packet.addrs
         return affinity.client_of(np.uint32(client), service.identity), np.uint32(0)
-    return wire6.pair_of(frames, start, node.seed) if is_ipv6 else packet.addrs, packet.ports
+    return wire6.pair_of(frames, start, seed) if is_ipv6 else packet.addrs, packet.ports
 
 
 @inlined
@@ -270,7 +270,7 @@ def admit(node, frames, start, length, longest, row, event, now):
     for attempt in range(_ENDPOINTS_TRIED):
         chosen = kept
         if attempt > 0 or kept == affinity.MISS:
-            chosen = services.schedule(tables, row, whose, which, protocol, node.seed, attempt, now)
+            chosen = services.schedule(tables, row, whose, which, protocol, attempt, now)
         endpoint = tables.endpoints[chosen]
         reason, egress = way_to(tables, np.int64(endpoint.next_hop), packet.ttl, longest)
         if reason != Reason.FORWARDED:

@@ -179,6 +179,7 @@ def turnout() -> None:
 @flag("snat-addresses")
 @flag("vlan")
 @flag("socket-cgroup")
+@flag("seed-file")
 @flag("metrics")
 @flag("log-format", default="text")
 @common_with("Name this node, where several run.  [default: node; env: TURNOUT_NAME]")
@@ -406,11 +407,18 @@ def flows(name: str | None, output: str, **filters: Any) -> None:
 def _administrator(state: str, text: str, *more: Callable[[Any], Any]) -> None:
     """Add the command STATE, which is what an operator wants of endpoints from now on; `more` are its own options."""
 
-    def administer(name: str | None, output: str, endpoints: tuple[str, ...], wait: float | None = None) -> None:
+    def administer(
+        name: str | None,
+        output: str,
+        endpoints: tuple[str, ...],
+        wait: float | None = None,
+        deadline: int | None = None,
+    ) -> None:
         from dataplane.output import as_json, show_table
 
         settings = _named(name)
-        data = _ask(settings, "administer", {"endpoints": list(endpoints), "state": state})
+        said = {"endpoints": list(endpoints), "state": state}
+        data = _ask(settings, "administer", said if deadline is None else {**said, "deadline_s": deadline})
         if wait is not None:
             data = _wait_until_idle(settings, [row["address"] for row in data], wait)
         _end_with_the_reader()
@@ -451,6 +459,12 @@ _administrator(
     "Give endpoints no new connections; those that they have go on. Kept over restarts, until `turnout ready`.",
     click.option(
         "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for the last connection to end."
+    ),
+    click.option(
+        "--deadline",
+        type=int,
+        metavar="SECONDS",
+        help="End what is left after so long, as `turnout maint` does. Default: never.",
     ),
 )
 _administrator("maint", "Give endpoints no new connections, and end those that they have: TCP connections are reset.")

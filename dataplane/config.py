@@ -14,7 +14,7 @@ _LARGEST_FILE = 1 << 20  # bytes
 
 
 def load(path: str) -> dict[str, Any]:
-    """Return the fields of Settings that the file at `path` sets. Relative manifest paths start at the file's folder.
+    """Return the fields of Settings that the file at `path` sets. Relative paths of files start at the file's folder.
 
     ConfigError lists everything that is wrong with the file, each problem with its line.
     """
@@ -39,8 +39,10 @@ def load(path: str) -> dict[str, Any]:
     if found:
         found.sort(key=lambda problem: problem[0])
         raise ConfigError("\n".join(_line(path, line, _said(place, message)) for line, place, message in found))
+    folder = Path(path).parent
+    if "seed_file" in fields:
+        fields["seed_file"] = folder / fields["seed_file"]
     if "files" in fields:
-        folder = Path(path).parent
         fields["files"] = tuple(name if name == "-" else str(folder / name) for name in fields["files"])
     return fields
 

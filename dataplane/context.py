@@ -94,7 +94,7 @@ def occupy(masqueraded: Masquerading, ports: Iterable[int]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Node(Bundle):
-    """All that the stages read and write: the shared tables, the way to every address, and Maglev's seed.
+    """All that the stages read and write: the shared tables, and the way to every address.
 
     `packet` is one PACKET record of scratch space, `budgets` say how many answers may still be given: every packet loop
     has its own Node.
@@ -102,7 +102,6 @@ class Node(Bundle):
 
     tables: Tables
     hops: Hops
-    seed: np.uint64
     masquerading: Masquerading
     packet: npt.NDArray[np.void]
     link: npt.NDArray[np.void] = field(default_factory=_new_link)
@@ -113,11 +112,10 @@ class Node(Bundle):
 def new_node(
     tables: Tables,
     hops: Hops,
-    seed: int,
     masqueraded: Masquerading | None = None,
     datagrams: Fragments | None = None,
 ) -> Node:
     """Return the Node of a packet loop. `datagrams` are those in fragments, which all loops of a node share."""
     packet = np.zeros(1, wire.PACKET)
     shared = datagrams or new_fragments()
-    return Node(tables, hops, np.uint64(seed), masqueraded or masquerading(), packet, fragments=shared)
+    return Node(tables, hops, masqueraded or masquerading(), packet, fragments=shared)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COMMANDS = ("status", "services", "endpoints", "flows", "nexthops", "interfaces", "reasons", "administer")
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
     "flows": {"service": str, "endpoint": str, "client": str, "limit": int},
-    "administer": {"endpoints": list, "state": str},
+    "administer": {"endpoints": list, "state": str, "deadline_s": int},
 }
 ANSWER_TIMEOUT_S = 30.0  # a million flows take a few seconds
 

@@ -88,10 +88,9 @@ _L = TypeVar("_L", bound=Line[Any, Any])
 class Crew(ABC, Generic[_L]):
     """The base of engines: `queues`, and a worker for each. Interfaces are called by the names that were given."""
 
-    def __init__(self, tables: Tables, clock: Clock, seed: int) -> None:
+    def __init__(self, tables: Tables, clock: Clock) -> None:
         self._tables = tables
         self._clock = clock
-        self._seed = seed
         self._hops: Hops | None = None
         self._masquerading: Masquerading | None = None
         self._datagrams = new_fragments()
@@ -145,7 +144,7 @@ class Crew(ABC, Generic[_L]):
     def _new_node(self, interface: Interface) -> Node:
         """Return what the packet loop of a worker at an interface reads and writes."""
         assert self._hops is not None
-        node = new_node(self._tables, self._hops, self._seed, self._masquerading, self._datagrams)
+        node = new_node(self._tables, self._hops, self._masquerading, self._datagrams)
         set_link(node, interface)
         return node
 

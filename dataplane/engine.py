@@ -66,8 +66,8 @@ class Engine(crew.Crew[Line]):
     stay and go on forwarding known flows until `detach`.
     """
 
-    def __init__(self, settings: Settings, shared: SharedMaps, clock: Clock, seed: int) -> None:
-        super().__init__(shared.tables, clock, seed)
+    def __init__(self, settings: Settings, shared: SharedMaps, clock: Clock) -> None:
+        super().__init__(shared.tables, clock)
         self._settings = settings
         self._shared = shared
         self._program = -1

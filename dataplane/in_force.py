@@ -16,7 +16,7 @@ from dataplane.unswept import Unswept
 from dataplane.whereabouts import Whereabouts
 from lb.incarnations import Incarnations
 from lb.live import Live, Plan
-from lb.model import AdminState, NotHonoured, Place, ServicePort, Snapshot
+from lb.model import AdminState, NotHonoured, Place, Said, ServicePort, Snapshot
 from lb.rows import Here, hidden_node_ports, known_as, local_addresses, rows_of, vips_at
 from lb.table import Change, ServiceTable
 from xdp.addresses import IPAddress, number_of
@@ -102,13 +102,13 @@ class InForce:
         self._tell_hidden(self._hidden - seen | come)
         self._has_applied(change, plan.not_honoured)
 
-    def administer(self, places: Iterable[Place], state: AdminState) -> None:
-        """Have an operator's word of endpoints. Error: nothing has changed, or a restart will forget it."""
-        states = {**self.here.administered, **dict.fromkeys(places, state)}
-        states = {place: said for place, said in states.items() if said is not AdminState.READY}
-        self._has_programmed(self._program(self.snapshot, states))
+    def administer(self, news: Mapping[Place, Said]) -> None:
+        """Do what an operator says of endpoints now. Error: nothing has changed, or a restart will forget it."""
+        said = {**self.here.administered, **news}
+        said = {place: each for place, each in said.items() if each.state is not AdminState.READY}
+        self._has_programmed(self._program(self.snapshot, said))
         try:
-            administered.keep(self._settings.administered_path, states)
+            administered.keep(self._settings.administered_path, said)
         except Error as error:
             raise Error(f"it is so, but a restart will forget it: {error}") from None
 
@@ -124,7 +124,7 @@ class InForce:
         unswept, self.unswept = self.unswept, Unswept()
         return unswept
 
-    def _program(self, snapshot: Snapshot, states: Mapping[Place, AdminState]) -> Change:
+    def _program(self, snapshot: Snapshot, said: Mapping[Place, Said]) -> Change:
         """Make the tables say all of a snapshot, at the addresses that the node has now."""
         settings, own = self._settings, self._next_hops.own_addresses()
         families = tuple(sorted({network.version for network in settings.cluster_cidr}))
@@ -135,7 +135,7 @@ class InForce:
             addresses,
             settings.masquerades,
             families,
-            states,
+            said,
             sets,
             leads_clients=self._leads_clients,
             vips=vips_at(frozenset(addresses), snapshot.ports),
@@ -198,9 +198,9 @@ class InForce:
         if others := set(suspects) - gone:
             gone |= others.difference(self.live.places())
         if gone:
-            states = {place: said for place, said in self.here.administered.items() if place not in gone}
-            self.here = replace(self.here, administered=states)
+            said = {place: each for place, each in self.here.administered.items() if place not in gone}
+            self.here = replace(self.here, administered=said)
             try:
-                administered.keep(self._settings.administered_path, states)
+                administered.keep(self._settings.administered_path, said)
             except Error as error:
                 self._note("endpoints that are drained", error)

@@ -49,6 +49,9 @@ def families(status: Mapping[str, Any]) -> Iterator[Metric]:
     build = GaugeMetricFamily("turnout_build_info", "Version and engine; the value is 1", labels=["version", "engine"])
     build.add_metric([_version(), str(status["engine"])], 1)
     yield build
+    seed = GaugeMetricFamily("turnout_seed_info", "Fingerprint of Maglev's seed; the value is 1", labels=["seed"])
+    seed.add_metric([str(status["seed"])], 1)
+    yield seed
     health = GaugeMetricFamily("turnout_state", "1 for the state that the node is in", labels=["state"])
     for state in ("ok", "degraded", "failed"):
         health.add_metric([state], status["state"] == state)

@@ -17,11 +17,12 @@ from functools import partial
 from typing import Any
 
 from conntrack.table import FlowTable, seconds_of_a_pass
-from dataplane import opening, views
+from dataplane import administered, opening, views
 from dataplane.announce import Announcer
 from dataplane.connecting import Connecting, detach_hooks
 from dataplane.context import Masquerading, masquerading
 from dataplane.control import Lock, Server
+from dataplane.deadlines import Deadlines
 from dataplane.engine import Engine
 from dataplane.health_checks import HealthChecks
 from dataplane.in_force import InForce
@@ -36,6 +37,7 @@ from dataplane.rawengine import RawEngine
 from dataplane.reclaim import Reclaim
 from dataplane.reloading import Reloading
 from dataplane.reserved import give_back, reserve
+from dataplane.seeds import read_seed
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
 from dataplane.sockets import Sockets
@@ -43,13 +45,11 @@ from dataplane.strays import Strays
 from dataplane.ticks import every, next_tick, tick
 from dataplane.unswept import Unswept
 from dataplane.vlans import words_of
-from lb import maglev
 from lb.live import Live
-from lb.model import AdminState
 from lb.table import Parted, ServiceTable
 from xdp import files, maps, removing
 from xdp.clock import JiffyClock, MonotonicClock
-from xdp.errors import MissingFeatureError, UsageError
+from xdp.errors import MissingFeatureError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Ping, Reason
@@ -69,7 +69,10 @@ log = logging.getLogger(__name__)
 
 
 class Node:
-    """One node: `run` it until a signal ends it, `answer` questions about it meanwhile."""
+    """One node: `run` it until a signal ends it, `answer` questions about it meanwhile.
+
+    `clock_s` tells the seconds that deadlines are kept in: those of a clock that a restart does not set back.
+    """
 
     # What `_start` makes, in this order.
     netdev: NetDev
@@ -82,10 +85,13 @@ class Node:
     in_force: InForce
     loads: Loads
     strays: Strays
+    deadlines: Deadlines
     masquerading: Masquerading
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
+        self.seed = read_seed(settings.seed_file)
+        self.clock_s = clock_s
         self.started = time.monotonic()
         self.manifests = Reloading(settings)
         self.losses = Losses()
@@ -158,7 +164,7 @@ class Node:
         )
         if self.shared.is_new:
             stack.callback(self._let_go_if_unused)
-        self.services = ServiceTable(tables, maglev.DEFAULT_SEED, self.next_hops.row_for)
+        self.services = ServiceTable(tables, self.seed.number, self.next_hops.row_for)
         self.services.adopt()
         self.put_together()
         if self.shared.is_new:
@@ -211,6 +217,7 @@ class Node:
         )
         self.loads = Loads(self.services, self.flows)
         self.strays = Strays(self.in_force, self.flows, self.led, names, has_echoes=self.settings.ping == "forward")
+        self.deadlines = Deadlines(self.in_force, self.strays, self.clock_s)
 
     def _prepare_clients(self, stack: contextlib.ExitStack) -> None:
         """Get ready to lead clients on this node, if that is asked for and can be."""
@@ -268,6 +275,7 @@ class Node:
             "losses": lambda: every(_READ_LOSSES_S, self.read_losses),
             "shortages": lambda: every(_READ_LOSSES_S, self.look_for_shortages),
             "health checks": self._answer_health_checks,
+            "deadlines of drains": self.deadlines.run,
             "files": self.manifests.follow_files,
             "reload": partial(self.manifests.run, self.in_force, self.strays),
         }
@@ -297,23 +305,24 @@ class Node:
         self._signal = number
         self._stopping.set()
 
-    def _administer(self, endpoints: Sequence[str] = (), state: str | None = None) -> Awaitable[list[dict[str, Any]]]:
+    def _administer(
+        self, endpoints: Sequence[str] = (), state: str | None = None, deadline_s: int | None = None
+    ) -> Awaitable[list[dict[str, Any]]]:
         """Have an operator's word of endpoints, or only tell of them; return them with what is open to each.
 
-        UsageError: there is no such endpoint. Error: nothing has changed, or a restart will forget it.
+        UsageError: there is no such endpoint, or no such word. Error: nothing has changed, or a restart will forget it.
         """
         if state is None:  # one that has gone may have connections still
             return asyncio.to_thread(views.administered, self, [views.place_of(text) for text in endpoints])
         places = sorted({place for text in endpoints for place in views.places_of(self, text)}, key=str)
-        if state not in [*AdminState]:
-            raise UsageError(f"{state!r} is no state; known are {', '.join(AdminState)}")
-        self.in_force.administer(places, AdminState(state))
+        self.in_force.administer(dict.fromkeys(places, administered.read_said(state, deadline_s, self.clock_s())))
         return asyncio.to_thread(views.administered, self, places)
 
     def _has_programmed(self) -> None:
         self._changed.set()
         self._checks_changed.set()
         self.loads.changed.set()
+        self.deadlines.changed.set()
 
     async def _follow_interfaces(self) -> None:
         """Have the engine serve what the interfaces are now."""

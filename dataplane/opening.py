@@ -18,7 +18,6 @@ from dataplane.engine import Engine
 from dataplane.netdev import Interface
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
-from lb import maglev
 from xdp import files, links, loader, maps, mounts, rcu, removing
 from xdp.clock import Clock, JiffyClock, MonotonicClock
 from xdp.errors import AttachError, MissingFeatureError
@@ -68,7 +67,7 @@ def _open_xdp(
     flows = _open_flows(shared, clock, rcu.wait_for_grace)
     if not shared.is_new:
         _write_off(shared.tables)
-    engine = Engine(settings, shared, clock, maglev.DEFAULT_SEED)
+    engine = Engine(settings, shared, clock)
     stack.callback(engine.stop)
     engine.prepare(interfaces)
     remove_raw(settings)  # what engine raw has left is in nobody's way, and of no use
@@ -96,7 +95,7 @@ def _open_raw(
         stack.callback(lambda: None if has_served() else removing.files(settings.table_folder))
     clock = MonotonicClock()
     flows = _open_flows(shared, clock, lambda: None)
-    engine = RawEngine(settings, shared.tables, capacity, clock, maglev.DEFAULT_SEED, why)
+    engine = RawEngine(settings, shared.tables, capacity, clock, why)
     stack.callback(engine.stop)
     engine.prepare(interfaces)
     return Opened(shared, clock, flows, engine)

@@ -60,6 +60,7 @@ def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     if state in _NEXT:
         lines.append(("  next", _next_step(status)))
     lines.append(("engine", printable(status["engine"])))
+    lines.append(("seed", printable(status["seed"])))
     for label, interface in zip(_first_only("interfaces"), status["interfaces"], strict=False):
         lines.append((label, _interface_line(interface)))
     lines.append(("flows", bar(status["flows"]["used"], status["flows"]["capacity"])))
@@ -68,6 +69,8 @@ def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines.append(("revision", f"{revision['programmed']:,} programmed{behind}"))
     for label, (path, counts) in zip(_first_only("packets"), status["packets"].items(), strict=False):
         lines.append((label, f"{path}: " + ", ".join(f"{word(kind)} {count:,}" for kind, count in counts.items())))
+    if any(status["taken_out"].values()):
+        lines.append(("taken out", _taken_out(status["taken_out"])))
     if status["sockets"]:
         counts = [f"{kind} {count:,}" for kind, count in status["sockets"].items() if kind != "reasons"]
         lines.append(("sockets", ", ".join(counts)))
@@ -93,6 +96,13 @@ def _next_step(status: Mapping[str, Any]) -> str:
     if revision["programmed"] != revision["desired"]:
         return "turnout validate -f PATH, with the paths given to `turnout run`"
     return _NEXT[str(status["state"])]
+
+
+def _taken_out(counts: Row) -> str:
+    left_s, ended = counts["next_deadline_s"], counts["ended"]
+    within = "" if left_s is None else f" (next deadline in {duration(left_s)})"
+    lost = f"; {ended:,} connections ended by deadlines" if ended else ""
+    return f"{counts['drain']:,} drained{within}, {counts['maint']:,} in maintenance{lost}"
 
 
 def _interface_line(interface: Row) -> str:
@@ -227,4 +237,14 @@ def _flow(row: Row) -> dict[str, Any]:
     }
 
 
-_COLUMNS: Mapping[str, Callable[[Row], dict[str, Any]]] = {"services": _service, "flows": _flow}
+def _administered(row: Row) -> dict[str, Any]:
+    left_s = row["deadline_s"]
+    deadline = None if left_s is None else f"in {duration(left_s)}"
+    return {"address": row["address"], "state": row["state"], "deadline": deadline, "open": row["open"]}
+
+
+_COLUMNS: Mapping[str, Callable[[Row], dict[str, Any]]] = {
+    "services": _service,
+    "flows": _flow,
+    "administered": _administered,
+}

@@ -64,10 +64,8 @@ class RawEngine(crew.Crew[Line]):
     needs_rows = True
     goes_on_alone = False
 
-    def __init__(
-        self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, seed: int, why: str
-    ) -> None:
-        super().__init__(tables, clock, seed)
+    def __init__(self, settings: Settings, tables: Tables, capacity: Capacity, clock: Clock, why: str) -> None:
+        super().__init__(tables, clock)
         self._why = why
         self._filter = Filter(settings.name, settings.filter_record, settings.snat_ports, settings.vlans)
         self._names = Names(tables)

@@ -94,6 +94,7 @@ class Settings:
     snat_addresses: tuple[_Address, ...] = ()  # none: the node's own on the way
     vlans: tuple[VlanRange, ...] = ()  # that are served beside untagged and priority-tagged frames
     socket_cgroup: Path | None = None  # whose sockets are led to endpoints as they connect
+    seed_file: Path | None = None  # holds the secret that Maglev's seed is made of; none: the seed is public
     metrics: tuple[str, int] | None = None  # address and port
     log_format: str = "text"
     run_folder: Path = field(default_factory=_run_folder)
@@ -213,6 +214,12 @@ def _read_path(text: str) -> str:
     if not text:
         raise ValueError("is empty; expected a file, a folder or - for stdin")
     return text
+
+
+def _read_file(text: str) -> Path:
+    if not text:
+        raise ValueError("is empty; expected the path of a file")
+    return Path(text)
 
 
 def _read_folder(text: str) -> Path:
@@ -391,6 +398,13 @@ OPTIONS: Mapping[str, Option] = {
         "CGROUP",
         "Lead clients on this node to endpoints as they connect: those whose sockets are in this cgroup (v2), or below "
         "it.",
+    ),
+    "seed-file": Option(
+        "seed_file",
+        _read_file,
+        "FILE",
+        "A file with a secret, the same on all nodes that share VIPs: whoever does not know it cannot tell which "
+        "endpoint a connection will get.",
     ),
     "metrics": Option("metrics", _read_endpoint, "ADDR:PORT", "Serve Prometheus metrics here."),
     "log-format": _choice("log_format", ("text", "json"), "How messages on stderr look."),

@@ -10,7 +10,7 @@ from dataplane.in_force import InForce
 from dataplane.led import LedSockets
 from dataplane.unswept import Unswept
 from lb.incarnations import Seat
-from lb.model import AdminState, ServicePort
+from lb.model import AdminState, Place, ServicePort
 from lb.rows import answering, echo_protocol, impatient, known_as, living
 from xdp.names import Names
 from xdp.schema import Protocol
@@ -68,8 +68,11 @@ class Strays:
         if self._has_echoes:
             for family in (4, 6):
                 self._flows.keep_only(echo_protocol(family), answering(in_force.snapshot, here, family, names))
-        out = [place for place, state in here.administered.items() if state is AdminState.MAINT]
-        self._end_at((place, protocol) for place in out for protocol in ("TCP", "UDP"))
+        self.end_out(place for place, said in here.administered.items() if said.state is AdminState.MAINT)
+
+    def end_out(self, places: Iterable[Place]) -> int:
+        """End the connections to endpoints that have been taken out; return how many."""
+        return self._end_at((place, protocol) for place in places for protocol in ("TCP", "UDP"))
 
     def _end_at(self, seats: Iterable[Seat]) -> int:
         """End the connections to endpoints; return how many. Of protocol ICMP, echoes of either family."""

@@ -166,17 +166,31 @@ def status(node: Node) -> dict[str, Any]:
         "state": "failed" if not node.engine.is_alive else "degraded" if why else "ok",
         "why": why,
         "engine": node.engine.name,
+        "seed": node.seed.fingerprint,
         "uptime_s": round(time.monotonic() - node.started, 1),
         "services": node.in_force.live.services,
         "endpoints": node.in_force.live.endpoints,
         "interfaces": interfaces(node),
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
         "snat_ports_left_out": len(node.occupied.ports) if node.occupied else 0,
+        "taken_out": taken_out(node),
         "revision": {"desired": node.manifests.desired, "programmed": node.manifests.programmed},
         "applied_at_s": round(node.manifests.applied_at_s, 3),
         "packets": packets(node),
         "sockets": sockets(node),
         "reasons": reasons(node),
+    }
+
+
+def taken_out(node: Node) -> dict[str, Any]:
+    """Return how many endpoints an operator has taken out, when the next drain is over, and what deadlines ended."""
+    said = node.in_force.here.administered
+    states = Counter(each.state for each in said.values())
+    return {
+        "drain": states[AdminState.DRAIN],
+        "maint": states[AdminState.MAINT],
+        "next_deadline_s": _left_s(node, node.deadlines.next_s()),
+        "ended": node.deadlines.ended,
     }
 
 
@@ -312,12 +326,19 @@ def services(node: Node) -> list[dict[str, Any]]:
                     "state": _state_of(endpoint, here),
                     "weight": endpoint.weight,
                     "flows": held[port.key, with_port(endpoint.address, endpoint.port)],
+                    **_deadline_of(node, endpoint),
                 }
                 for endpoint in port.endpoints
             ],
         }
         for port in node.in_force.snapshot.ports
     ]
+
+
+def _deadline_of(node: Node, endpoint: Endpoint) -> dict[str, float]:
+    """Return how long the drain of an endpoint lasts, if it has a deadline."""
+    left_s = _left_s(node, node.in_force.here.said_of((endpoint.address, endpoint.port)).deadline_s)
+    return {} if left_s is None else {"deadline_s": left_s}
 
 
 def _state_of(endpoint: Endpoint, here: Here) -> str:
@@ -375,11 +396,22 @@ def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
     for row, place in zip(rows, places, strict=True):
         address, port, _ = known_as((*place, 0), names)
         row["addr"], row["port"] = swap32(address), swap16(port)
-    states = node.in_force.here.administered
+    here = node.in_force.here
     return [
-        {"address": with_port(*place), "state": states.get(place, AdminState.READY).value, "open": int(count)}
+        {
+            "address": with_port(*place),
+            "state": here.said_of(place).state.value,
+            "deadline_s": _left_s(node, here.said_of(place).deadline_s),
+            "open": int(count),
+        }
         for place, count in zip(places, node.flows.count_open(rows), strict=True)
     ]
+
+
+def _left_s(node: Node, deadline_s: float | None) -> float | None:
+    """Return the seconds until a deadline, if there is one."""
+    left_s = node.deadlines.left_s(deadline_s)
+    return None if left_s is None else round(left_s, 1)
 
 
 def endpoints(node: Node) -> list[dict[str, Any]]:

@@ -70,6 +70,13 @@ def publish(frontends, frontend_keys, keys, places, rows):
 
 
 @compiled
+def overwrite(slots, first, fresh):
+    """Store `fresh` (u32) in `slots` from `first` on, while packets read them: each is the old one or the new one."""
+    for index in range(len(fresh)):
+        store_release(slots, first + index, fresh[index])
+
+
+@compiled
 def find_frontend(tables, addr, port, protocol):
     """Return the row of the Service port behind (address, port, protocol), or MISS. Port and protocol 0: of a VIP."""
     keys = tables.frontend_keys
@@ -126,7 +133,7 @@ def is_in_ranges6(ranges, first, count, high, low):
 def select(tables, row, addrs, ports, protocol, seed, attempt):
     """Return the row of the endpoint that Maglev chooses for a five-tuple, or MISS if the Service port has none.
 
-    `seed` (u64) is equal on every node that shares the VIP. `attempt` counts from 0: each asks the next slot.
+    `seed` is a u64: control's, or dice. `attempt` counts from 0: each asks the next slot.
     """
     service = tables.services[row]
     if service.slots == 0:
@@ -137,7 +144,7 @@ def select(tables, row, addrs, ports, protocol, seed, attempt):
 
 
 @compiled
-def schedule(tables, row, addrs, ports, protocol, seed, attempt, now):
+def schedule(tables, row, addrs, ports, protocol, attempt, now):
     """Return the row of the endpoint that the Service port's scheduler chooses, or MISS; the rest as for `select`.
 
     `now` (jiffies) and the table's secret make the next connection of the same five-tuple a new throw of the dice.
@@ -153,7 +160,8 @@ def schedule(tables, row, addrs, ports, protocol, seed, attempt, now):
         one = select(tables, row, addrs, ports, protocol, dice, attempt)
         other = select(tables, row, addrs, ports, protocol, ~dice, attempt)
         return one if load_acquire(tables.loads, one) <= load_acquire(tables.loads, other) else other
-    return select(tables, row, addrs, ports, protocol, dice if service.scheduler == _RANDOM else seed, attempt)
+    seed = dice if service.scheduler == _RANDOM else tables.control[0].maglev_seed
+    return select(tables, row, addrs, ports, protocol, seed, attempt)
 
 
 @inlined

@@ -47,6 +47,13 @@ class AdminState(StrEnum):
     MAINT = "maint"  # nor those that it has
 
 
+class Said(NamedTuple):
+    """An operator's word of an endpoint."""
+
+    state: AdminState
+    deadline_s: float | None = None  # of a drain, by a clock that never jumps: from then on it is maintenance
+
+
 Place = tuple[IPAddress, int]  # of an endpoint: address and port
 
 

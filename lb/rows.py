@@ -16,6 +16,7 @@ from lb.model import (
     FrontendKind,
     NotHonoured,
     Place,
+    Said,
     Service,
     ServicePort,
     Snapshot,
@@ -63,14 +64,18 @@ class Here:
     node_port_addresses: tuple[IPAddress, ...] = ()
     masquerade: str = "none"  # or external, or all: settings.MASQUERADES
     knows_inside: tuple[int, ...] = ()  # families of which it is known which clients are inside the cluster
-    administered: Mapping[Place, AdminState] = field(default_factory=dict)  # who is not ready for all, by an operator
+    administered: Mapping[Place, Said] = field(default_factory=dict)  # who is not ready for all, by an operator
     timeout_sets: Mapping[tuple[tuple[str, int], ...], int] = field(default_factory=dict)  # by what Services ask for
     leads_clients: bool = False  # those on the node itself, who are inside the cluster, to endpoints as they connect
     vips: Mapping[FrontendKey, str] = field(default_factory=dict)  # at node_port_addresses, and whose (`vips_at`)
 
     def state_of(self, endpoint: Endpoint) -> AdminState:
         """Return what the operator wants of an endpoint."""
-        return self.administered.get((endpoint.address, endpoint.port), AdminState.READY)
+        return self.said_of((endpoint.address, endpoint.port)).state
+
+    def said_of(self, place: Place) -> Said:
+        """Return the operator's word of the endpoint at a place."""
+        return self.administered.get(place, _NOTHING_SAID)
 
     def has_timeouts(self, services: Iterable[Service]) -> bool:
         """Tell whether there is a set of timeouts for each of these Services."""
@@ -83,6 +88,7 @@ class Here:
 
 
 NOTHING_HERE = Here()
+_NOTHING_SAID = Said(AdminState.READY)
 _SCHEDULERS = {
     "maglev": Scheduler.MAGLEV,
     "random": Scheduler.RANDOM,

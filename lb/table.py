@@ -8,7 +8,8 @@ Packets read these tables while they change, so:
 * what is no longer held is reused only after `release`, which the caller makes after a grace period.
 
 Nothing but the tables themselves is remembered from one daemon to the next: `adopt` reads back what they hold, so an
-unchanged configuration writes nothing at a restart.
+unchanged configuration writes nothing at a restart. With another seed, slots are written over where they are: there is
+no room for a second table of every row. A packet that reads them meanwhile gets another endpoint of its Service port.
 """
 
 from __future__ import annotations
@@ -125,6 +126,12 @@ def _standing_for(weights: tuple[tuple[Address, int], ...]) -> int:
     return zlib.crc32(text.encode()) | 1 if weights else 0
 
 
+def _weights_of(content: _Content, service: ServiceRow) -> list[int]:
+    """Return the weights of a row's endpoints in their order; empty: they are equal."""
+    by_endpoint = {_packed_endpoint(endpoint): weight for endpoint, weight in service.weights}
+    return [by_endpoint.get(endpoint, 1) for endpoint in content.endpoints] if by_endpoint else []
+
+
 class Change(NamedTuple):
     """What `apply` did."""
 
@@ -191,7 +198,7 @@ class ServiceTable:
     def __init__(self, tables: Tables, seed: int, hop_of: Callable[[IPAddress], int]) -> None:
         self._tables = tables
         self._seed = np.uint64(seed)
-        tables.control[0]["maglev_seed"] = seed
+        self._stale: set[int] = set()  # rows of `services` whose slots are as another seed has them
         self._hop_of = hop_of
         self._slots = tables.maglev
         self._place: dict[int, int] = {}  # of frontends, and of VIPs
@@ -239,6 +246,8 @@ class ServiceTable:
         for vip in [vip for vip in self._place if not vip & _PORT_AND_PROTOCOL and vip not in self._frontends_at]:
             self._withdraw(vip)  # of a daemon that was killed when it had no frontends any more
         self._let_lead(self._frontends_at)
+        if self._tables.control[0]["maglev_seed"] != self._seed:
+            self._stale = set(self._content)
         affinity.abandon(self._tables)
 
     def _adopted(self, number: int) -> int:
@@ -341,6 +350,7 @@ class ServiceTable:
             self._unstage(staged)
             raise
         change = self._publish(rows, removed, staged)
+        self._let_seed_choose(staged.stale)
         for vip in own - self._own:
             if vip in self._place:  # it was not the node's own until now
                 self._withdraw(vip)
@@ -357,6 +367,8 @@ class ServiceTable:
                 row = row_of_service.get(id(service), -1)
                 if row < 0:
                     row = self._take_row(content, service, staged)
+            elif row in self._stale:
+                staged.stale[row] = service
             row_of_service.setdefault(id(service), row)
             if row != known:
                 rows[frontend] = row
@@ -377,9 +389,7 @@ class ServiceTable:
                 self._endpoint_row[endpoint] = self._free_endpoints.take(1)
                 staged.new_endpoints.append(endpoint)
         staged.local.update(content.local)
-        if service.weights:
-            by_endpoint = {_packed_endpoint(endpoint): weight for endpoint, weight in service.weights}
-            new.weights = [by_endpoint.get(endpoint, 1) for endpoint in content.endpoints]
+        new.weights = _weights_of(content, service)
         slots = maglev.table_size(len(content.endpoints))
         if slots:
             new.first_slot, new.slots = self._free_slots.take(slots + content.members), slots
@@ -438,6 +448,32 @@ class ServiceTable:
         slots = np.stack([rows["first_slot"], rows["slots"]], axis=1).astype(np.int64)
         scratch = maglev.scratch_for(max(len(content.endpoints) for content in contents))
         maglev.fill_all(self._slots, slots, names, numbers, weights, ends, self._seed, scratch)
+
+    def _let_seed_choose(self, stale: dict[int, ServiceRow]) -> None:
+        """Have packets choose by this seed, over slots as it has them: those of these rows are written over.
+
+        Until all are, there is no seed (0): what a start that is cut short leaves undone, the next one does.
+        """
+        words = self._tables.control[0]
+        if words["maglev_seed"] == self._seed:
+            return
+        words["maglev_seed"] = 0
+        for row, service in stale.items():
+            self._fill_anew(row, service)
+        self._stale.clear()
+        words["maglev_seed"] = self._seed
+
+    def _fill_anew(self, number: int, service: ServiceRow) -> None:
+        content, row = self._content[number], self._tables.services[number]
+        if content.endpoints:
+            fresh = np.empty(int(row["slots"]), np.uint32)
+            numbers = np.array([self._endpoint_row[endpoint] for endpoint in content.endpoints], np.uint32)
+            weights = np.array(_weights_of(content, service) or [1] * len(numbers), np.uint32)
+            names = maglev.names_of_packed(content.endpoints)
+            maglev.fill(fresh, names, numbers, weights, self._seed, maglev.scratch_for(len(numbers)))
+            compiled.overwrite(self._slots, int(row["first_slot"]), fresh)
+        if service.inside is not None:
+            self._fill_anew(int(row["inside"]), service.inside)
 
     def _take_places(self, wanted: _Wanted, own: frozenset[int], staged: _Staged) -> None:
         """Find a place for every frontend that has none, and for its VIP."""
@@ -668,6 +704,7 @@ class _Staged:
     rows: list[_NewRow] = field(default_factory=list)
     endpoints: list[int] = field(default_factory=list)  # of all rows, one after the other
     new_endpoints: list[int] = field(default_factory=list)
+    stale: dict[int, ServiceRow] = field(default_factory=dict)  # rows that stay, with slots as another seed has them
     local: set[int] = field(default_factory=set)  # endpoints on this node
     frontends: list[int] = field(default_factory=list)  # new ones, then new VIPs
     keys: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))

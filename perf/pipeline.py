@@ -87,7 +87,7 @@ def _node(flows: int) -> context.Node:
     starts = np.zeros(hops_compiled.LENGTHS + 1, np.uint32)
     starts[-1] = 1  # one route, the default, through next hop 1
     hops_compiled.publish_routes(hops, starts, np.zeros(1, np.uint32), np.ones(1, np.uint32))
-    return context.new_node(tables, hops, maglev.DEFAULT_SEED)
+    return context.new_node(tables, hops)
 
 
 def _template() -> npt.NDArray[np.uint8]:

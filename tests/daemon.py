@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,13 @@ class Daemon:
             self.process = self.host.popen(command, stdout=stream, stderr=stream, cwd=ROOT)
         self.wait_for(lambda: self.process.poll() is not None or self.is_answering(), START_S)  # type: ignore[union-attr]
         assert self.process.poll() is None, self.said()
+
+    def restart(self, *flags: str) -> None:
+        """Stop it as an operator does, and start it again, with these flags beside its own."""
+        self.signal(signal.SIGTERM)
+        assert self.wait() == 0, self.said()
+        self.start_with = [*flags]
+        self.start()
 
     def tables(self) -> SharedMaps | SharedFile:
         """Return the shared tables, to be looked at: also when the daemon does not answer."""

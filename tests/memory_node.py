@@ -23,7 +23,6 @@ from dataplane.pipeline import handle
 from dataplane.settings import OPTIONS, Settings
 from dataplane.shortages import Shortages
 from dataplane.vlans import words_of
-from lb import maglev
 from lb.manifests import Reader
 from lb.table import ServiceTable
 from perf.world import NetworkPlan
@@ -147,20 +146,20 @@ class MemoryNode(ScenarioNode):
             "memory", (str(self._file),), names, capacity=CONNECTIONS, node_name=NODE_NAME, zone=ZONE,
             run_folder=folder, **more,
         )  # fmt: skip
-        self._node = node = Node(settings)
+        self._node = node = Node(settings, self.seconds)
         node.netdev = _PaperNetwork(self.networks)  # type: ignore[assignment]
         node.shared = SimpleNamespace(tables=tables)  # type: ignore[assignment]
         node.clock = self.clock  # type: ignore[assignment]
         node.flows = FlowTable(tables, self.clock)
         node.flows.create()
         node.next_hops = NextHops(tables, node.netdev, names)
-        node.services = ServiceTable(tables, maglev.DEFAULT_SEED, node.next_hops.row_for)
+        node.services = ServiceTable(tables, node.seed.number, node.next_hops.row_for)
         node.engine = _NoEngine()  # type: ignore[assignment]
         node.shortages = Shortages(settings, tables)
         node.put_together()
         self._tables = tables
         sources = masquerading(settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables))
-        self._path = new_node(tables, node.next_hops.hops, maglev.DEFAULT_SEED, sources)
+        self._path = new_node(tables, node.next_hops.hops, sources)
         tables.control[0]["ping"] = Ping[settings.ping.upper()]
         tables.control[0]["vlans"] = words_of(settings.vlans)
         self._frames = np.zeros(4096, np.uint8)
@@ -267,6 +266,15 @@ class MemoryNode(ScenarioNode):
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self.clock.advance(seconds)
+
+    def seconds(self) -> float:
+        """Return the time."""
+        return self.clock.now() / self.clock.hertz
+
+    def end_overdue(self) -> None:
+        """End the drains whose deadline has passed, and what is to end with them."""
+        asyncio.run(self._node.deadlines.end_overdue())
+        self._node.strays.end()
 
     def look_for_shortages(self) -> None:
         """Have it find out what there was no room for."""

@@ -340,7 +340,7 @@ class Pipeline:
         inside = [ip_network(address_of(first)) for first, _ in (*INSIDE, *INSIDE6)]  # single addresses
         snat = masquerading(inside, snat_ports, sources, Names(tables))
         occupy(snat, OCCUPIED)
-        self.node = new_node(tables, write_hops(tables), SEED, snat)
+        self.node = new_node(tables, write_hops(tables), snat)
         self.node.link[0]["ifindex"] = LINK
         tables.control[0]["ping"] = Ping.ANSWER
         tables.control[0]["vlans"] = words_of((vlan, vlan) for vlan in VLANS)

@@ -8,6 +8,7 @@ STATUS: dict[str, Any] = {
     "state": "ok",
     "why": [],
     "engine": "xdp",
+    "seed": "public",
     "uptime_s": 93784.2,
     "services": 2,
     "endpoints": 3,
@@ -17,6 +18,7 @@ STATUS: dict[str, Any] = {
     ],
     "flows": {"used": 250_000, "capacity": 1_000_000},
     "snat_ports_left_out": 2,
+    "taken_out": {"drain": 2, "maint": 1, "next_deadline_s": 599.9, "ended": 17},
     "revision": {"desired": 7, "programmed": 7},
     "applied_at_s": 1_790_000_000.5,
     "packets": {

@@ -167,6 +167,8 @@ def test_the_version_is_told():
         (["run", "--on-exit", ""], "'' is not one of keep, detach"),
         (["status", "--name", "a/b"], "'a/b' is no name; expected letters, digits, - and _"),
         (["status", "--wait", "soon"], "'soon' is not a valid float"),
+        (["drain", "10.0.0.1", "--deadline", "soon"], "'soon' is not a valid integer"),
+        (["maint", "10.0.0.1", "--deadline", "60"], "turnout maint: no such option '--deadline'"),
         (["status", "more"], "got unexpected extra argument (more)"),
         (["get", "flowz"], "turnout get: no such command 'flowz'. Did you mean 'flows'?"),
         (["get", "flows", "--limit", "0"], "0 is not in the range x>=1"),
@@ -290,6 +292,7 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
         assert turnout("status", run_folder=tmp_path).stdout.splitlines() == [
             "OK  node node: 2 Services, 3 endpoints, up 1 d 2 h",
             "engine      xdp",
+            "seed        public",
             "interfaces  eth0 native, 1,000 packets received",
             "            eth1 generic, 5 packets received: asked for",
             "flows       [#####...............] 250,000 of 1,000,000 (25.0%)",
@@ -297,6 +300,7 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
             "packets     xdp: " + XDP_PACKETS,
             "            userspace: received 4, forwarded 3, passed 0, dropped 1, punt-lost 1, originated 0",
             "            egress: received 50, forwarded 30, passed 20",
+            "taken out   2 drained (next deadline in 9 min 59 s), 1 in maintenance; 17 connections ended by deadlines",
             "sockets     led 12, passed 30, refused 1",
             "reasons     FORWARDED 1,200",
             "            NEW_FLOW 4",
@@ -346,6 +350,24 @@ def test_filters_of_flows_are_the_nodes_work(tmp_path):
     with node(tmp_path, flows=[]) as asked:
         turnout("get", "flows", "--service", "shop/web", "--client", "192.0.2.1", "--limit", "5", run_folder=tmp_path)
     assert asked == [("flows", {"service": "shop/web", "client": "192.0.2.1", "limit": 5})]
+
+
+@pytest.mark.faults(87)
+def test_what_is_said_of_an_endpoint_is_answered_with_its_deadline(tmp_path):
+    row = {"address": "10.0.1.2:8080", "state": "drain", "deadline_s": 59.9, "open": 3}
+    other = {**row, "address": "10.0.1.3:8080", "deadline_s": None}
+    with node(tmp_path, administer=[row, other]) as asked:
+        told = turnout("drain", "10.0.1.2", "10.0.1.3:8080", "--deadline", "60", run_folder=tmp_path)
+        turnout("drain", "10.0.1.2", run_folder=tmp_path)
+    assert [line.split() for line in told.stdout.splitlines()] == [
+        ["ADDRESS", "STATE", "DEADLINE", "OPEN"],
+        ["10.0.1.2:8080", "drain", "in", "59", "s", "3"],
+        ["10.0.1.3:8080", "drain", "-", "3"],
+    ]
+    assert asked == [
+        ("administer", {"endpoints": ["10.0.1.2", "10.0.1.3:8080"], "state": "drain", "deadline_s": 60}),
+        ("administer", {"endpoints": ["10.0.1.2"], "state": "drain"}),
+    ]
 
 
 @pytest.mark.faults(124)
@@ -455,3 +477,22 @@ def test_without_root_it_exits_77_and_touches_nothing(command, tmp_path):
 def test_detach_of_nothing_says_so(tmp_path):
     done = turnout("detach", run_folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "node 'node' has left nothing behind\n")
+
+
+@pytest.mark.root
+@pytest.mark.faults(83)
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [(None, "no such file; check the path given with --seed-file"), ("short", "5 bytes are no secret; expected 16")],
+    ids=["missing", "short"],
+)
+def test_a_start_without_the_secret_that_it_is_told_of_exits_4_and_touches_nothing(tmp_path, secret, problem):
+    seed, run_folder = tmp_path / "seed", tmp_path / "run"
+    run_folder.mkdir()
+    if secret is not None:
+        seed.write_text(secret)
+        seed.chmod(0o600)
+    done = turnout("run", "-f", "web.yaml", "-i", "lo", "--seed-file", str(seed), run_folder=run_folder)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith(f"{seed}: {problem}")
+    assert list(run_folder.iterdir()) == []

@@ -148,6 +148,7 @@ def test_a_bug_in_an_answer_is_told_and_the_server_goes_on(settings, caplog):
         (b'{"command":"flows","options":{"client":7}}\n', "option client is not of type str"),
         (b'{"command":"administer","options":{"endpoints":"10.0.0.1"}}\n', "option endpoints is not of type list"),
         (b'{"command":"administer","options":{"endpoints":[1]}}\n', "option endpoints is not of type list"),
+        (b'{"command":"administer","options":{"deadline_s":1.5}}\n', "option deadline_s is not of type int"),
         (b"x" * 1_000_000, "longer than 65536 bytes"),
     ],
 )

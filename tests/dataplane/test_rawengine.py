@@ -14,7 +14,7 @@ from dataplane.ingress import Filter
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
 from lb.rows import ServiceRow
-from tests.small_node import SEED, SMALL
+from tests.small_node import SMALL
 from xdp import naming
 from xdp.byteorder import swap16
 from xdp.clock import ManualClock
@@ -31,7 +31,7 @@ def test_N9_names_of_what_is_held_live_and_are_let_go_with_it():
     tables, clock = Tables.in_memory(SMALL), ManualClock()
     flows = FlowTable(tables, clock)
     flows.create()
-    engine = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, "")
+    engine = RawEngine(Settings("test", (), ()), tables, SMALL, clock, "")
 
     def alive() -> set[IPv6Address]:
         """Return which addresses have a name after passes of the sweep in which no flow uses any."""
@@ -54,7 +54,7 @@ def test_N9_names_of_what_is_held_live_and_are_let_go_with_it():
 def test_N9_without_room_for_a_name_nothing_is_held_and_another_try_holds_all():
     tables, clock = Tables.in_memory(SMALL), ManualClock()
     FlowTable(tables, clock).create()
-    engine, names = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, ""), Names(tables)
+    engine, names = RawEngine(Settings("test", (), ()), tables, SMALL, clock, ""), Names(tables)
 
     def sweep() -> None:
         for _ in range(3):
@@ -81,7 +81,7 @@ def test_P6_what_the_tables_had_no_room_for_leaves_what_is_held_as_it_was():
     tables, clock = Tables.in_memory(SMALL), ManualClock()
     flows = FlowTable(tables, clock)
     flows.create()
-    engine, names = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, ""), Names(tables)
+    engine, names = RawEngine(Settings("test", (), ()), tables, SMALL, clock, ""), Names(tables)
     other = ROW._replace(endpoints=((IPv6Address("2001:db8:2::77"), 8080),))
     with engine.expecting([ROW], [OWN]):
         pass
@@ -100,7 +100,7 @@ def test_C12_a_port_is_spared_while_connections_leave_from_it_but_not_for_an_ide
     flows.create()
     spared: list[frozenset[int]] = []
     monkeypatch.setattr(Filter, "spare", lambda _, ports: spared.append(ports))
-    engine = RawEngine(Settings("test", (), ()), tables, SMALL, clock, SEED, "")
+    engine = RawEngine(Settings("test", (), ()), tables, SMALL, clock, "")
     client, vip, endpoint, own = 1, 2, 3, 4
     for protocol, port in ((Protocol.TCP, 61_000), (Protocol.UDP, 61_001), (Protocol.ICMP, 61_002)):
         ports = np.uint32(swap16(80) << 16 | swap16(port)), np.uint32(swap16(8080) << 16 | swap16(port))

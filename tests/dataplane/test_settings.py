@@ -53,6 +53,7 @@ def test_every_flag_can_stand_in_a_file(file):
         snat-addresses: [192.0.2.7, '2001:db8::7']
         vlan: [100, 200-299, all]
         socket-cgroup: /sys/fs/cgroup
+        seed-file: secret
         metrics: '[::1]:9100'
         log-format: json
     """)
@@ -78,6 +79,7 @@ def test_every_flag_can_stand_in_a_file(file):
         snat_addresses=(ip_address("192.0.2.7"), ip_address("2001:db8::7")),
         vlans=(VlanRange(100, 100), VlanRange(200, 299), VlanRange(0, 4094)),
         socket_cgroup=Path("/sys/fs/cgroup"),
+        seed_file=Path(path).parent / "secret",
         metrics=("::1", 9100),
         log_format="json",
     )

@@ -15,7 +15,7 @@ from tests.named_packets import NAMED
 from tests.native import Native, at_the_edge
 from tests.packets import CLIENT, ENDPOINT, VIP, rewritten, syn, tagged
 from tests.reference import vlan_tags
-from tests.small_node import SEED, SMALL, write_hops
+from tests.small_node import SMALL, write_hops
 from xdp import schema
 from xdp.jit import compiled
 from xdp.schema import Reason
@@ -33,7 +33,7 @@ def native() -> Native:
 @pytest.fixture(scope="module")
 def node() -> Node:
     tables = Tables.in_memory(SMALL)
-    made = new_node(tables, write_hops(tables), SEED)
+    made = new_node(tables, write_hops(tables))
     tables.control[0]["vlans"] = vlans.words_of(SERVED)
     return made
 

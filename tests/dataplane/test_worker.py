@@ -30,7 +30,7 @@ def tables() -> Tables:
 
 @pytest.fixture
 def worker(tables) -> Iterator[Worker]:
-    node = new_node(tables, new_hops(tables, 1), 0)
+    node = new_node(tables, new_hops(tables, 1))
     bell = os.eventfd(0)
     sock = SimpleNamespace(fd=bell, queue=None)
     worker = Worker(node, 0, new_ports(), 0, sock, NO_POOL, ManualClock())
@@ -40,7 +40,7 @@ def worker(tables) -> Iterator[Worker]:
 
 
 def test_a_loop_that_ends_in_an_exception_is_told_in_status(tables, worker):
-    engine = Engine(Settings("n", (), ()), SimpleNamespace(tables=tables), ManualClock(), 0)
+    engine = Engine(Settings("n", (), ()), SimpleNamespace(tables=tables), ManualClock())
     engine.queues = [Queue(Interface("eth0", 2, b"", 1500, is_up=True), 0)]
     engine._workers = [worker]
     tables.heartbeats[0] = 1

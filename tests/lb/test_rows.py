@@ -18,6 +18,7 @@ from lb.model import (
     NodeView,
     Options,
     PortSpec,
+    Said,
     Service,
     SliceEndpoint,
     SlicePort,
@@ -120,7 +121,7 @@ def test_L_who_is_drained_is_no_candidate_and_who_is_in_maintenance_does_not_liv
     snapshot = resolve([service], [SLICE], NodeView("node-1"), not_yet={})
     names = Names(Tables.in_memory(Capacity(connections=1, maglev_slots=16, names=8)))
     for state, lives in ((AdminState.DRAIN, 2), (AdminState.MAINT, 1)):
-        here = Here(administered={(HERE, 8080): state, (THERE, 9090): state})
+        here = Here(administered={(HERE, 8080): Said(state), (THERE, 9090): Said(state)})
         (row,) = rows_of(snapshot, here)
         assert row.endpoints == ((THERE, 8080),)
         assert len([*living(snapshot, here, TCP, names)]) == lives

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lb import compiled
+from lb import compiled, maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import DNS_VIP, VIP, Address, address
@@ -51,10 +51,10 @@ DNS = port_of(C, frontends=(DNS_VIP,), protocol=UDP)
 class Rows:
     """Tables, their writer, and what packets find in them."""
 
-    def __init__(self, capacity: Capacity = CAPACITY, tables: Tables | None = None) -> None:
+    def __init__(self, capacity: Capacity = CAPACITY, tables: Tables | None = None, seed: int = SEED) -> None:
         self.tables = tables or Tables.in_memory(capacity)
         self.tables.control[0]["hash_key"] = [11, 13]
-        self.writer = ServiceTable(self.tables, SEED, lambda host: int(host) & 3)
+        self.writer = ServiceTable(self.tables, seed, lambda host: int(host) & 3)
 
     def snapshot(self) -> list[bytes]:
         """Return every byte that packets may look at."""
@@ -335,7 +335,7 @@ def test_L_an_endpoint_too_light_for_a_slot_is_one_all_the_same(rows: Rows):
 def scheduled(rows: Rows, count: int) -> list[int]:
     """Return the addresses of the endpoints that so many connections are given, all of one five-tuple."""
     row = rows.row(VIP)
-    arguments = (np.uint64(1), np.uint32(2), np.uint8(TCP), np.uint64(SEED), 0)
+    arguments = (np.uint64(1), np.uint32(2), np.uint8(TCP), 0)
     chosen = [compiled.schedule(rows.tables, row, *arguments, np.uint32(number)) for number in range(count)]
     return [swap32(rows.tables.endpoints[number]["addr"]) for number in chosen]
 
@@ -499,6 +499,101 @@ def test_nodes_with_one_seed_choose_alike():
         chosen.append([int(rows.tables.endpoints[number]["addr"]) for number in numbers])
     assert chosen[0] == chosen[1]
     assert len(set(chosen[0])) == 3
+
+
+# Another seed.
+
+_WEIGHTS = tuple(zip(port_of(A, B).endpoints, (3, 1), strict=True))
+_INSIDE = ServiceRow((), port_of(B, C, D).endpoints)
+OF_ALL_KINDS = [
+    port_of(A, B, C),
+    port_of(A, B, frontends=((VIP[0], 81),), weights=_WEIGHTS),
+    port_of(A, B, C, frontends=((VIP[0], 82),), affinity_s=600, identity=5),
+    port_of(A, B, C, frontends=((VIP[0], 83),), inside=_INSIDE),
+    port_of(frontends=((VIP[0], 84),)),
+    port_of(C, D, frontends=((VIP[0], 85),), scheduler=Scheduler.ROUND_ROBIN),
+]
+
+
+def slots_of(rows: Rows) -> list[list[Address]]:
+    """Return the endpoints that the slots of every row name, and of its row for those inside."""
+    found = []
+    for port in range(80, 86):
+        row = rows.tables.services[rows.row((VIP[0], port))]
+        for service in (row, rows.tables.services[row["inside"]]):
+            first, count = int(service["first_slot"]), int(service["slots"])
+            records = rows.tables.endpoints[rows.tables.maglev[first : first + count]]
+            found.append([(swap32(record["addr"]), swap16(record["port"])) for record in records])
+    return found
+
+
+@pytest.mark.faults(83)
+def test_a_successor_with_another_seed_has_the_slots_that_it_would_have_made(rows: Rows):
+    rows.writer.apply(OF_ALL_KINDS)
+    before = slots_of(rows)
+    successor = Rows(tables=rows.tables, seed=SEED + 1)
+    successor.writer.adopt()
+    assert rows.tables.control[0]["maglev_seed"] == SEED, "until all are as it has them"
+    assert successor.writer.apply(OF_ALL_KINDS) == (0, 0, 0), "rows stay where they are, as there may be no room"
+    assert not successor.writer.take_parted()
+    anew = Rows(seed=SEED + 1)
+    anew.writer.apply(OF_ALL_KINDS)
+    assert slots_of(successor) == slots_of(anew) != before
+    assert rows.tables.control[0]["maglev_seed"] == SEED + 1
+    assert scheduled(successor, 1)
+    third = Rows(tables=rows.tables, seed=SEED + 1)
+    third.writer.adopt()
+    was = third.snapshot()
+    third.writer.apply(OF_ALL_KINDS)
+    assert third.snapshot() == was
+
+
+def test_a_start_with_another_seed_that_is_cut_short_is_made_good_by_any_next_one(rows: Rows, monkeypatch):
+    rows.writer.apply(OF_ALL_KINDS)
+    before = slots_of(rows)
+    successor = Rows(tables=rows.tables, seed=SEED + 1)
+    successor.writer.adopt()
+    fill = maglev.fill
+    filled = iter(range(3))
+
+    def killed(*arguments: object) -> None:
+        next(filled)
+        fill(*arguments)
+
+    monkeypatch.setattr(maglev, "fill", killed)
+    with pytest.raises(StopIteration):
+        successor.writer.apply(OF_ALL_KINDS)
+    monkeypatch.undo()
+    assert rows.tables.control[0]["maglev_seed"] == 0
+    assert slots_of(rows) != before
+    third = Rows(tables=rows.tables)  # with the seed of before
+    third.writer.adopt()
+    third.writer.apply(OF_ALL_KINDS)
+    assert slots_of(third) == before
+    assert rows.tables.control[0]["maglev_seed"] == SEED
+
+
+def test_what_finds_no_room_leaves_the_seed_of_before(rows: Rows):
+    rows.writer.apply(OF_ALL_KINDS)
+    before = rows.snapshot()[:3]
+    successor = Rows(tables=rows.tables, seed=SEED + 1)
+    successor.writer.adopt()
+    many = [port_of(A, B, C, frontends=((VIP[0], number),)) for number in range(100, 200)]
+    with pytest.raises(TableFullError):
+        successor.writer.apply([*OF_ALL_KINDS, *many])
+    assert rows.tables.control[0]["maglev_seed"] == SEED
+    assert [rows.row((VIP[0], port)) for port in range(80, 86)] == [
+        successor.row((VIP[0], port)) for port in range(80, 86)
+    ]
+    successor.writer.apply(OF_ALL_KINDS)
+    assert rows.tables.control[0]["maglev_seed"] == SEED + 1
+    assert rows.snapshot()[0] == before[0]
+
+
+def test_slots_are_written_over_where_they_are_and_nowhere_else():
+    slots = np.full(10, 7, np.uint32)
+    compiled.overwrite(slots, 3, np.array([1, 2, 3], np.uint32))
+    assert slots.tolist() == [7, 7, 7, 1, 2, 3, 7, 7, 7, 7]
 
 
 # IPv6: the number of a name stands where an address stands.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import signal
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from perf import clients
 from tests.daemon import TURNOUT
-from tests.scenarios.site import DNS_PORT, EACH_PATH, WEB_PORT, Site
+from tests.scenarios.site import DNS_PORT, EACH_PATH, WEB_PORT, Site, who_answers
 from tests.services import split, write_manifests
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
+PATIENCE_S = 20.0
 everywhere = pytest.mark.parametrize("site", EACH_PATH, indirect=True, scope="session")
 # What only the control plane does is the same with every engine.
 twice = pytest.mark.parametrize("site", ["xdp", "raw-6"], indirect=True, scope="session")
@@ -33,12 +36,6 @@ def _services(site: Site) -> Iterator[None]:
 
 def say(site: Site, state: str, *words: str) -> list[dict[str, object]]:
     return json.loads(site.daemon.turnout(state, *words, "-o", "json").stdout)  # type: ignore[no-any-return]
-
-
-def restart(site: Site) -> None:
-    site.daemon.signal(signal.SIGTERM)
-    assert site.daemon.wait() == 0
-    site.daemon.start()
 
 
 def states(site: Site) -> set[tuple[str, str]]:
@@ -102,11 +99,74 @@ def test_L_maintenance_resets_connections_and_moves_datagrams(site):
 def test_L_what_an_operator_has_said_outlasts_a_restart_but_not_the_endpoint(site):
     (place,) = site.places(DNS_PORT, "web-1")
     say(site, "drain", place)
-    restart(site)
+    site.daemon.restart()
     assert (place, "drain") in states(site)
     assert ask_anew(site) == {"web-2"}
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-2")))
     site.daemon.apply(site.web, site.dns.with_endpoints(*site.places(DNS_PORT, "web-1", "web-2")))
+    assert ask_anew(site) == {"web-1", "web-2"}
+
+
+@contextlib.contextmanager
+def held(site: Site, server: str) -> Iterator[socket.socket]:
+    """Have a connection of a client that asks a server by HTTP."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            with site.client.entered():
+                sock = stack.enter_context(socket.socket(site.socket_family))
+            sock.settimeout(5)
+            sock.connect(split(site.web.frontend))
+            if who_answers(sock) == server:
+                yield sock
+                return
+
+
+def answers_before_reset(sock: socket.socket) -> int:
+    """Ask until the connection is reset; return how many answers there were."""
+    answers, end = 0, time.monotonic() + PATIENCE_S
+    with contextlib.suppress(ConnectionResetError):
+        while who_answers(sock):
+            answers += 1
+            assert time.monotonic() < end, f"not reset after {answers} answers"
+    return answers
+
+
+@pytest.mark.faults(87)
+@everywhere
+def test_L_a_client_that_holds_on_to_a_drained_endpoint_is_reset_at_the_deadline(site):
+    """However busy it keeps its connection; those to the other endpoint do not notice."""
+    (place,), both = site.places(WEB_PORT, "web-1"), site.web.with_endpoints(*site.places(WEB_PORT, "web-1", "web-2"))
+    site.daemon.apply(both.with_endpoints(*site.places(WEB_PORT, "web-2")), site.dns)
+    with site.load("http-load", site.web) as load:
+        site.daemon.wait_for(lambda: sum(f["state"] == "established" for f in site.daemon.ask("flows")) >= 20)
+        site.daemon.apply(both, site.dns)
+        with held(site, "web-1") as sock:
+            command = [*TURNOUT, "drain", place, "--deadline", "1", "--wait", "30", "-o", "json"]
+            draining = site.world.node.popen([*command, "--name", site.daemon.settings.name], stdout=subprocess.PIPE)
+            site.daemon.wait_for(lambda: (place, "drain") in states(site))
+            assert answers_before_reset(sock), "until the deadline it goes on"
+        told, _ = draining.communicate(timeout=20)
+    assert draining.returncode == 0
+    assert json.loads(told) == [{"address": place, "state": "maint", "deadline_s": None, "open": 0}]
+    assert (load.result.flows, load.result.failures, load.result.moved) == (20, {}, 0)
+    assert set(load.result.flows_by_server) == {"web-2"}
+    assert site.daemon.ask("status")["taken_out"] | {"ended": 0} == {
+        "drain": 0, "maint": 1, "next_deadline_s": None, "ended": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.faults(87)
+@twice
+def test_L_a_deadline_outlasts_a_restart(site):
+    (place,) = site.places(DNS_PORT, "web-1")
+    say(site, "drain", place, "--deadline", "3600")
+    site.daemon.restart()
+    assert (place, "drain") in states(site)
+    assert 0 < site.daemon.ask("status")["taken_out"]["next_deadline_s"] < 3600
+    say(site, "drain", place, "--deadline", "1")
+    site.daemon.restart()
+    site.daemon.wait_for(lambda: (place, "maint") in states(site))
+    say(site, "ready", place)
     assert ask_anew(site) == {"web-1", "web-2"}
 
 
@@ -117,9 +177,8 @@ def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
     (place,), both = site.places(DNS_PORT, "web-1"), site.places(DNS_PORT, "web-1", "web-2")
     write_manifests(site.daemon.file, ())
     write_manifests(tmp_path / "dns.json", [site.dns.with_endpoints(*both)])
-    site.daemon.start_with = ["-f", str(tmp_path)]
     try:
-        restart(site)
+        site.daemon.restart("-f", str(tmp_path))
         say(site, "maint", place)
         assert ask_anew(site) == {"web-2"}
         for endpoints in (both[1:], both):
@@ -128,8 +187,7 @@ def test_L_who_comes_back_in_a_file_among_others_is_ready_too(site, tmp_path):
         assert states(site) == {(each, "ready") for each in both}
         assert ask_anew(site) == {"web-1", "web-2"}
     finally:
-        site.daemon.start_with = []
-        restart(site)
+        site.daemon.restart()
         site.serve()
 
 
@@ -160,8 +218,9 @@ def test_L_without_an_endpoint_that_is_ready_new_clients_are_refused(site):
         (["192.0.2.9"], "192.0.2.9 is no endpoint of any Service; `turnout get endpoints` lists them"),
         (["192.0.2.9:80"], "192.0.2.9:80 is no endpoint of any Service; `turnout get endpoints` lists them"),
         (["web-1"], "'web-1' is not an endpoint; write it as 10.0.0.1:8080, or 10.0.0.1 for all ports"),
+        (["--deadline", "0"], "0 s is no deadline; expected 1 to 31622400, or none"),
     ],
-    ids=["address", "place", "name"],
+    ids=["address", "place", "name", "deadline"],
 )
 def test_an_endpoint_that_there_is_not_is_refused_and_changes_nothing(site, words, message):
     before = states(site)

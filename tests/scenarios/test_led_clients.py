@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.seeds import read_seed
+from lb import maglev
 from perf import clients
 from perf.world import World, wait_until
 from tests import cgroups
 from tests.daemon import Daemon
 from tests.node import NODE_NAME
+from tests.reference import hash_of
 from tests.scenarios.site import DNS_PORT, HOSTS, NODE_PORT, SERVERS, WEB_PORT, Site, at_node_port, who_answers
 from tests.services import Service, split, write_manifests
 from xdp import kernel, links, loader
@@ -33,6 +37,7 @@ pytestmark = [
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 HERE, THERE = {"nodeName": NODE_NAME}, {"nodeName": "node-2"}
 BALANCERS = {4: "198.51.100.7", 6: "2001:db8:51::7"}
+SO_COOKIE = 57  # include/uapi/asm-generic/socket.h; Python does not name it
 FOLLOWED_S = 5.0  # a second, on a busy machine
 
 
@@ -507,3 +512,20 @@ def test_a_start_without_the_flag_takes_the_hooks_off(site, cgroup):
         site.daemon.signal(signal.SIGTERM)
         site.daemon.wait()
     assert not attached(cgroup)
+
+
+@pytest.mark.faults(83)
+def test_sockets_are_led_by_the_secret_too(site, make, tmp_path):
+    (path := tmp_path / "seed").write_text("what all nodes share")
+    path.chmod(0o600)
+    try:
+        site.daemon.restart("--seed-file", str(path))
+        seed = read_seed(path).number
+        slots = maglev.positions([(ip_address(host), port) for host, port in map(split, site.web.endpoints)], seed)
+        for _ in range(20):
+            sock = make.connected(site.web)
+            (cookie,) = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))
+            hashed = hash_of(cookie, 0, 0, seed, ~seed & (1 << 64) - 1)
+            assert who_answers(sock) == SERVERS[slots[(hashed >> 32) * len(slots) >> 32]]
+    finally:
+        site.daemon.restart()

@@ -380,7 +380,7 @@ struct control {
 	__u32 aged_from;       /* no flow is idle since before this (jiffies): set by a takeover */
 	__u32 stall_jiffies;
 	__u32 next_hop_epoch;  /* grows with every change of a next hop, so that held frames are tried again */
-	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
+	__u64 maglev_seed;     /* equal on every node that shares the VIPs; 0: slots are being made */
 	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 ping;            /* enum ping */
