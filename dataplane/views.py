@@ -197,7 +197,7 @@ def taken_out(node: Node) -> dict[str, Any]:
 def interfaces(node: Node) -> list[dict[str, Any]]:
     """Return the interfaces that take part: those that were given, and those that the kernel reaches endpoints by."""
     given, local = node.next_hops.given(), node.next_hops.interfaces_of_local()
-    here = {link.name: link for link in node.netdev.interfaces()} if local else {}
+    here = {link.name: link for link in (node.netdev.interfaces() if local else ())}
 
     def shown(name: str, link: Interface | None, engine: str, mode: str | None, why: str) -> dict[str, Any]:
         return {"name": name, "engine": engine, "xdp_mode": mode, "why": why, "rx_packets": _received(node, link)}
