@@ -59,7 +59,7 @@ def _has_a_sender(frames, start):
     first, second = source_of(frames, start)
     to_first, to_second = destination_of(frames, start)
     is_from_many = frames[start + 6] & 1
-    return not is_from_many and not is_martian(frames, start) and (first != to_first or second != to_second)
+    return not is_from_many and not is_martian(source_of(frames, start)) and (first != to_first or second != to_second)
 
 
 @inlined
@@ -211,7 +211,7 @@ def answer_solicitation(node, frames, start):
     icmp = ip + IPV6_BYTES
     client, vip = source_of(frames, start), target_of(frames, start)
     is_nobody = client[0] == 0 and client[1] == 0
-    if is_martian(frames, start) and not is_nobody:
+    if is_martian(client) and not is_nobody:
         return False
     length = SOLICITATION_BYTES + (8 if be16(frames, ip + 4) >= SOLICITATION_BYTES + 8 else 0)
     turn_macs(frames, start)

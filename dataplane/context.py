@@ -36,6 +36,10 @@ def _new_link() -> npt.NDArray[np.void]:
     return np.zeros(1, LINK)
 
 
+def _new_flow() -> npt.NDArray[np.void]:
+    return np.zeros(1, schema.FLOW)
+
+
 @dataclass(frozen=True, eq=False)
 class Masquerading(Bundle):
     """Who is inside the cluster (rows of RANGE and RANGE6, ascending, disjoint), and where others come from.
@@ -96,8 +100,8 @@ def occupy(masqueraded: Masquerading, ports: Iterable[int]) -> None:
 class Node(Bundle):
     """All that the stages read and write: the shared tables, the way to every address, and Maglev's seed.
 
-    `packet` is one PACKET record of scratch space, `budgets` say how many answers may still be given: every packet loop
-    has its own Node.
+    `packet` is one PACKET record of scratch space and `imagined` one FLOW that is in no table, `budgets` say how many
+    answers may still be given: every packet loop has its own Node.
     """
 
     tables: Tables
@@ -106,6 +110,7 @@ class Node(Bundle):
     masquerading: Masquerading
     packet: npt.NDArray[np.void]
     link: npt.NDArray[np.void] = field(default_factory=_new_link)
+    imagined: npt.NDArray[np.void] = field(default_factory=_new_flow)
     budgets: npt.NDArray[np.void] = field(default_factory=answers.new_budgets)
     fragments: Fragments = field(default_factory=new_fragments)
 

@@ -691,7 +691,7 @@ class Reference:
             flow = self._live_flow(packet.key, now)
             if flow is not None:
                 return self._icmp_in_xdp(frame, packet, flow, is_stalled=is_stalled)
-            packet = _unknown_icmp(packet)
+            packet = packet if self._is_about_a_frontend(packet) else _unknown_icmp(packet)
         if packet.reason != Reason.FORWARDED:
             return self._rest_in_xdp(frame, packet, now, is_stalled=is_stalled)
         flow = self._live_flow(packet.key, now)
@@ -763,8 +763,8 @@ class Reference:
         since = self.followed.get(packet.datagram) if is_piece else None  # type: ignore[arg-type]
         if since is not None and now - since & 0xFFFFFFFF <= _FRAGMENT_S * self._hertz:
             what = Reason.TTL_EXPIRED if packet.ttl <= 1 else Reason.FLOW_FRAGMENT
-        if what == Reason.NOT_SERVED and packet.reason == Reason.NOT_TCP_UDP and not is_stalled:
-            what = Reason.VIP_STRAY
+        if what == Reason.NOT_SERVED and packet.reason in (Reason.NOT_TCP_UDP, Reason.ICMP_ERROR) and not is_stalled:
+            what = Reason.ICMP_ERROR if packet.reason == Reason.ICMP_ERROR else Reason.VIP_STRAY
         if verdict_of(what) == Verdict.PUNT:
             return self._punt(what, frame, WhenStalled.DROP, is_stalled)
         return Outcome(what, frame)
@@ -1226,19 +1226,44 @@ class Reference:
         connection.touch(way, packet.event, len(frame), now)
         return Outcome(Reason.FORWARDED, _translated(frame, packet, after))
 
+    def _is_about_a_frontend(self, packet: Packet) -> bool:
+        """Tell whether an ICMP error is to a VIP that is said to have sent what it quotes, as one of its frontends."""
+        host, port = packet.key.destination
+        is_frontend = (host, port, packet.key.protocol) in self._services
+        return packet.reason == Reason.ICMP_ERROR and is_frontend and packet.asked == host
+
+    def _imagined(self, packet: Packet, now: int) -> Key | None:
+        """Return what the endpoint would get of a client whose next packet, in mid-stream, were adopted; or None."""
+        key = packet.key
+        if not self._is_about_a_frontend(packet) or _is_martian(key) or self._is_reset(packet):
+            return None
+        service = self._services[*key.destination, key.protocol]
+        if not service.admits(key.source[0]):
+            return None
+        if service.inside and self._is_inside(key.source[0]):
+            service = service.inside
+        may_be_adopted = key.transport == Protocol.UDP or service.mid_stream == MidStream.ADOPT
+        if not service.endpoints or service.scheduler or not may_be_adopted:
+            return None
+        kept = self._kept(service, (service.identity, key.source[0]), now) if service.affinity_s else None
+        endpoint = kept or service.select(key, self._seed, 0)
+        if self._is_masqueraded(service, endpoint, key.source[0]):
+            return None
+        return key._replace(destination=endpoint)
+
     def _translate_error(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         flow = self._live_flow(packet.key, now)
-        if flow is None:
+        before, after = packet.key, flow[0].after(flow[1]) if flow else self._imagined(packet, now)
+        if after is None:
             return Outcome(Reason.ICMP_UNUSABLE, frame)
         if packet.is_source_routed and packet.ttl > 1:
             return Outcome(Reason.SOURCE_ROUTED, frame)
-        before, after = packet.key, flow[0].after(flow[1])
         hop = self._hop_to(after.destination[0])
         refusal = hop.refusal(packet.ttl, len(frame) + self._more)
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
         if hop.state == HopState.KERNEL:
-            is_left = _is_left_to_egress(before, *flow)
+            is_left = flow is not None and _is_left_to_egress(before, *flow)
             new = frame if is_left else _translated_error(frame, packet, before, after)
             return Outcome(Reason.TO_KERNEL, new, KERNEL)
         return Outcome(Reason.FORWARDED, _routed(_translated_error(frame, packet, before, after), hop), hop.ifindex)

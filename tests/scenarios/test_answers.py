@@ -153,10 +153,13 @@ def test_T9_an_unknown_protocol_of_a_vip_is_refused(node):
     dropped(node.send(packets.icmp_other((VIP, 0))), Reason.NOT_SERVED)
 
 
-@pytest.mark.engines("xdp", "xdp-generic", "afxdp", why="userspace gets errors that XDP has found to be about a flow")
+@pytest.mark.engines(
+    "xdp", "xdp-generic", "afxdp", why="userspace gets errors that XDP has found to be about a frontend"
+)
 def test_T9_an_error_about_nothing_that_came_from_a_vip_goes_nowhere(node):
     node.apply(WEB.with_endpoints(node.endpoint("web-1")))
-    dropped(node.send(icmp_error(packets.syn_ack(WEB.at, node.client()), "too-big", ROUTER)), Reason.NOT_SERVED)
+    nobodys = (VIP, 81)
+    dropped(node.send(icmp_error(packets.syn_ack(nobodys, node.client()), "too-big", ROUTER)), Reason.NOT_SERVED)
 
 
 def test_T9_what_is_to_the_node_itself_is_the_kernel_s(node):

@@ -87,6 +87,7 @@ from tests.small_node import (
     POD_VIPS,
     POD_VIPS6,
     PRIVILEGED,
+    RANDOM_VIP,
     RESET_VIP6,
     ROUTES,
     SCHEDULED_VIPS,
@@ -629,11 +630,34 @@ def test_either_direction_keeps_a_connection(twins: Twins):
 
 
 def test_an_error_about_an_expired_connection_is_about_none(twins: Twins):
-    connected(twins)
-    error = packets.icmp_error(packets.data(VIP, CLIENT))
+    connected(twins, RANDOM_VIP)
+    error = packets.icmp_error(packets.data(RANDOM_VIP, CLIENT))
     assert twins.send(error).reason == Reason.FORWARDED
     twins.age(8001)
-    assert twins.send(error).reason == Reason.NOT_SERVED
+    assert twins.send(error).reason == Reason.ICMP_UNUSABLE
+
+
+@pytest.mark.faults(75)
+@pytest.mark.parametrize(("client", "vip"), [(CLIENT, VIP), (CLIENT, DNS_VIP), (CLIENT6, VIP6), (CLIENT6, DNS_VIP6)])
+def test_N2_an_error_about_another_node_s_connection_is_userspace_s_and_dropped_without_it(
+    client, vip, twins: Twins
+):
+    error = packets.icmp_error((packets.udp if vip in (DNS_VIP, DNS_VIP6) else packets.data)(vip, client), "too-big")
+    before = twins.counts()
+    for _ in range(2):
+        assert twins.send(error).reason == Reason.FORWARDED
+    assert (twins.counts() - before)[Reason.ICMP_ERROR] == 2
+    twins.is_stalled = True
+    assert twins.send(error) == (Reason.NOT_SERVED, error, 0)
+    assert not flows_of(twins.tables)
+
+
+@pytest.mark.faults(75)
+@pytest.mark.parametrize(("client", "vip", "other"), [(CLIENT, VIP, OTHER_VIP), (CLIENT6, VIP6, PASSING_VIP6)])
+def test_N2_an_error_to_another_vip_than_it_quotes_goes_no_further_than_xdp(client, vip, other, twins: Twins):
+    error = bytearray(packets.icmp_error(packets.data(vip, client), "too-big"))
+    error[53 if vip == VIP6 else 33] = other[0] & 0xFF
+    assert twins.send(bytes(error)).reason == Reason.NOT_SERVED
 
 
 def test_a_frame_is_too_big_from_one_byte_on(twins: Twins):
@@ -898,7 +922,7 @@ def test_T2_replies_to_a_masqueraded_client_behind_the_kernel_are_translated_fir
 @pytest.mark.parametrize("is_stalled", [False, True])
 def test_T9_icmpv6_of_nobody_to_a_vip_is_dropped_but_for_that_between_neighbours(is_stalled, twins: Twins):
     twins.is_stalled = is_stalled
-    error = packets.icmp_error(packets.data(VIP6, CLIENT6))
+    error = packets.icmp_error(packets.data((VIP6[0], 81), CLIENT6))
     assert twins.send(error).reason == Reason.NOT_SERVED
     assert twins.send(packets.echo_reply(CLIENT6, VIP6)).reason == Reason.NOT_SERVED
     nobodys, neighbours = Reason.NOT_SERVED, Reason.OTHER_ICMP
