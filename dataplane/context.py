@@ -9,9 +9,10 @@ from ipaddress import IPv6Address
 import numpy as np
 import numpy.typing as npt
 
-from dataplane import answers, wire
+from dataplane import wire
 from dataplane.fragments import Fragments, new_fragments
 from dataplane.hops_compiled import Hops
+from dataplane.limits import Limits, new_limits
 from dataplane.settings import DEFAULT_SNAT_PORTS, PortRange
 from lb.rows import ranges_of
 from xdp import schema
@@ -100,8 +101,8 @@ def occupy(masqueraded: Masquerading, ports: Iterable[int]) -> None:
 class Node(Bundle):
     """All that the stages read and write: the shared tables, the way to every address, and Maglev's seed.
 
-    `packet` is one PACKET record of scratch space and `imagined` one FLOW that is in no table, `budgets` say how many
-    answers may still be given: every packet loop has its own Node.
+    `packet` is one PACKET record of scratch space, `imagined` one FLOW that is in no table, and `limits` say how many
+    answers may be given: every packet loop has its own Node.
     """
 
     tables: Tables
@@ -111,7 +112,7 @@ class Node(Bundle):
     packet: npt.NDArray[np.void]
     link: npt.NDArray[np.void] = field(default_factory=_new_link)
     imagined: npt.NDArray[np.void] = field(default_factory=_new_flow)
-    budgets: npt.NDArray[np.void] = field(default_factory=answers.new_budgets)
+    limits: Limits = field(default_factory=new_limits)
     fragments: Fragments = field(default_factory=new_fragments)
 
 

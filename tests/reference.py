@@ -43,6 +43,7 @@ _TRIES, _XDP_TRIES = 8, 2
 _PORTS_TRIED = 64
 _PRIVILEGED = 600, 1023  # of which a privileged port becomes one
 _MOST_PIECES = 128
+_CLIENT_ANSWERS, _CHARGE = 100, 32  # in a second, and what one in so many answers costs
 _OF_FRAGMENTS = (
     Reason.FRAGMENT_ALONE,
     Reason.FRAGMENT_OVERLAP,
@@ -554,21 +555,30 @@ class Connection:
         self.bytes[way] += length
 
 
-@dataclass
-class Budget:
-    """How many answers may be given: ANSWERS at once, and as many more in a second."""
+class Limits:
+    """How many answers of a kind may be given: to one client in a second, and to all."""
 
-    hertz: int
-    left: int | None = None
-    since: int = 0
+    def __init__(self, hertz: int, secret: tuple[int, int]) -> None:
+        self._hertz = hertz
+        self._secret = secret
+        self._left: dict[str, tuple[int, int]] = {}  # of each kind, in parts of an answer, and since when
+        self._given: Counter[tuple[str, int, int]] = Counter()  # by kind, client and second
+        self._drawn = 0
 
-    def take(self, now: int) -> bool:
-        """Take one out, and return whether there was one."""
-        full = Limit.ANSWERS * self.hertz
-        passed = now - self.since & 0xFFFFFFFF
-        left = full if self.left is None else min(full, self.left + passed * Limit.ANSWERS)
-        self.left, self.since = left - self.hertz * (left >= self.hertz), now
-        return left >= self.hertz
+    def take(self, kind: str, client: int, now: int) -> bool:
+        """Return whether there is an answer for a client, and take it out."""
+        full = Limit.ANSWERS * self._hertz
+        left, since = self._left.get(kind, (full, now))
+        left = min(full, left + (now - since & 0xFFFFFFFF) * Limit.ANSWERS)
+        self._left[kind] = left, now
+        who = kind, client >> 64 if client & IPV6 else client, now // self._hertz
+        if left < _CHARGE * self._hertz or self._given[who] == _CLIENT_ANSWERS:
+            return False
+        self._given[who] += 1
+        self._drawn += 1
+        if hash_of(self._drawn, 0, 0, *self._secret) % _CHARGE == 0:
+            self._left[kind] = left - _CHARGE * self._hertz, now
+        return True
 
 
 @dataclass
@@ -657,7 +667,7 @@ class Reference:
         self.ping = Ping.ANSWER
         self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
         self._narrow = Hop()  # where a frame did not fit last
-        self._refusals, self._echoes = Budget(hertz), Budget(hertz)
+        self._limits = Limits(hertz, secret)
         self.flows: dict[Key, tuple[Connection, Direction]] = {}
         self.turns: Counter[Service] = Counter()  # of round robin
         self.loads: Counter[Address] = Counter()  # of endpoints: what least connections has given them
@@ -938,7 +948,7 @@ class Reference:
         )
         if not is_told or is_reset or is_later or is_error or not _has_a_sender(frame):
             return Outcome(reason, frame)
-        if not self._refusals.take(now):
+        if not self._limits.take("refusals", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if reason == Reason.TOO_BIG:
             mtu = self._narrow.mtu - self._more
@@ -956,7 +966,7 @@ class Reference:
         is_told = is_told and packet.reason != Reason.ICMP_ERROR and not packet.offset
         if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
-        if not self._refusals.take(now):
+        if not self._limits.take("refusals", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if is_long:
             mtu = self._narrow.mtu - self._more
@@ -972,7 +982,7 @@ class Reference:
     def _answer_echo6(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         if not _has_a_sender6(frame):
             return Outcome(Reason.NOT_SERVED, frame)
-        if not self._echoes.take(now):
+        if not self._limits.take("echoes", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         icmp = frame[packet.l4 :]
         new = bytearray(frame[6:12] + frame[:6] + frame[12:22] + frame[38:54] + frame[22:38] + icmp)
@@ -996,7 +1006,7 @@ class Reference:
             return self._answer_echo6(frame, packet, now)
         if not _has_a_sender(frame):
             return Outcome(Reason.NOT_SERVED, frame)
-        if not self._echoes.take(now):
+        if not self._limits.take("echoes", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         new = bytearray(frame[6:12] + frame[:6] + frame[12:26] + frame[30:34] + frame[26:30] + frame[34:])
         new[22], new[packet.l4] = 64, 0

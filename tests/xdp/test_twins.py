@@ -8,6 +8,7 @@ reference model. What leaves by way of the kernel goes through the real program 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketT
 from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
+from dataplane.limits import CLIENT_ANSWERS
 from lb.compiled import USED
 from tests import packets
 from tests.packets import (
@@ -639,9 +641,7 @@ def test_an_error_about_an_expired_connection_is_about_none(twins: Twins):
 
 @pytest.mark.faults(75)
 @pytest.mark.parametrize(("client", "vip"), [(CLIENT, VIP), (CLIENT, DNS_VIP), (CLIENT6, VIP6), (CLIENT6, DNS_VIP6)])
-def test_N2_an_error_about_another_node_s_connection_is_userspace_s_and_dropped_without_it(
-    client, vip, twins: Twins
-):
+def test_N2_an_error_about_another_node_s_connection_is_userspace_s_and_dropped_without_it(client, vip, twins: Twins):
     error = packets.icmp_error((packets.udp if vip in (DNS_VIP, DNS_VIP6) else packets.data)(vip, client), "too-big")
     before = twins.counts()
     for _ in range(2):
@@ -677,16 +677,32 @@ def test_T13_who_sends_too_long_a_packet_is_told_how_long_it_may_be(twins: Twins
     assert twins.send(answer).frame == packets.unreachable_to(answer, 4, (OWN, 0), mtu=100)
 
 
+@pytest.mark.faults(85)
 def test_T7_T9_T10_answers_are_limited(twins: Twins):
-    """A second's worth at once, of refusals and of answers to echo requests."""
+    """To a client in a second, of refusals and of answers to echo requests."""
     for frame, reason in (
         (packets.syn(destination=DEAD_VIP), Reason.NO_ENDPOINT),
         (packets.echo_request(), Reason.ECHO_ANSWERED),
+        (packets.syn(CLIENT6, DEAD_VIP6), Reason.NO_ENDPOINT),
     ):
         now = twins.now
-        assert {twins.send(frame, compare=False, now=now).reason for _ in range(Limit.ANSWERS)} == {reason}
+        assert {twins.send(frame, compare=False, now=now).reason for _ in range(CLIENT_ANSWERS)} == {reason}
         assert twins.send(frame, now=now).reason == Reason.ANSWER_LIMITED
         assert twins.send(packets.rst(destination=DEAD_VIP), now=now).reason == Reason.STRAY_RST
+
+
+@pytest.mark.faults(78, 85)
+def test_T7_answers_are_limited_in_all_by_the_same_dice(twins: Twins):
+    now, answered = twins.now, 0
+    frames = [packets.syn((CLIENT[0] + number // 50, 4000), DEAD_VIP) for number in range(0, 5000, 50)]
+    for frame in itertools.chain.from_iterable(itertools.repeat(frame, 50) for frame in frames):
+        reason = twins.send(frame, compare=False, now=now).reason
+        if reason == Reason.ANSWER_LIMITED:
+            break
+        answered += 1
+    assert reason == Reason.ANSWER_LIMITED
+    assert 0.4 * Limit.ANSWERS < answered < 2.4 * Limit.ANSWERS
+    assert {twins.send(frame, compare=False, now=now).reason for frame in frames} == {Reason.ANSWER_LIMITED}
 
 
 def test_without_offload_userspace_forwards_what_is_known_while_it_lives_and_xdp_does_otherwise():

@@ -34,7 +34,7 @@ enum limits {
 	VLAN_WORDS = 64,     /* u64 words with a bit for each VLAN */
 	VLAN_TAG_BYTES = 4,  /* of two VLAN tags at most, in frames that we look into */
 	RESERVED_VLAN = 4095, /* nobody's (IEEE 802.1Q table 9-2) */
-	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests */
+	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests; on average */
 	EXTENSIONS = 4,      /* headers between IPv6 and its transport that are walked over ... */
 	EXTENSION_BYTES = 128, /* ... and how long they may be together */
 	STALL_MS = 50,       /* a worker that lets a punted frame wait for longer is away */
