@@ -1240,7 +1240,8 @@ class Reference:
         """Tell whether an ICMP error is to a VIP that is said to have sent what it quotes, as one of its frontends."""
         host, port = packet.key.destination
         is_frontend = (host, port, packet.key.protocol) in self._services
-        return packet.reason == Reason.ICMP_ERROR and is_frontend and packet.asked == host
+        is_to_sender = packet.asked == host and host in self.vips
+        return packet.reason == Reason.ICMP_ERROR and is_frontend and is_to_sender
 
     def _imagined(self, packet: Packet, now: int) -> Key | None:
         """Return what the endpoint would get of a client whose next packet, in mid-stream, were adopted; or None."""

@@ -270,11 +270,12 @@ class Twins:
             self.compare_records()
         return outcome
 
-    def send_alone(self, frame: bytes, now: int | None = None) -> None:
-        """Send a frame through the pipeline alone."""
+    def send_alone(self, frame: bytes, now: int | None = None) -> Outcome:
+        """Send a frame through the pipeline alone; return what became of it."""
         now = self._clock.now() if now is None else now
         alone = self._alone.send(frame, now)
         assert alone == self._reference_alone.userspace(frame, now)
+        return alone
 
     def leave(self, frame: bytes) -> Outcome:
         """Let the kernel send a frame by an interface of ours; return what became of it."""
@@ -650,6 +651,15 @@ def test_N2_an_error_about_another_node_s_connection_is_userspace_s_and_dropped_
     twins.is_stalled = True
     assert twins.send(error) == (Reason.NOT_SERVED, error, 0)
     assert not flows_of(twins.tables)
+
+
+@pytest.mark.faults(75)
+@pytest.mark.parametrize(("client", "vip"), [(CLIENT, VIP), (CLIENT6, VIP6)])
+def test_T6_an_error_to_an_address_of_the_node_about_what_it_does_not_know_is_the_kernel_s(client, vip, twins: Twins):
+    error = packets.icmp_error(packets.data(vip, client), "too-big")
+    with twins.owning(vip):
+        assert twins.send(error).reason == Reason.OTHER_ICMP
+        assert twins.send_alone(error).reason == Reason.ICMP_UNUSABLE
 
 
 @pytest.mark.faults(75)
