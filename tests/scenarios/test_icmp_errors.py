@@ -15,9 +15,9 @@ from tests import packets
 from tests.memory_node import MemoryNode
 from tests.node import ScenarioNode
 from tests.packets import Address, data, icmp_error, syn, udp
+from tests.scenarios.site import EACH_PATH, SERVERS, Site, who_answers
 from tests.services import Service, split
 from tests.wires import Wire
-from tests.scenarios.site import EACH_PATH, SERVERS, Site, who_answers
 from xdp.schema import Reason
 
 WEB = Service("web", "10.96.0.1:80")
