@@ -6,6 +6,7 @@ import numpy as np
 
 from conntrack import compiled as flows
 from dataplane import hops_compiled, wire6
+from dataplane.choosing import begins_with, choose, chooser, is_masqueraded, row_for
 from dataplane.context import AWAITED, NOWHERE
 from dataplane.forwarding import forward, way_to
 from dataplane.snat_ports import is_occupied, range_for
@@ -15,59 +16,17 @@ from xdp import naming
 from xdp.byteorder import swapped16, swapped32, swapped64
 from xdp.hash import hash_tuple
 from xdp.jit import inlined
-from xdp.schema import Event, HopState, Masquerade, MidStream, Needs, Protocol, Reason, State
+from xdp.schema import HopState, Needs, Protocol, Reason, State
 
 _IPV6, _ICMP, _ICMPV6 = int(Protocol.IPV6), int(Protocol.ICMP), int(Protocol.ICMPV6)
-_RST = int(Event.RST)
 _UNRESOLVED, _KERNEL = int(HopState.UNRESOLVED), int(HopState.KERNEL)
-_RANGES, _SHORT_CUT, _AFFINITY = int(Needs.RANGES), int(Needs.SHORT_CUT), int(Needs.AFFINITY)
-_OUTSIDE, _REMOTE = int(Masquerade.OUTSIDE), int(Masquerade.REMOTE)
-_EVERYBODY = int(Masquerade.EVERYBODY)
+_AFFINITY = int(Needs.AFFINITY)
 _LOW = np.uint64(0xFFFFFFFF)
 _DESTINATION = np.uint64(0xFFFFFFFF00000000)  # of both addresses
 _ADOPTED = int(State.ADOPTED)
-_PASS = int(MidStream.PASS)
 _NO_PORT, _NO_ADDRESS, _PORT_IS_LOST = -4, -5, -6  # beside what flows.insert returns
 _PORTS_TRIED = 64  # with nine tenths of the ports taken, one new connection of a thousand finds none
 _ENDPOINTS_TRIED = 8  # when replies would clash: with two thirds of a client's ports taken, 4 % of new flows fail
-
-
-@inlined
-def _is_inside(masquerading, client):
-    """Tell whether a client (host order) is inside the cluster."""
-    return services.is_in_ranges(masquerading.inside, 0, len(masquerading.inside), client)
-
-
-@inlined
-def _is_inside6(masquerading, high, low):
-    """Tell whether an IPv6 client (two u64 in host order) is inside the cluster."""
-    return services.is_in_ranges6(masquerading.inside6, 0, len(masquerading.inside6), high, low)
-
-
-@inlined
-def _is_packet_inside(node, client):
-    """Tell whether the packet's client, an address or a name as in tables, is inside the cluster."""
-    if node.packet[0].protocol & _IPV6:
-        addr = node.tables.names[np.int64(swapped32(client))].addr
-        return _is_inside6(node.masquerading, swapped64(addr[0]), swapped64(addr[1]))
-    return _is_inside(node.masquerading, swapped32(client))
-
-
-@inlined
-def _is_masqueraded(node, service, endpoint, client):
-    """Tell whether the endpoint is to see another address in place of the client's (as on the wire).
-
-    Answers of an endpoint on this node that the kernel routes come back here whoever else the client is.
-    """
-    if endpoint.addr == client:
-        return True
-    if endpoint.is_local and node.tables.next_hops[np.int64(endpoint.next_hop)].state == _KERNEL:
-        return False
-    if service.masquerade == _EVERYBODY:
-        return True
-    if service.masquerade == _REMOTE:
-        return endpoint.is_local == 0
-    return service.masquerade == _OUTSIDE and not _is_packet_inside(node, client)
 
 
 @inlined
@@ -155,45 +114,16 @@ def _insert_masqueraded(node, endpoint, state, hop_back, now):
 
 
 @inlined
-def _begin(node, service, endpoint, state, hop_back, now):
+def _begin(node, service, endpoint, state, hop_back, frames, start, now):
     """Insert the packet's connection to an endpoint; return its slot, FULL, TAKEN, or why it has no source."""
     packet = node.packet[0]
-    client = np.uint32(packet.addrs)
     first = np.uint8(state | service.timeouts)
-    if _is_masqueraded(node, service, endpoint, client):
+    if is_masqueraded(node, service, endpoint, frames, start):
         if state == _ADOPTED:
             return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
         return _insert_masqueraded(node, endpoint, first, hop_back, now)
-    new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(client)
+    new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(np.uint32(packet.addrs))
     return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), first, hop_back, now)
-
-
-@inlined
-def _row_for(node, row, client):
-    """Return the row that admits a client (host order) where `row` is its frontend's; MISS: it is refused."""
-    tables, service = node.tables, node.tables.services[row]
-    if service.needs & _RANGES and not services.is_in_ranges(
-        tables.ranges, service.first_range, service.ranges, client
-    ):
-        return np.int64(services.MISS)
-    if service.needs & _SHORT_CUT and _is_inside(node.masquerading, client):
-        return np.int64(service.inside)
-    return np.int64(row)
-
-
-@inlined
-def _row_for6(node, row, frames, start):
-    """Return the same for the client of an IPv6 packet."""
-    tables, service = node.tables, node.tables.services[row]
-    first, second = wire6.source_of(frames, start)
-    high, low = swapped64(first), swapped64(second)
-    if service.needs & _RANGES and not services.is_in_ranges6(
-        tables.ranges6, service.first_range, service.ranges, high, low
-    ):
-        return np.int64(services.MISS)
-    if service.needs & _SHORT_CUT and _is_inside6(node.masquerading, high, low):
-        return np.int64(service.inside)
-    return np.int64(row)
 
 
 @inlined
@@ -206,35 +136,12 @@ def _name_client(tables, packet, frames, start):
 
 
 @inlined
-def _chooser(node, service, frames, start):
-    """Return what the choice of an endpoint depends on, in place of addresses and ports: with affinity, the client."""
-    packet, seed = node.packet[0], node.tables.control[0].maglev_seed
-    is_ipv6 = packet.protocol & _IPV6
-    if service.needs & _AFFINITY:
-        client = wire6.source_digest(frames, start, seed) if is_ipv6 else packet.addrs
-        return affinity.client_of(np.uint32(client), service.identity), np.uint32(0)
-    return wire6.pair_of(frames, start, seed) if is_ipv6 else packet.addrs, packet.ports
-
-
-@inlined
 def _route_back(node, frames, start):
     """Return the target of the route to the packet's client: no name is needed for it."""
     if node.packet[0].protocol & _IPV6:
         first, second = wire6.source_of(frames, start)
         return hops_compiled.route_target6(node.hops, swapped64(first), swapped64(second))
     return hops_compiled.route_target(node.hops, swapped32(np.uint32(node.packet[0].addrs)))
-
-
-@inlined
-def _begins_with(service, state, event):
-    """Return why no connection to a Service port begins with such a packet, or ADMITTED."""
-    if state == 0:
-        return Reason.STRAY_RST if event == _RST else Reason.BAD_FLAGS
-    if state == _ADOPTED and service.mid_stream:
-        return Reason.MID_STREAM_PASSED if service.mid_stream == _PASS else Reason.MID_STREAM_RESET
-    if service.slots == 0:
-        return Reason.NO_LOCAL_ENDPOINT if service.is_elsewhere else Reason.NO_ENDPOINT
-    return Reason.ADMITTED
 
 
 @inlined
@@ -245,12 +152,12 @@ def admit(node, frames, start, length, longest, row, event, now):
     nowhere = np.uint32(NOWHERE)
 
     is_ipv6 = protocol & _IPV6 != 0
-    row = _row_for6(node, row, frames, start) if is_ipv6 else _row_for(node, row, swapped32(np.uint32(addrs)))
+    row = row_for(node, row, frames, start)
     if row == services.MISS:
         return Reason.SOURCE_REFUSED, nowhere
     service = tables.services[row]
     state = tables.machine[0].first_state[event]
-    reason = _begins_with(service, state, event)
+    reason = begins_with(service, state, event)
     if reason != Reason.ADMITTED:
         return reason, nowhere
     route_back = np.int64(_route_back(node, frames, start))
@@ -264,22 +171,18 @@ def admit(node, frames, start, length, longest, row, event, now):
         return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
     if tables.next_hops[hop_back].state == _UNRESOLVED:  # the answer would be lost: it is quicker than ARP
         return Reason.NO_NEXT_HOP, np.uint32(AWAITED)
-    is_affine = service.needs & _AFFINITY
-    whose, which = _chooser(node, service, frames, start)
-    kept = affinity.remembered(tables, row, whose, now) if is_affine else np.int64(affinity.MISS)
+    whose, which = chooser(node, service, frames, start)
     for attempt in range(_ENDPOINTS_TRIED):
-        chosen = kept
-        if attempt > 0 or kept == affinity.MISS:
-            chosen = services.schedule(tables, row, whose, which, protocol, attempt, now)
+        chosen = choose(node, row, whose, which, attempt, now)
         endpoint = tables.endpoints[chosen]
         reason, egress = way_to(tables, np.int64(endpoint.next_hop), packet.ttl, longest)
         if reason != Reason.FORWARDED:
             packet.next_hop = endpoint.next_hop
             return reason, egress
-        slot = _begin(node, service, endpoint, state, np.uint32(hop_back), now)
+        slot = _begin(node, service, endpoint, state, np.uint32(hop_back), frames, start, now)
         if slot >= 0:
             services.count_begun(tables, service, chosen)
-            if is_affine:
+            if service.needs & _AFFINITY:
                 affinity.remember(tables, whose, chosen, now)
             reason, egress = forward(node, frames, start, length, longest, slot, event, now)
             is_sent = reason == Reason.FORWARDED or reason == Reason.TO_KERNEL

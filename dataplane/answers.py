@@ -9,11 +9,11 @@ section 3.2.2, RFC 1191, RFC 6864 (whole packets have no identification).
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from conntrack import compiled as flows
 from conntrack.states import ACK, FIN, RST, SYN
 from dataplane import fragments, vlans, wire
+from dataplane.limits import ECHOES, REFUSALS, may_answer
 from dataplane.wire import ECHO_REPLY, ETHERNET_BYTES, ICMP_BYTES, IPV4_BYTES, IPV6_BYTES, OFFSET, TCP_BYTES, be16
 from xdp.byteorder import swapped32
 from xdp.jit import compiled, inlined
@@ -23,35 +23,13 @@ from xdp.unaligned import load16, load32, load64, store16, store32
 # Room that a frame must have for an answer: of IPv6, one that quotes a packet from its header to its ports.
 LONGEST_GROWN = vlans.MOST_BYTES + ETHERNET_BYTES + 2 * IPV6_BYTES + ICMP_BYTES + int(Limit.EXTENSION_BYTES) + 8
 
-# How many answers may still be given (in parts of one: as many as there are jiffies in a second), and when it was told.
-BUDGET = np.dtype([("left", "u4"), ("since", "u4")])
-REFUSALS, ECHOES = 0, 1
-
 _NOWHERE = 0
-_ANSWERS = int(Limit.ANSWERS)
 _REPLY = int(Direction.REPLY)
 _ICMP, _TCP, _UDP, _SCTP = int(Protocol.ICMP), int(Protocol.TCP), int(Protocol.UDP), 132
 _UNREACHABLE, _PROTOCOL, _PORT, _TOO_LONG = 3, 2, 3, 4
 _TTL = 64
 _DO_NOT_FRAGMENT = 0x40  # in the first byte of flags and offset
 _NETWORK_CONTROL = 0xC0  # the precedence of errors: RFC 1812 section 4.3.2.5
-
-
-def new_budgets() -> npt.NDArray[np.void]:
-    """Return the BUDGET of refusals and that of echoes, for one packet loop."""
-    return np.zeros(2, BUDGET)
-
-
-@inlined
-def may_answer(budget, now, hertz):
-    """Change a budget: take an answer out, if there is one. It grows by ANSWERS a second, and holds as many."""
-    full = _ANSWERS * np.int64(hertz)
-    passed = np.int64(np.uint32(np.uint32(now) - budget.since))
-    left = min(np.int64(budget.left) + passed * _ANSWERS, full)
-    budget.since = now
-    may = left >= np.int64(hertz)
-    budget.left = left - np.int64(hertz) if may else left
-    return may
 
 
 @inlined
@@ -61,6 +39,12 @@ def _has_a_sender(frames, start, packet):
     is_from_many = frames[start + 6] & 1
     is_of_its_destination = np.uint32(packet.addrs) == np.uint32(packet.addrs >> np.uint64(32))
     return network != 0 and network != 127 and network < 224 and not is_from_many and not is_of_its_destination
+
+
+@inlined
+def _client_of(packet):
+    """Return who is to be answered, for limits."""
+    return packet.addrs & np.uint64(0xFFFFFFFF)
 
 
 @inlined
@@ -234,7 +218,7 @@ def refuse(node, frames, start, reason, now):
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & RST and not is_long:
         return reason, nowhere
-    if not may_answer(node.budgets[REFUSALS], now, node.tables.control[0].hertz):
+    if not may_answer(node, REFUSALS, _client_of(packet), 0, now):
         return np.int64(Reason.ANSWER_LIMITED), nowhere
     source = _complainant(node, reason)
     if is_long:
@@ -256,7 +240,7 @@ def answer_echo(node, frames, start, now):
     ip, icmp = start + ETHERNET_BYTES, start + np.int64(packet.l4)
     if not _has_a_sender(frames, start, packet):
         return Reason.NOT_SERVED, nowhere
-    if not may_answer(node.budgets[ECHOES], now, node.tables.control[0].hertz):
+    if not may_answer(node, ECHOES, _client_of(packet), 0, now):
         return Reason.ANSWER_LIMITED, nowhere
     addrs = load64(frames, ip + 12)
     store32(frames, ip + 12, np.uint32(addrs >> np.uint64(32)))

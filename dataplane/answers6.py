@@ -1,4 +1,4 @@
-"""What the node itself says to an IPv6 packet: dataplane/answers.py's sister, with the same rules and budgets.
+"""What the node itself says to an IPv6 packet: dataplane/answers.py's sister, with the same rules and limits.
 
 RFC 4443 (sections 2.4, 3 and 4), RFC 9293 section 3.10.7.1.
 """
@@ -11,10 +11,7 @@ from conntrack import compiled as flows
 from conntrack.states import RST
 from dataplane import fragments, vlans
 from dataplane.answers import (
-    ECHOES,
-    REFUSALS,
     is_refusal,
-    may_answer,
     replace_byte,
     store_be16,
     store_be32,
@@ -23,6 +20,7 @@ from dataplane.answers import (
     turn_macs,
     write_reset,
 )
+from dataplane.limits import ECHOES, REFUSALS, may_answer
 from dataplane.wire import ETHERNET_BYTES, ICMP_BYTES, IPV6_BYTES, TCP_BYTES, be16, store_mac
 from dataplane.wire6 import (
     DST,
@@ -59,7 +57,13 @@ def _has_a_sender(frames, start):
     first, second = source_of(frames, start)
     to_first, to_second = destination_of(frames, start)
     is_from_many = frames[start + 6] & 1
-    return not is_from_many and not is_martian(frames, start) and (first != to_first or second != to_second)
+    return not is_from_many and not is_martian(source_of(frames, start)) and (first != to_first or second != to_second)
+
+
+@inlined
+def _network_of(frames, start):
+    """Return the /64 of who is to be answered, for limits."""
+    return source_of(frames, start)[0]
 
 
 @inlined
@@ -156,7 +160,7 @@ def refuse(node, frames, start, reason, now):
         return reason, nowhere
     if protocol == _TCP and packet.tcp_flags & RST and not is_long:
         return reason, nowhere
-    if not may_answer(node.budgets[REFUSALS], now, node.tables.control[0].hertz):
+    if not may_answer(node, REFUSALS, _network_of(frames, start), _IPV6, now):
         return np.int64(Reason.ANSWER_LIMITED), nowhere
     source = _complainant(node, frames, start, reason)
     if is_long:
@@ -178,7 +182,7 @@ def answer_echo(node, frames, start, now):
     ip, icmp = start + ETHERNET_BYTES, start + ETHERNET_BYTES + IPV6_BYTES
     if not _has_a_sender(frames, start):
         return Reason.NOT_SERVED, nowhere
-    if not may_answer(node.budgets[ECHOES], now, node.tables.control[0].hertz):
+    if not may_answer(node, ECHOES, _network_of(frames, start), _IPV6, now):
         return Reason.ANSWER_LIMITED, nowhere
     source, destination = source_of(frames, start), destination_of(frames, start)
     store64(frames, ip + SRC, destination[0])
@@ -211,7 +215,7 @@ def answer_solicitation(node, frames, start):
     icmp = ip + IPV6_BYTES
     client, vip = source_of(frames, start), target_of(frames, start)
     is_nobody = client[0] == 0 and client[1] == 0
-    if is_martian(frames, start) and not is_nobody:
+    if is_martian(client) and not is_nobody:
         return False
     length = SOLICITATION_BYTES + (8 if be16(frames, ip + 4) >= SOLICITATION_BYTES + 8 else 0)
     turn_macs(frames, start)

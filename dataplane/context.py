@@ -9,9 +9,10 @@ from ipaddress import IPv6Address
 import numpy as np
 import numpy.typing as npt
 
-from dataplane import answers, wire
+from dataplane import wire
 from dataplane.fragments import Fragments, new_fragments
 from dataplane.hops_compiled import Hops
+from dataplane.limits import Limits, new_limits
 from dataplane.settings import DEFAULT_SNAT_PORTS, PortRange
 from lb.rows import ranges_of
 from xdp import schema
@@ -34,6 +35,10 @@ LINK = np.dtype([("mac", "u8"), ("ifindex", "u4"), ("since", "u4"), ("answers", 
 
 def _new_link() -> npt.NDArray[np.void]:
     return np.zeros(1, LINK)
+
+
+def _new_flow() -> npt.NDArray[np.void]:
+    return np.zeros(1, schema.FLOW)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +101,8 @@ def occupy(masqueraded: Masquerading, ports: Iterable[int]) -> None:
 class Node(Bundle):
     """All that the stages read and write: the shared tables, and the way to every address.
 
-    `packet` is one PACKET record of scratch space, `budgets` say how many answers may still be given: every packet loop
-    has its own Node.
+    `packet` is one PACKET record of scratch space, `imagined` one FLOW that is in no table, and `limits` say how many
+    answers may be given: every packet loop has its own Node.
     """
 
     tables: Tables
@@ -105,7 +110,8 @@ class Node(Bundle):
     masquerading: Masquerading
     packet: npt.NDArray[np.void]
     link: npt.NDArray[np.void] = field(default_factory=_new_link)
-    budgets: npt.NDArray[np.void] = field(default_factory=answers.new_budgets)
+    imagined: npt.NDArray[np.void] = field(default_factory=_new_flow)
+    limits: Limits = field(default_factory=new_limits)
     fragments: Fragments = field(default_factory=new_fragments)
 
 

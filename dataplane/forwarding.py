@@ -1,4 +1,4 @@
-"""Rewrite: frames that go along a flow, and the ICMP errors about them."""
+"""Rewrite: frames that go along a flow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conntrack import compiled as flows
 from dataplane import fragments, wire, wire6
 from dataplane.context import AWAITED, KERNEL, NOWHERE
 from lb import compiled as services
-from xdp.jit import compiled, inlined
+from xdp.jit import inlined
 from xdp.schema import Direction, HopState, Protocol, Reason
 
 _IPV6 = int(Protocol.IPV6)
@@ -81,28 +81,4 @@ def forward(node, frames, start, length, longest, slot, event, now):
             wire6.rewrite(frames, start, packet.l4, flow, tables, row)
         else:
             wire.rewrite(frames, start, packet.l4, flow, tables.next_hops, row)
-    return reason, egress
-
-
-@compiled
-def translate_error(node, frames, start, longest, now):
-    """Send an ICMP error along the flow whose packet it quotes. Return (reason, egress ifindex)."""
-    tables, packet = node.tables, node.packet[0]
-    slot = flows.find(tables, packet.addrs, packet.ports, packet.protocol)
-    if slot == flows.MISS or flows.is_expired(tables, slot, now):
-        return Reason.ICMP_UNUSABLE, np.uint32(NOWHERE)
-    if packet.source_routed and packet.ttl > 1:
-        return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)
-    flow = tables.flows[slot]
-    row = np.int64(flow.next_hop)
-    reason, egress = way_to(tables, row, packet.ttl, longest)
-    if egress == KERNEL:
-        reason, row = Reason.TO_KERNEL, np.int64(wire.TO_KERNEL)
-        if is_left_to_egress(flow):
-            return reason, egress
-    if reason == Reason.FORWARDED or reason == Reason.TO_KERNEL:
-        if packet.protocol & _IPV6:
-            wire6.translate_error(frames, start, packet, flow, tables, row)
-        else:
-            wire.translate_error(frames, start, packet.l4, flow, tables.next_hops, row)
     return reason, egress

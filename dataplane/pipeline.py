@@ -11,8 +11,10 @@ import numpy as np
 from conntrack import compiled as flows
 from dataplane import answers, answers6, fragments, vlans, wire, wire6
 from dataplane.admit import admit
+from dataplane.choosing import is_martian
 from dataplane.context import AWAITED, KERNEL, NOWHERE
-from dataplane.forwarding import forward, is_left_to_egress, translate_error, way_to
+from dataplane.forwarding import forward, is_left_to_egress, way_to
+from dataplane.icmp_errors import translate_error
 from dataplane.rings import lock, unlock
 from lb import compiled as services
 from xdp import naming
@@ -101,7 +103,8 @@ def _begin_ipv6(node, frames, start, length, longest, now):
     if found == Reason.ECHO_REPLY:
         found = np.int64(Reason.OTHER_ICMP)
     if packet.fragment:
-        packet.ends = wire6.pair_of(frames, start, tables.control[0].hash_key[0])  # a client may have no name yet
+        key = tables.control[0].hash_key[0]
+        packet.ends = wire6.pair_of(frames, start, packet, key)  # a client may have no name yet
     if found == Reason.VIP_FRAGMENT:
         return _follow(node, frames, start, length, longest, now)
     if found == Reason.FLOW_FRAGMENT:
@@ -141,16 +144,6 @@ def _answer_other6(node, frames, start, found, now):
     if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
         return Reason.FORWARDED, nowhere
     return Reason.NOT_SERVED, nowhere
-
-
-@inlined
-def _is_martian(packet, frames, start):
-    """Tell whether a packet comes from an address that no host has: the kernel routes hardly any either."""
-    if packet.protocol & _IPV6:
-        return wire6.is_martian(frames, start)
-    source = np.uint32(packet.addrs)
-    network = source & np.uint32(0xFF)  # the first byte on the wire
-    return network == 0 or network == 127 or network >> np.uint32(4) == 14 or source == np.uint32(0xFFFFFFFF)
 
 
 @inlined
@@ -368,7 +361,7 @@ def judge(node, frames, start, length, now, segment=0):
         return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, np.uint32(NOWHERE)
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, np.uint32(NOWHERE)
-    if _is_martian(packet, frames, start):
+    if is_martian(packet, frames, start):
         return Reason.MARTIAN_SOURCE, np.uint32(NOWHERE)
     if not packet.fragment and event != _ECHO and not wire.has_sound_lengths(frames, start, packet):
         return Reason.MALFORMED, np.uint32(NOWHERE)

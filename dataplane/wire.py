@@ -396,6 +396,12 @@ def _turn_ports_back(frames, quoted_l4, stop, flow, old_src, old_dst, check):
     _replace16(frames, quoted_l4 + 2, flow.new_src_port, check)
 
 
+@inlined
+def is_to_sender(frames, start, packet):
+    """Tell whether an ICMP error is addressed to whom it says has sent the packet that it quotes."""
+    return load32(frames, start + ETHERNET_BYTES + _DST) == np.uint32(packet.addrs >> np.uint64(32))
+
+
 @compiled
 def translate_error(frames, start, l4, flow, next_hops, row):
     """Change an ICMP error about a packet that we translated into one about the packet as it was before.

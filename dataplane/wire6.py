@@ -227,9 +227,9 @@ def source_of(frames, start):
 
 
 @inlined
-def is_martian(frames, start):
-    """Tell whether a packet's source is no host's: none, loopback, IPv4-mapped or multicast (RFC 4291)."""
-    high, low = source_of(frames, start)
+def is_martian(address):
+    """Tell whether an address, as from `source_of`, is no host's: none, loopback, IPv4-mapped, multicast (RFC 4291)."""
+    high, low = address
     if high != 0:
         return high & np.uint64(0xFF) == 0xFF
     return low == 0 or low == _LOOPBACK or low & np.uint64(0xFFFFFFFF) == _MAPPED
@@ -243,18 +243,44 @@ def destination_of(frames, start):
 
 
 @inlined
-def source_digest(frames, start, seed):
-    """Return what stands for a packet's source where all nodes are to choose alike: names differ from node to node."""
-    first, second = source_of(frames, start)
+def _quote_of(packet, start):
+    """Return where a frame would begin whose packet were the one that an ICMP error quotes."""
+    return start + np.int64(packet.l4) + ICMP_BYTES - ETHERNET_BYTES
+
+
+@inlined
+def client_of(frames, start, packet):
+    """Return whom a packet comes from or, of an ICMP error, whom what it quotes was sent to, as `source_of` does."""
+    return destination_of(frames, _quote_of(packet, start)) if packet.quoted else source_of(frames, start)
+
+
+@inlined
+def _vip_of(frames, start, packet):
+    """Return the other end."""
+    return source_of(frames, _quote_of(packet, start)) if packet.quoted else destination_of(frames, start)
+
+
+@inlined
+def client_digest(frames, start, packet, seed):
+    """Return what stands for a packet's client where all nodes are to choose alike: names differ from node to node."""
+    first, second = client_of(frames, start, packet)
     return naming.hash_address(first, second, seed, ~seed)
 
 
 @inlined
-def pair_of(frames, start, seed):
-    """Return the same for both addresses."""
-    first, second = destination_of(frames, start)
-    destination = naming.hash_address(first, second, seed, ~seed)
-    return source_digest(frames, start, seed) ^ (destination >> np.uint64(32) | destination << np.uint64(32))
+def pair_of(frames, start, packet, seed):
+    """Return the same for both ends."""
+    first, second = _vip_of(frames, start, packet)
+    vip = naming.hash_address(first, second, seed, ~seed)
+    return client_digest(frames, start, packet, seed) ^ (vip >> np.uint64(32) | vip << np.uint64(32))
+
+
+@inlined
+def is_to_sender(frames, start, packet):
+    """Tell whether an ICMP error is addressed to whom it says has sent the packet that it quotes."""
+    first, second = _vip_of(frames, start, packet)
+    to_first, to_second = destination_of(frames, start)
+    return first == to_first and second == to_second
 
 
 @compiled
@@ -263,7 +289,7 @@ def name_ends(tables, frames, start, packet, is_error):
 
     Of an ICMP error, those of its quote turned round.
     """
-    ip = start + (np.int64(packet.l4) + ICMP_BYTES - ETHERNET_BYTES if is_error else np.int64(0))
+    ip = _quote_of(packet, start) if is_error else start
     first, second = source_of(frames, ip)
     source = swapped32(naming.find(tables, first, second))
     first, second = destination_of(frames, ip)
@@ -371,7 +397,8 @@ def translate_error(frames, start, packet, flow, tables, row):
     check = ports + (ICMP_CHECK if is_echo else UDP_CHECK if is_udp else TCP_CHECK)
 
     grown = _exchange(frames, quote + SRC, tables, flow.new_dst_addr)
-    grown += _exchange(frames, quote + DST, tables, flow.new_src_addr)
+    if flow.new_src_addr != flow.src_addr:  # else it stays, and may have no name
+        grown += _exchange(frames, quote + DST, tables, flow.new_src_addr)
     if is_echo:
         grown += _exchange16(frames, ports + ECHO_ID, flow.new_src_port | flow.new_dst_port)
     else:

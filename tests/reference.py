@@ -43,6 +43,7 @@ _TRIES, _XDP_TRIES = 8, 2
 _PORTS_TRIED = 64
 _PRIVILEGED = 600, 1023  # of which a privileged port becomes one
 _MOST_PIECES = 128
+_CLIENT_ANSWERS, _CHARGE = 100, 32  # in a second, and what one in so many answers costs
 _OF_FRAGMENTS = (
     Reason.FRAGMENT_ALONE,
     Reason.FRAGMENT_OVERLAP,
@@ -554,21 +555,30 @@ class Connection:
         self.bytes[way] += length
 
 
-@dataclass
-class Budget:
-    """How many answers may be given: ANSWERS at once, and as many more in a second."""
+class Limits:
+    """How many answers of a kind may be given: to one client in a second, and to all."""
 
-    hertz: int
-    left: int | None = None
-    since: int = 0
+    def __init__(self, hertz: int, secret: tuple[int, int]) -> None:
+        self._hertz = hertz
+        self._secret = secret
+        self._left: dict[str, tuple[int, int]] = {}  # of each kind, in parts of an answer, and since when
+        self._given: Counter[tuple[str, int, int]] = Counter()  # by kind, client and second
+        self._drawn = 0
 
-    def take(self, now: int) -> bool:
-        """Take one out, and return whether there was one."""
-        full = Limit.ANSWERS * self.hertz
-        passed = now - self.since & 0xFFFFFFFF
-        left = full if self.left is None else min(full, self.left + passed * Limit.ANSWERS)
-        self.left, self.since = left - self.hertz * (left >= self.hertz), now
-        return left >= self.hertz
+    def take(self, kind: str, client: int, now: int) -> bool:
+        """Return whether there is an answer for a client, and take it out."""
+        full = Limit.ANSWERS * self._hertz
+        left, since = self._left.get(kind, (full, now))
+        left = min(full, left + (now - since & 0xFFFFFFFF) * Limit.ANSWERS)
+        self._left[kind] = left, now
+        who = kind, client >> 64 if client & IPV6 else client, now // self._hertz
+        if left < _CHARGE * self._hertz or self._given[who] == _CLIENT_ANSWERS:
+            return False
+        self._given[who] += 1
+        self._drawn += 1
+        if hash_of(self._drawn, 0, 0, *self._secret) % _CHARGE == 0:
+            self._left[kind] = left - _CHARGE * self._hertz, now
+        return True
 
 
 @dataclass
@@ -657,7 +667,7 @@ class Reference:
         self.ping = Ping.ANSWER
         self.occupied: frozenset[int] = frozenset()  # ports that sockets of the node have
         self._narrow = Hop()  # where a frame did not fit last
-        self._refusals, self._echoes = Budget(hertz), Budget(hertz)
+        self._limits = Limits(hertz, secret)
         self.flows: dict[Key, tuple[Connection, Direction]] = {}
         self.turns: Counter[Service] = Counter()  # of round robin
         self.loads: Counter[Address] = Counter()  # of endpoints: what least connections has given them
@@ -691,7 +701,7 @@ class Reference:
             flow = self._live_flow(packet.key, now)
             if flow is not None:
                 return self._icmp_in_xdp(frame, packet, flow, is_stalled=is_stalled)
-            packet = _unknown_icmp(packet)
+            packet = packet if self._is_about_a_frontend(packet) else _unknown_icmp(packet)
         if packet.reason != Reason.FORWARDED:
             return self._rest_in_xdp(frame, packet, now, is_stalled=is_stalled)
         flow = self._live_flow(packet.key, now)
@@ -763,8 +773,8 @@ class Reference:
         since = self.followed.get(packet.datagram) if is_piece else None  # type: ignore[arg-type]
         if since is not None and now - since & 0xFFFFFFFF <= _FRAGMENT_S * self._hertz:
             what = Reason.TTL_EXPIRED if packet.ttl <= 1 else Reason.FLOW_FRAGMENT
-        if what == Reason.NOT_SERVED and packet.reason == Reason.NOT_TCP_UDP and not is_stalled:
-            what = Reason.VIP_STRAY
+        if what == Reason.NOT_SERVED and packet.reason in (Reason.NOT_TCP_UDP, Reason.ICMP_ERROR) and not is_stalled:
+            what = Reason.ICMP_ERROR if packet.reason == Reason.ICMP_ERROR else Reason.VIP_STRAY
         if verdict_of(what) == Verdict.PUNT:
             return self._punt(what, frame, WhenStalled.DROP, is_stalled)
         return Outcome(what, frame)
@@ -938,7 +948,7 @@ class Reference:
         )
         if not is_told or is_reset or is_later or is_error or not _has_a_sender(frame):
             return Outcome(reason, frame)
-        if not self._refusals.take(now):
+        if not self._limits.take("refusals", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if reason == Reason.TOO_BIG:
             mtu = self._narrow.mtu - self._more
@@ -956,7 +966,7 @@ class Reference:
         is_told = is_told and packet.reason != Reason.ICMP_ERROR and not packet.offset
         if not is_told or is_reset or not _has_a_sender6(frame):
             return Outcome(reason, frame)
-        if not self._refusals.take(now):
+        if not self._limits.take("refusals", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         if is_long:
             mtu = self._narrow.mtu - self._more
@@ -972,7 +982,7 @@ class Reference:
     def _answer_echo6(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         if not _has_a_sender6(frame):
             return Outcome(Reason.NOT_SERVED, frame)
-        if not self._echoes.take(now):
+        if not self._limits.take("echoes", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         icmp = frame[packet.l4 :]
         new = bytearray(frame[6:12] + frame[:6] + frame[12:22] + frame[38:54] + frame[22:38] + icmp)
@@ -996,7 +1006,7 @@ class Reference:
             return self._answer_echo6(frame, packet, now)
         if not _has_a_sender(frame):
             return Outcome(Reason.NOT_SERVED, frame)
-        if not self._echoes.take(now):
+        if not self._limits.take("echoes", packet.key.source[0], now):
             return Outcome(Reason.ANSWER_LIMITED, frame)
         new = bytearray(frame[6:12] + frame[:6] + frame[12:26] + frame[30:34] + frame[26:30] + frame[34:])
         new[22], new[packet.l4] = 64, 0
@@ -1226,19 +1236,45 @@ class Reference:
         connection.touch(way, packet.event, len(frame), now)
         return Outcome(Reason.FORWARDED, _translated(frame, packet, after))
 
+    def _is_about_a_frontend(self, packet: Packet) -> bool:
+        """Tell whether an ICMP error is to a VIP that is said to have sent what it quotes, as one of its frontends."""
+        host, port = packet.key.destination
+        is_frontend = (host, port, packet.key.protocol) in self._services
+        is_to_sender = packet.asked == host and host in self.vips
+        return packet.reason == Reason.ICMP_ERROR and is_frontend and is_to_sender
+
+    def _imagined(self, packet: Packet, now: int) -> Key | None:
+        """Return what the endpoint would get of a client whose next packet, in mid-stream, were adopted; or None."""
+        key = packet.key
+        if not self._is_about_a_frontend(packet) or _is_martian(key) or self._is_reset(packet):
+            return None
+        service = self._services[*key.destination, key.protocol]
+        if not service.admits(key.source[0]):
+            return None
+        if service.inside and self._is_inside(key.source[0]):
+            service = service.inside
+        may_be_adopted = key.transport == Protocol.UDP or service.mid_stream == MidStream.ADOPT
+        if not service.endpoints or service.scheduler or not may_be_adopted:
+            return None
+        kept = self._kept(service, (service.identity, key.source[0]), now) if service.affinity_s else None
+        endpoint = kept or service.select(key, self._seed, 0)
+        if self._is_masqueraded(service, endpoint, key.source[0]):
+            return None
+        return key._replace(destination=endpoint)
+
     def _translate_error(self, frame: bytes, packet: Packet, now: int) -> Outcome:
         flow = self._live_flow(packet.key, now)
-        if flow is None:
+        before, after = packet.key, flow[0].after(flow[1]) if flow else self._imagined(packet, now)
+        if after is None:
             return Outcome(Reason.ICMP_UNUSABLE, frame)
         if packet.is_source_routed and packet.ttl > 1:
             return Outcome(Reason.SOURCE_ROUTED, frame)
-        before, after = packet.key, flow[0].after(flow[1])
         hop = self._hop_to(after.destination[0])
         refusal = hop.refusal(packet.ttl, len(frame) + self._more)
         if refusal != Reason.FORWARDED:
             return self._refused(refusal, frame)
         if hop.state == HopState.KERNEL:
-            is_left = _is_left_to_egress(before, *flow)
+            is_left = flow is not None and _is_left_to_egress(before, *flow)
             new = frame if is_left else _translated_error(frame, packet, before, after)
             return Outcome(Reason.TO_KERNEL, new, KERNEL)
         return Outcome(Reason.FORWARDED, _routed(_translated_error(frame, packet, before, after), hop), hop.ifindex)

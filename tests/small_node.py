@@ -356,7 +356,9 @@ class Pipeline:
 
     def clear(self) -> None:
         """Let as many answers be given as ever, and forget fragments."""
-        self.node.budgets[:] = 0
+        self.node.limits.budgets[:] = 0
+        self.node.limits.clients[:] = 0
+        self.node.limits.drawn[:] = 0
         self.node.fragments.datagrams[:] = 0
 
     def age(self, jiffies: int) -> None:

@@ -474,8 +474,10 @@ def test_errors_about_no_flow(copies):
     assert copies.send(to_client) == (Reason.OTHER_ICMP, to_client, 0)
     past = packets.icmp_error(packets.syn(CLIENT, ENDPOINT))  # sent by the client past its Service
     assert copies.send(past) == (Reason.SENT_ON, routed(past, HOPS[CLIENT[0]].macs), HOPS[CLIENT[0]].ifindex)
-    to_vip = packets.icmp_error(packets.syn_ack(VIP, CLIENT))
+    to_vip = packets.icmp_error(packets.syn_ack(OUTER_VIP, CLIENT))
     assert copies.send(to_vip).reason is Reason.ICMP_UNUSABLE
+    guessed = copies.send(packets.icmp_error(packets.syn_ack(VIP, CLIENT)))
+    assert (guessed.reason, guessed.ifindex) == (Reason.FORWARDED, HOPS[ENDPOINT[0]].ifindex)
 
 
 def test_what_other_frames_are_stays_as_the_pipeline_says(copies):

@@ -50,6 +50,7 @@ from tests.small_node import (
     OUTER_VIP,
     OWN,
     PASSING_VIP,
+    RANDOM_VIP,
     RESETTING_VIP,
     SERVICES,
     SMALL,
@@ -593,12 +594,13 @@ def assert_right_sums(frame: bytes) -> None:
 
 
 def test_an_error_about_nothing_that_we_know_is_dropped(node: NodeUnderTest):
-    assert node.send(NAMED["error-about-a-reply"]) == (Reason.ICMP_UNUSABLE, NAMED["error-about-a-reply"], 0)
+    error = packets.icmp_error(packets.data(packets.STRANGER, CLIENT))
+    assert node.send(error) == (Reason.ICMP_UNUSABLE, error, 0)
 
 
-def test_c5_an_error_about_an_expired_connection_is_dropped(node: NodeUnderTest):
-    node.connect()
-    error = packets.icmp_error(packets.data(VIP, CLIENT))
+def test_c5_an_error_about_an_expired_connection_of_which_nobody_knows_the_endpoint_is_dropped(node: NodeUnderTest):
+    node.connect(vip=RANDOM_VIP)
+    error = packets.icmp_error(packets.data(RANDOM_VIP, CLIENT))
     assert node.send(error).reason == Reason.FORWARDED
     node.clock.advance(8001)
     assert node.send(error) == (Reason.ICMP_UNUSABLE, error, 0)

@@ -164,17 +164,29 @@ def _transport(random: Random, key: Key) -> bytes:
     return ports + struct.pack("!IIBBHHH", *numbers, 5 << 4, flags, 512, _checksum(random), 0) + payload
 
 
-def _fresh(random: Random, _: Twins) -> bytes:
+def _new(random: Random) -> Key:
     vip = random.choice(_VIPS)
     protocol = Protocol.UDP if vip == DNS_VIP or random.random() < 0.05 else Protocol.TCP
-    key = Key(random.choice(_CLIENTS), vip, protocol)
+    return Key(random.choice(_CLIENTS), vip, protocol)
+
+
+def _new6(random: Random) -> Key:
+    vip = random.choice(_VIPS6)
+    protocol = Protocol.UDP if vip in (DNS_VIP6, POD_DNS_VIP6) or random.random() < 0.05 else Protocol.TCP
+    return Key(random.choice(_CLIENTS6), vip, protocol | Protocol.IPV6)
+
+
+def _any_new(random: Random) -> Key:
+    return random.choice((_new, _new6))(random)
+
+
+def _fresh(random: Random, _: Twins) -> bytes:
+    key = _new(random)
     return _ipv4(random, key, _transport(random, key))
 
 
 def _fresh6(random: Random, _: Twins) -> bytes:
-    vip = random.choice(_VIPS6)
-    protocol = Protocol.UDP if vip in (DNS_VIP6, POD_DNS_VIP6) or random.random() < 0.05 else Protocol.TCP
-    key = Key(random.choice(_CLIENTS6), vip, protocol | Protocol.IPV6)
+    key = _new6(random)
     return _ipv6(random, key, _transport(random, key))
 
 
@@ -215,8 +227,8 @@ def _covered(key: Key) -> bytes:
 
 
 def _error(random: Random, twins: Twins) -> bytes:
-    """Return an ICMP error about a packet of a known connection that we have sent, or about anything else."""
-    key = _any_known(random, twins).turned()
+    """Return an ICMP error about a packet of a connection, known or not, that we have sent, or about anything else."""
+    key = (_any_known(random, twins) if random.random() < 0.6 else _any_new(random)).turned()
     if key.is_ipv6:
         return _error6(random, key)
     quote = _ipv4(random, key, _transport(random, key))[ETHERNET_BYTES:]

@@ -570,7 +570,7 @@ def test_N2_whatever_path_mtu_an_error_tells_reaches_the_endpoint(twins: Twins):
 _ICMP4: dict[str, tuple[bytes, Reason]] = {
     "about-an-echo-request": (packets.icmp_error(packets.echo_request(CLIENT, VIP)), Reason.NOT_SERVED),
     "about-another-protocol": (packets.icmp_error(packets.gre(VIP, CLIENT)), Reason.NOT_SERVED),
-    "about-a-stranger-s-packet": (packets.icmp_error(packets.data(VIP, OTHER_CLIENT)), Reason.NOT_SERVED),
+    "about-a-stranger-s-packet": (packets.icmp_error(packets.data((VIP[0], 81), OTHER_CLIENT)), Reason.NOT_SERVED),
     "about-options": (packets.icmp_error(packets.data(VIP, CLIENT, options=packets.options(40))), Reason.FORWARDED),
     "about-options-that-are-cut": (
         packets.icmp_error(packets.data(VIP, CLIENT, options=packets.options(40)), quoted=48), Reason.MALFORMED),

@@ -8,6 +8,7 @@ reference model. What leaves by way of the kernel goes through the real program 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -25,6 +26,7 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6PacketT
 from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
+from dataplane.limits import CLIENT_ANSWERS
 from lb.compiled import USED
 from tests import packets
 from tests.named_packets import NAMED
@@ -87,6 +89,7 @@ from tests.small_node import (
     POD_VIPS,
     POD_VIPS6,
     PRIVILEGED,
+    RANDOM_VIP,
     RESET_VIP6,
     ROUTES,
     SCHEDULED_VIPS,
@@ -267,11 +270,12 @@ class Twins:
             self.compare_records()
         return outcome
 
-    def send_alone(self, frame: bytes, now: int | None = None) -> None:
-        """Send a frame through the pipeline alone."""
+    def send_alone(self, frame: bytes, now: int | None = None) -> Outcome:
+        """Send a frame through the pipeline alone; return what became of it."""
         now = self._clock.now() if now is None else now
         alone = self._alone.send(frame, now)
         assert alone == self._reference_alone.userspace(frame, now)
+        return alone
 
     def leave(self, frame: bytes) -> Outcome:
         """Let the kernel send a frame by an interface of ours; return what became of it."""
@@ -629,11 +633,41 @@ def test_either_direction_keeps_a_connection(twins: Twins):
 
 
 def test_an_error_about_an_expired_connection_is_about_none(twins: Twins):
-    connected(twins)
-    error = packets.icmp_error(packets.data(VIP, CLIENT))
+    connected(twins, RANDOM_VIP)
+    error = packets.icmp_error(packets.data(RANDOM_VIP, CLIENT))
     assert twins.send(error).reason == Reason.FORWARDED
     twins.age(8001)
-    assert twins.send(error).reason == Reason.NOT_SERVED
+    assert twins.send(error).reason == Reason.ICMP_UNUSABLE
+
+
+@pytest.mark.faults(75)
+@pytest.mark.parametrize(("client", "vip"), [(CLIENT, VIP), (CLIENT, DNS_VIP), (CLIENT6, VIP6), (CLIENT6, DNS_VIP6)])
+def test_N2_an_error_about_another_node_s_connection_is_userspace_s_and_dropped_without_it(client, vip, twins: Twins):
+    error = packets.icmp_error((packets.udp if vip in (DNS_VIP, DNS_VIP6) else packets.data)(vip, client), "too-big")
+    before = twins.counts()
+    for _ in range(2):
+        assert twins.send(error).reason == Reason.FORWARDED
+    assert (twins.counts() - before)[Reason.ICMP_ERROR] == 2
+    twins.is_stalled = True
+    assert twins.send(error) == (Reason.NOT_SERVED, error, 0)
+    assert not flows_of(twins.tables)
+
+
+@pytest.mark.faults(75)
+@pytest.mark.parametrize(("client", "vip"), [(CLIENT, VIP), (CLIENT6, VIP6)])
+def test_T6_an_error_to_an_address_of_the_node_about_what_it_does_not_know_is_the_kernel_s(client, vip, twins: Twins):
+    error = packets.icmp_error(packets.data(vip, client), "too-big")
+    with twins.owning(vip):
+        assert twins.send(error).reason == Reason.OTHER_ICMP
+        assert twins.send_alone(error).reason == Reason.ICMP_UNUSABLE
+
+
+@pytest.mark.faults(75)
+@pytest.mark.parametrize(("client", "vip", "other"), [(CLIENT, VIP, OTHER_VIP), (CLIENT6, VIP6, PASSING_VIP6)])
+def test_N2_an_error_to_another_vip_than_it_quotes_goes_no_further_than_xdp(client, vip, other, twins: Twins):
+    error = bytearray(packets.icmp_error(packets.data(vip, client), "too-big"))
+    error[53 if vip == VIP6 else 33] = other[0] & 0xFF
+    assert twins.send(bytes(error)).reason == Reason.NOT_SERVED
 
 
 def test_a_frame_is_too_big_from_one_byte_on(twins: Twins):
@@ -653,16 +687,32 @@ def test_T13_who_sends_too_long_a_packet_is_told_how_long_it_may_be(twins: Twins
     assert twins.send(answer).frame == packets.unreachable_to(answer, 4, (OWN, 0), mtu=100)
 
 
+@pytest.mark.faults(85)
 def test_T7_T9_T10_answers_are_limited(twins: Twins):
-    """A second's worth at once, of refusals and of answers to echo requests."""
+    """To a client in a second, of refusals and of answers to echo requests."""
     for frame, reason in (
         (packets.syn(destination=DEAD_VIP), Reason.NO_ENDPOINT),
         (packets.echo_request(), Reason.ECHO_ANSWERED),
+        (packets.syn(CLIENT6, DEAD_VIP6), Reason.NO_ENDPOINT),
     ):
         now = twins.now
-        assert {twins.send(frame, compare=False, now=now).reason for _ in range(Limit.ANSWERS)} == {reason}
+        assert {twins.send(frame, compare=False, now=now).reason for _ in range(CLIENT_ANSWERS)} == {reason}
         assert twins.send(frame, now=now).reason == Reason.ANSWER_LIMITED
         assert twins.send(packets.rst(destination=DEAD_VIP), now=now).reason == Reason.STRAY_RST
+
+
+@pytest.mark.faults(78, 85)
+def test_T7_answers_are_limited_in_all_by_the_same_dice(twins: Twins):
+    now, answered = twins.now, 0
+    frames = [packets.syn((CLIENT[0] + number // 50, 4000), DEAD_VIP) for number in range(0, 5000, 50)]
+    for frame in itertools.chain.from_iterable(itertools.repeat(frame, 50) for frame in frames):
+        reason = twins.send(frame, compare=False, now=now).reason
+        if reason == Reason.ANSWER_LIMITED:
+            break
+        answered += 1
+    assert reason == Reason.ANSWER_LIMITED
+    assert 0.4 * Limit.ANSWERS < answered < 2.4 * Limit.ANSWERS
+    assert {twins.send(frame, compare=False, now=now).reason for frame in frames} == {Reason.ANSWER_LIMITED}
 
 
 def test_without_offload_userspace_forwards_what_is_known_while_it_lives_and_xdp_does_otherwise():
@@ -898,7 +948,7 @@ def test_T2_replies_to_a_masqueraded_client_behind_the_kernel_are_translated_fir
 @pytest.mark.parametrize("is_stalled", [False, True])
 def test_T9_icmpv6_of_nobody_to_a_vip_is_dropped_but_for_that_between_neighbours(is_stalled, twins: Twins):
     twins.is_stalled = is_stalled
-    error = packets.icmp_error(packets.data(VIP6, CLIENT6))
+    error = packets.icmp_error(packets.data((VIP6[0], 81), CLIENT6))
     assert twins.send(error).reason == Reason.NOT_SERVED
     assert twins.send(packets.echo_reply(CLIENT6, VIP6)).reason == Reason.NOT_SERVED
     nobodys, neighbours = Reason.NOT_SERVED, Reason.OTHER_ICMP

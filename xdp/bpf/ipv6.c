@@ -74,7 +74,7 @@ static inline struct result handle_ipv6(struct xdp_md *ctx, struct packet *packe
 	if (is_icmp_of_flow(found)) {
 		if (flow && is_live)
 			return handle_icmp(ctx, packet, found, flow, words);
-		found = REASON_OTHER_ICMP;
+		found = of_no_flow(found, packet->tuple.addrs >> 32, destination);
 		packet->tuple.addrs = (u64)destination << 32 | source; /* not those of the quote */
 	}
 	if (found == REASON_UNSUMMED && is_live && !packet->datagram)

@@ -268,7 +268,7 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 		found = REASON_FLOW_FRAGMENT;
 	else if (!is_vip_of(packet->tuple.addrs >> 32, family, words))
 		return pass(found == REASON_VIP_FRAGMENT ? REASON_OTHER_FRAGMENT :
-			    found == REASON_VIP_ECHO ? REASON_OTHER_ICMP :
+			    found == REASON_VIP_ECHO || found == REASON_ICMP_ERROR ? REASON_OTHER_ICMP :
 			    found == REASON_UNSUMMED ? REASON_NOT_OURS : found);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
@@ -276,10 +276,14 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 		return drop(found);
 	if (found == REASON_TOO_SHORT)
 		return drop(REASON_MALFORMED);
+	if (found == REASON_ICMP_ERROR && !find_frontend(packet->tuple.addrs >> 32, packet->tuple.ports >> 16,
+							 packet->tuple.protocol, words))
+		found = REASON_OTHER_ICMP;
 	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && words->ping == PING_DROP))
 		return drop(REASON_NOT_SERVED);
-	if (found == REASON_NOT_TCP_UDP)
-		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
+	if (found == REASON_NOT_TCP_UDP || found == REASON_ICMP_ERROR)
+		return punt(reader_of(ctx, words), drop(REASON_NOT_SERVED),
+			    found == REASON_ICMP_ERROR ? REASON_ICMP_ERROR : REASON_VIP_STRAY);
 	return punt(reader_of(ctx, words), drop(REASON_STALLED_DROPPED), found);
 }
 
@@ -287,6 +291,13 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 static inline bool is_icmp_of_flow(enum reason found)
 {
 	return found == REASON_ICMP_ERROR || found == REASON_ECHO_REPLY;
+}
+
+/* What that is if it is of no flow. Userspace may know whose the packet was that an error quotes, if it is to who has sent
+ * that: to one of our frontends, which handle_rest() looks for. */
+static inline enum reason of_no_flow(enum reason found, u32 sender, u32 destination)
+{
+	return found == REASON_ICMP_ERROR && sender == destination ? REASON_ICMP_ERROR : REASON_OTHER_ICMP;
 }
 
 static inline struct result handle_icmp(struct xdp_md *ctx, const struct packet *packet, enum reason found,
@@ -382,7 +393,7 @@ static inline struct result handle_ipv4(struct xdp_md *ctx, struct packet *packe
 	if (is_icmp_of_flow(found)) {
 		if (flow && !is_expired(flow, rules->timeout[flow->state], now, words))
 			return handle_icmp(ctx, packet, found, flow, words);
-		found = REASON_OTHER_ICMP;
+		found = of_no_flow(found, packet->tuple.addrs >> 32, ip->dst_addr);
 		packet->tuple.addrs = (u64)ip->dst_addr << 32 | ip->src_addr; /* not those of the quote */
 	}
 	if (found == REASON_FLOW_FRAGMENT)

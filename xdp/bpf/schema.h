@@ -30,7 +30,7 @@ enum limits {
 	VLAN_WORDS = 64,     /* u64 words with a bit for each VLAN */
 	VLAN_TAG_BYTES = 4,  /* of two VLAN tags at most, in frames that we look into */
 	RESERVED_VLAN = 4095, /* nobody's (IEEE 802.1Q table 9-2) */
-	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests */
+	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests; on average */
 	EXTENSIONS = 4,      /* headers between IPv6 and its transport that are walked over ... */
 	EXTENSION_BYTES = 128, /* ... and how long they may be together */
 	STALL_MS = 50,       /* a worker that lets a punted frame wait for longer is away */
@@ -66,7 +66,7 @@ enum reason {
 	REASON_NOT_TCP_UDP = 34,       /* another protocol, not to a VIP */
 	REASON_NOT_OURS = 35,          /* no flow, and not to a VIP */
 	REASON_OTHER_FRAGMENT = 36,    /* a fragment that is neither to a VIP nor of a flow */
-	REASON_OTHER_ICMP = 37,        /* not an error about a tracked flow */
+	REASON_OTHER_ICMP = 37,        /* neither to a VIP nor an error about a tracked flow */
 	REASON_TTL_EXPIRED = 38,       /* so that the kernel answers */
 	REASON_STALLED_PASSED = 39,    /* new flow, userspace stalled, the Service says pass */
 	REASON_MID_STREAM_PASSED = 40, /* TCP from the middle of an unknown connection, and the Service says pass */
@@ -88,7 +88,7 @@ enum reason {
 	REASON_NO_NEXT_HOP = 71,       /* no route, or its neighbour does not answer */
 	REASON_NEXT_HOP_QUEUE = 72,    /* too many frames waited for a neighbour, and this one had come first */
 	REASON_FRAGMENT_ALONE = 73,    /* a fragment whose first one was not forwarded, or has not come in time */
-	REASON_ICMP_UNUSABLE = 74,     /* an ICMP error whose quote fits no flow any more */
+	REASON_ICMP_UNUSABLE = 74,     /* an ICMP error whose quote fits no flow, and none that would be adopted */
 	REASON_NOT_FORWARDABLE = 75,   /* the next hop leaves by an interface that is not ours */
 	REASON_TX_FULL = 76,           /* the transmit ring had no room */
 	REASON_VANISHED = 77,          /* punted, but neither a flow nor a frontend now */
