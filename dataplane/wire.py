@@ -190,7 +190,7 @@ def _parse_fragment(frames, start, fragment, length, packet):
 def parse(frames, start, length, packet):
     """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason it ends for.
 
-    Of a fragment but a first one, or another protocol, the addresses only; of an echo request or its reply, the ports
+    Of a fragment but a first one, of another protocol, or where lengths cannot be, the addresses only; of an echo request or its reply, the ports
     that its identifier stands for; of an ICMP error, what it quotes, turned round. Every length is checked before the
     bytes behind it are read.
     """
@@ -218,16 +218,16 @@ def parse(frames, start, length, packet):
     first = np.int64(frames[start + ip])
     if first >> 4 != 4:
         return Reason.NOT_IPV4
+    protocol = frames[start + ip + 9]  # these have their places, whatever is said of lengths
+    packet.addrs = load64(frames, start + ip + _SRC)
+    packet.protocol = protocol
+    packet.ttl = frames[start + ip + _TTL]
     header = (first & 15) * 4
     total = be16(frames, start + ip + 2)
     if header < IPV4_BYTES or total < header:
         return Reason.TOO_SHORT
     if ip + total > length:
         return Reason.TOO_SHORT
-    protocol = frames[start + ip + 9]
-    packet.addrs = load64(frames, start + ip + _SRC)
-    packet.protocol = protocol
-    packet.ttl = frames[start + ip + _TTL]
     packet.l4 = ip + header
     if header > IPV4_BYTES:
         packet.source_routed = _has_source_route(frames, start, ip + header)
@@ -262,6 +262,15 @@ def has_sound_lengths(frames, start, packet):
         return length >= UDP_BYTES and length <= room
     length = np.int64(frames[start + l4 + 12] >> 4) * 4
     return length >= TCP_BYTES and length <= room
+
+
+@inlined
+def has_sound_checksum(frames, start, packet):
+    """Tell whether the checksum of an IPv4 header is right: with it all words sum up to 0xffff (RFC 1071)."""
+    total = np.int64(0)
+    for offset in range(ETHERNET_BYTES, np.int64(packet.l4), 2):
+        total += np.int64(load16(frames, start + offset))
+    return _fold(total) == 0xFFFF
 
 
 @inlined

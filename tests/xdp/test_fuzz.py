@@ -28,6 +28,7 @@ from tests.packets import (
     STRANGER,
     STRANGER6,
     VIP,
+    resummed,
     tagged,
     untagged,
 )
@@ -93,6 +94,8 @@ def steps_of(number: int, twins: Twins) -> Iterator[Step]:
             if random.random() < 0.3:
                 spoilt = _spoilt6 if is_ipv6(frame) else _spoilt
                 frame = random.choice((_flipped, _cut, _padded, spoilt))(random, frame)
+            if random.random() < 0.9:
+                frame = resummed(frame)
             if random.random() < 0.2:
                 frame = _tagged(random, frame)
             if random.random() < 0.02 and frame:
@@ -110,7 +113,7 @@ def _tagged(random: Random, frame: bytes) -> bytes:
 
 
 def _checksum(random: Random) -> int:
-    """Return any checksum, often one at the edges of its arithmetic: nobody looks whether they are right."""
+    """Return any checksum, often one at the edges of its arithmetic: nobody looks whether they are right, but for headers of IPv4."""
     return random.choice((0, 0, 0xFFFF, 1, 0xFFFE, random.getrandbits(16), random.getrandbits(16)))
 
 

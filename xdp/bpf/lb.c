@@ -257,6 +257,22 @@ static inline enum reason note_datagram(const struct packet *packet, const struc
 	return REASON_VIP_FRAGMENT;
 }
 
+/* Whether the checksum of an IPv4 header is right: with it all words sum up to 0xffff (RFC 1071). */
+static inline bool has_sound_checksum(struct xdp_md *ctx, const struct packet *packet)
+{
+	void *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
+	u32 *word = data + sizeof(struct ethernet), at;
+	u64 sum = 0;
+
+#pragma nounroll
+	for (at = sizeof(struct ethernet); at < sizeof(struct ethernet) + IPV4_BYTES && at < packet->l4; at += sizeof(*word)) {
+		if ((void *)(word + 1) > end)
+			return false;
+		sum += *word++;
+	}
+	return fold_words(sum) == 0xffff;
+}
+
 /* Neither TCP nor UDP in one piece, of no flow: ours if it is to a VIP, where nothing is handed on that a router would
  * only send back. */
 static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 family,
@@ -274,7 +290,8 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 		return pass(REASON_TTL_EXPIRED);
 	if (found == REASON_UNSUMMED)
 		return drop(found);
-	if (found == REASON_TOO_SHORT)
+	if (found == REASON_TOO_SHORT ||
+	    (!family && found != REASON_FLOW_FRAGMENT && !has_sound_checksum(ctx, packet)))
 		return drop(REASON_MALFORMED);
 	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && words->ping == PING_DROP))
 		return drop(REASON_NOT_SERVED);
@@ -473,7 +490,7 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 		return pass(REASON_TTL_EXPIRED);
 	if (is_martian(packet, question, is_ipv6))
 		return drop(REASON_MARTIAN_SOURCE);
-	if (!has_sound_lengths(ctx, packet, is_ipv6))
+	if (!has_sound_lengths(ctx, packet, is_ipv6) || (!is_ipv6 && !has_sound_checksum(ctx, packet)))
 		return drop(REASON_MALFORMED);
 	reader = reader_of(ctx, words);
 	if (!frontend)

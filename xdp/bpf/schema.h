@@ -111,7 +111,7 @@ enum reason {
 	REASON_ANSWER_LIMITED = 89,    /* to be refused or answered, and too many have been just now */
 	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122, 4291) */
 	REASON_ENDPOINT_REMOVED = 93,  /* of a connection in STATE_RESET: refused */
-	REASON_MALFORMED = 94,         /* to a VIP, and a header that follows that of IP does not fit, or says so */
+	REASON_MALFORMED = 94,         /* to a VIP, and a header does not fit, or cannot be what it says */
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
 	REASON_NAMES_FULL = 91,        /* IPv6: no room for the name of another client */
