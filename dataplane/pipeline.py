@@ -284,6 +284,9 @@ def handle(node, frames, start, length, now):
     Otherwise it is as it was, and what is to happen is the reason's verdict. With AWAITED (NO_NEXT_HOP, FRAGMENT_ALONE)
     nothing was begun, and the frame may be tried again when `holding.has_news` says so. VLAN tags stay where they are.
     """
+    if wire.is_for_another(frames, start, length, node.tables.control[0].stations):
+        node.packet[0].length = length
+        return np.int64(Reason.OTHER_STATION), np.uint32(NOWHERE)
     tagged = vlans.take_off(node, frames, start, length)
     if tagged != Reason.FORWARDED:
         return tagged, np.uint32(NOWHERE)

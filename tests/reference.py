@@ -641,9 +641,11 @@ class Reference:
         named: Callable[[int], int] = int,
         sources: tuple[int, ...] = (),
         vlans: frozenset[int] = frozenset({0}),
+        stations: frozenset[bytes] = frozenset(),
     ) -> None:
         self._services = services
         self._vlans = vlans
+        self.stations = stations  # MAC addresses that frames are ours by; none: all are
         self._more = 0  # bytes of the VLAN tags of the frame at hand that count against the MTU
         self.vips = {address for address, _, _ in services}
         self._hops = hops
@@ -676,6 +678,8 @@ class Reference:
     def _untagged(self, frame: bytes, judge: Callable[[bytes], Outcome]) -> Outcome:
         """Return what becomes of a frame whose VLAN tags stay where they are."""
         reason, count = vlan_tags(frame, self._vlans)
+        if self.stations and len(frame) >= _ETHERNET and not frame[0] & 1 and frame[:6] not in self.stations:
+            reason = Reason.OTHER_STATION
         if reason != Reason.FORWARDED:
             return Outcome(reason, frame)
         self._more = max(0, count - 4)

@@ -206,8 +206,7 @@ def _ipv4() -> Rows:
         "option-source-route-last": (syn(options=[b"\1" * 37, bytes((131, 3, 4))]), Reason.SOURCE_ROUTED),
         "option-source-route-without-a-length": (syn(options=[b"\1\1\x89\0"]), Reason.SOURCE_ROUTED),
         **{
-            f"total-of-{total}": (patched(_SYN, 16, *total.to_bytes(2)), cut)
-            for total in (0, 1, 19, 41, 0x100, 0xFFFF)
+            f"total-of-{total}": (patched(_SYN, 16, *total.to_bytes(2)), cut) for total in (0, 1, 19, 41, 0x100, 0xFFFF)
         },
         **{
             f"total-of-{total}-to-a-stranger": (patched(stranger, 16, *total.to_bytes(2)), short)
@@ -222,8 +221,10 @@ def _ipv4() -> Rows:
         "total-of-39-to-a-stranger": (patched(syn(destination=STRANGER), 16, 0, 39), short),
         "total-of-28-udp": (patched(patched(_UDP, 16, 0, 28), _TCP4 + 4, 0, 8), all_there),
         "total-of-40-behind-a-payload": (patched(long, 16, 0, 40), all_there),
-        **{f"header-checksum-wrong-{name}": (patched(frame, 24, frame[24] ^ 0x55), cut)
-           for name, frame in _summed().items()},
+        **{
+            f"header-checksum-wrong-{name}": (patched(frame, 24, frame[24] ^ 0x55), cut)
+            for name, frame in _summed().items()
+        },
         "header-checksum-wrong-in-its-last-option": (patched(syn(options=packets.options(40)), 73, 9), cut),
         "header-checksum-wrong-to-a-stranger": (patched(_TO_A_STRANGER, 24, 0), Reason.NOT_OURS),
         "header-checksum-wrong-and-ttl-1": (patched(syn(ttl=1), 24, 0), Reason.TTL_EXPIRED),

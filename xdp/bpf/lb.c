@@ -33,6 +33,7 @@ BPF_XSKMAP(sockets, MAX_WORKERS, TABLES_FOLDER "/sockets");
 BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, TABLES_FOLDER "/stages", 0);
 
 enum { NO_READER = 0xffffffff, NO_SLOT = 0xffffffff };
+enum { STATION_BITS = 0xffffffffffff };  /* of the first eight bytes of a frame, those of whom it is to */
 
 /* A verdict on the way out: what xdp_lb() returns, and why. */
 struct result {
@@ -208,6 +209,23 @@ static inline bool is_for_many(struct xdp_md *ctx)
 	u8 *front = (void *)(long)ctx->data;
 
 	return (void *)(front + 1) <= (void *)(long)ctx->data_end && (*front & 1);
+}
+
+/* Whether a frame is addressed to another machine: by the MAC address of one host, and none of ours. An interface that
+ * listens to all of them, and a bridge that floods, bring such. */
+static inline bool is_for_another(struct xdp_md *ctx, const struct control *words)
+{
+	u64 *front = (void *)(long)ctx->data, station;
+	u32 n;
+
+	if ((void *)(front + 1) > (void *)(long)ctx->data_end)
+		return false;
+	station = *front & STATION_BITS;
+#pragma unroll
+	for (n = 0; n < STATIONS; n++)
+		if (station == words->stations[n])
+			return false;
+	return words->stations[0] && !(station & 1);
 }
 
 /* ARP, while VIPs are announced: a question for one is punted, to be answered; who else claims one is heard by control,
@@ -528,6 +546,8 @@ static inline struct result handle(struct xdp_md *ctx)
 	rules = machine.lookup(&zero);
 	if (!words || !rules)
 		return pass(REASON_NOT_OURS);
+	if (is_for_another(ctx, words))
+		return pass(REASON_OTHER_STATION);
 
 	/* None. But the verifier is not to know it: tagged or not is all the same to it then, and it goes on once. */
 	packet.vlan_bytes = words->hertz >> 28 & VLAN_BYTES;

@@ -33,6 +33,7 @@ enum limits {
 	FRAGMENT_S = 30,     /* so long fragments wait for one another */
 	VLAN_WORDS = 64,     /* u64 words with a bit for each VLAN */
 	VLAN_TAG_BYTES = 4,  /* of two VLAN tags at most, in frames that we look into */
+	STATIONS = 8,        /* MAC addresses that frames of this node are to */
 	RESERVED_VLAN = 4095, /* nobody's (IEEE 802.1Q table 9-2) */
 	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests */
 	EXTENSIONS = 4,      /* headers between IPv6 and its transport that are walked over ... */
@@ -80,6 +81,7 @@ enum reason {
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
 	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
 	REASON_OTHER_VLAN = 45,        /* tagged, and of a VLAN that is not served, or with more than two tags */
+	REASON_OTHER_STATION = 46,     /* to the MAC address of another machine, whatever it is: the kernel ignores it */
 
 	/* DROP */
 	REASON_STALLED_DROPPED = 64,   /* new flow, or a reply to an echo request, and userspace is stalled */
@@ -387,8 +389,9 @@ struct control {
 	__u64 extents;         /* bit k: flows may lie in extent k; and the range (below) that new ones go to */
 	__u64 busiest;         /* the range that most flows lie in: where they are looked for first */
 	__u64 maglev_seed;     /* equal on every node that shares the VIPs */
-	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
+	__u64 stations[STATIONS]; /* MAC addresses of ours, as in a frame; where there are fewer the first again, 0: all are */
+	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 ping;            /* enum ping */
 	__u64 names;           /* rows of `names` that are not free */
 	__u64 vlans[VLAN_WORDS]; /* by VLAN, a bit: 1: frames with its tag are served; bit 0: with a priority tag */
