@@ -102,8 +102,11 @@ def _tag(frames, place, start):
 
 
 @inlined
-def _judge(frames, start, inner, length, kind, stations):
-    """Return FORWARDED if a frame is to us, else why it is the kernel's. Behind a tag it has `length` bytes at `inner`."""
+def _whose(frames, start, inner, length, kind, stations):
+    """Return FORWARDED if a frame is to us, else why it is the kernel's. Behind a tag it has `length` bytes at `inner`.
+
+    The kernel's word counts, which knows nothing yet of devices on top of the interface: that of `stations` beside it.
+    """
     if kind == _HOST or (kind == _OTHER and stations[0] != 0 and is_station(frames, start, stations)):
         return Reason.FORWARDED
     if kind == _OTHER:
@@ -117,10 +120,9 @@ def _judge(frames, start, inner, length, kind, stations):
 def receive(queue, burst, limit, stations):
     """Fill `burst` (FRAME rows) with up to `limit` received frames; return how many.
 
-    They stay where they are until the next call. Not ours is one that is cut short, and one that is addressed to
-    another machine: by the kernel's word, which knows nothing yet of devices on top of the interface, and to none of
-    `stations`. Of those addressed to all, only ARP is ours, of those to a group, only questions for a neighbour. The
-    kernel takes the outer VLAN tag out of every frame, if no driver has: it is put back.
+    They stay where they are until the next call. One that is addressed to another machine or cut short is not ours; of
+    those addressed to all, only ARP is, of those to a group, only questions for a neighbour. The kernel takes the outer
+    VLAN tag out of every frame, if no driver has: it is put back.
     """
     at, frames = queue.at, queue.frames
     if at[LEFT] == 0 and at[IS_OPEN]:
@@ -147,7 +149,7 @@ def receive(queue, burst, limit, stations):
         if is_tagged and vlans.is_tag(frames, inner + 12):
             inner += vlans.VLAN_TAG_BYTES
         start, rest = np.int64(burst[i].addr), burst[i].addr + length - inner
-        reason = np.int64(_judge(frames, start, inner, rest, kind, stations))
+        reason = np.int64(_whose(frames, start, inner, rest, kind, stations))
         burst[i].reason = reason if is_whole else np.int64(Reason.NOT_IPV4)
         if is_tagged and burst[i].reason == Reason.FORWARDED:
             _tag(frames, place, burst[i].addr)

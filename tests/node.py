@@ -53,7 +53,7 @@ from lb import maglev
 from lb.manifests import Reader
 from lb.table import ServiceTable
 from perf.world import Host, Interface, NetworkPlan, World, plan, wait_until
-from tests.packets import Address, address
+from tests.packets import OTHER_MAC, Address, address
 from xdp import files, maps
 from xdp.addresses import address_of, host_bits, number_of, with_port
 from xdp.byteorder import swap16, swap32
@@ -252,8 +252,11 @@ class ScenarioNode(ABC):
         return _mac(self.end_of(host)) + _mac(self.network_of(host).node_interface)
 
     def on_the_wire(self, frame: bytes, host: str) -> bytes:
-        """Return a frame as a host sends it: with its MAC address and, unless it is to a group, with the node's."""
-        if frame[0] & 1:
+        """Return a frame as a host sends it: with its MAC address, and with the node's.
+
+        That to a group stays, or to one of another kind than the plan has (packets.OTHER_MAC).
+        """
+        if frame[0] & 1 or frame[:3] == OTHER_MAC[:3]:
             return frame[:6] + _mac(self.end_of(host)) + frame[12:]
         return _mac(self.network_of(host).node_interface) + _mac(self.end_of(host)) + frame[12:]
 
@@ -560,6 +563,7 @@ _VLAN_VALID = 1 << 4
 # A kernel with IPv6 tells of itself, unasked.
 _SILENCE = "table ip6 silence {\nchain output {\ntype filter hook output priority 0; policy drop;\n}\n}\n"
 _TO_US = (socket.PACKET_HOST, socket.PACKET_BROADCAST, socket.PACKET_MULTICAST)
+_TO_ANYBODY = (*_TO_US, socket.PACKET_OTHERHOST)
 
 
 class Wire:
@@ -779,7 +783,7 @@ class DaemonNode(ScenarioNode):
 
     def _listen_inside(self, world: World) -> list[Wire]:
         """Return the places where the kernel's frames come by."""
-        return [Wire(world.node, interface.name) for interface in world.node.interfaces]
+        return [Wire(world.node, interface.name, _TO_ANYBODY) for interface in world.node.interfaces]
 
     def close(self) -> None:
         self._shared.close()
@@ -886,7 +890,7 @@ class RawNode(DaemonNode):
         names = ", ".join(f'"{interface.name}"' for interface in world.node.interfaces)
         rules = f"type filter hook ingress devices = {{ {names} }} priority 1\ndup to probe"
         world.node.run(["nft", "-f", "-"], text_in=f"table netdev probe {{\nchain ingress {{\n{rules}\n}}\n}}\n")
-        return [Wire(world.node, "probed", (*_TO_US, socket.PACKET_OTHERHOST))]
+        return [Wire(world.node, "probed", _TO_ANYBODY)]
 
     def _is_settled(
         self,

@@ -34,6 +34,7 @@ IPV6 = 1 << 128
 
 ETHERNET_BYTES = 14
 CLIENT_MAC, NODE_MAC = "02:00:00:00:00:0c", "02:00:00:00:00:01"
+OTHER_MAC, VIRTUAL_MAC = bytes.fromhex("02005e000109"), bytes.fromhex("02005e000105")  # no network plan has such
 
 
 def address(text: str) -> Address:

@@ -145,7 +145,7 @@ SNAT_PORTS = PortRange(40_001, 40_004)  # the first is the port of two clients
 OCCUPIED = frozenset({40_004, 700})  # by sockets of the node
 PRIVILEGED = ((CLIENT[0], 111), (CLIENT[0], 700), (CLIENT[0], 1023))  # clients
 OWN = address("10.2.0.1:0")[0]  # the node's own address towards the endpoints
-STATIONS = tuple(bytes.fromhex(mac.replace(":", "")) for mac in (NODE_MAC, "00:00:5e:00:01:05", "02:00:00:00:00:02"))
+STATIONS = tuple(bytes.fromhex(mac.replace(":", "")) for mac in (NODE_MAC, "02:00:5e:00:01:05", "02:00:00:00:00:02"))
 VLANS = (5, 63, 64, 4094)  # that are served, beside untagged frames and those with a priority tag
 
 _TCP6, _UDP6 = Protocol.TCP | Protocol.IPV6, Protocol.UDP | Protocol.IPV6

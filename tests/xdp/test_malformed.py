@@ -40,8 +40,9 @@ from tests.packets import (
     udp,
 )
 from tests.reference import Key
+from tests.small_node import STATIONS
 from tests.xdp.test_twins import Twins, made_twins
-from xdp.schema import Direction, Event, Protocol, Reason, State, Verdict, verdict_of
+from xdp.schema import Direction, Event, Limit, Protocol, Reason, State, Verdict, verdict_of
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -136,6 +137,12 @@ def _links() -> Rows:
         "echo-6": NAMED["ipv6-echo"],
     }
     inside |= {"vlan": packets.tagged(_SYN, 5), "fragment": NAMED["first-fragment"], "sctp": NAMED["sctp"]}
+    first, second = STATIONS[:2]
+    others = {"another": packets.OTHER_MAC, "zero": bytes(6)}
+    others |= {f"another-in-bit-{bit}": patched(first, bit // 8, first[bit // 8] ^ 1 << bit % 8) for bit in (1, 47)}
+    others["of-two-halves"] = first[:3] + second[3:]
+    not_ip = {"arp": NAMED["arp"], "vlan-of-nobody": packets.tagged(_SYN, 6), "vlans": packets.tagged(_SYN6, 5, 5, 5)}
+    not_ip |= {"cut": _SYN[:40], "length-of-802.3": _SYN[:12] + bytes(46)}
     return {
         **{f"mac-{name}": (both + _SYN[12:], Reason.ADMITTED) for name, both in macs.items()},
         **{
@@ -143,6 +150,12 @@ def _links() -> Rows:
             for name, mac in groups.items()
             for what, frame in inside.items()
         },
+        **{
+            f"mac-{name}-{what}": (mac + frame[6:], Reason.OTHER_STATION)
+            for name, mac in others.items()
+            for what, frame in {**inside, **not_ip}.items()
+        },
+        **{f"mac-of-ours-{number}": (mac + _SYN[6:], Reason.ADMITTED) for number, mac in enumerate(STATIONS)},
         **{f"type-{name}": (patched(_SYN, 12, *kind.to_bytes(2)), Reason.NOT_IPV4) for name, kind in types.items()},
         "type-llc-snap": (snap, Reason.NOT_IPV4),
         "type-of-ipv6-around-ipv4": (patched(_SYN, 12, 0x86, 0xDD), Reason.NOT_IPV4),
@@ -431,6 +444,7 @@ FRAMES: Rows = {
 FAULTS: dict[int, tuple[str, ...]] = {
     2: ("runt-", "ipv6-padded-"),
     3: ("padded-with-a-page",),
+    6: ("mac-broadcast-", "mac-multicast-", "mac-another-", "mac-of-two-halves-", "mac-zero-", "mac-of-ours-"),
     7: ("type-",),
     10: ("mac-source-",),
     11: ("version-",),
@@ -473,7 +487,7 @@ FAULTS: dict[int, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.faults(2, 3, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 31, 33, 34, 35, 37)
+@pytest.mark.faults(2, 3, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 31, 33, 34, 35, 37)
 @pytest.mark.faults(41, 42, 43, 44, 45, 46, 48)
 @pytest.mark.faults(51, 53, 54, 55, 64, 66, 67, 68, 70)
 @pytest.mark.parametrize("name", FRAMES)
@@ -522,6 +536,25 @@ def test_no_fault_in_a_frame_disturbs_connections_that_are_known(twins: Twins):
     twins.compare_records()
     for known in ("ack", "udp", "ipv6-ack", "ipv6-udp"):
         assert twins.send(NAMED[known]).reason == Reason.FORWARDED
+
+
+@pytest.mark.faults(6)
+@pytest.mark.parametrize("count", [1, 2, int(Limit.STATIONS)])
+def test_as_many_stations_as_there_is_room_for_are_ours_and_no_others(count: int, twins: Twins):
+    there = [bytes((2, 0, 0x5E, 2, number, 9)) for number in range(count)]
+    twins.hear(there)
+    for mac in there:
+        assert twins.send(mac + _SYN[6:]).reason in (Reason.ADMITTED, Reason.FORWARDED)
+    for mac in (bytes((2, 0, 0x5E, 2, count, 9)), bytes(6), _SYN[:6]):
+        assert twins.send(mac + _SYN[6:]).reason == Reason.OTHER_STATION
+
+
+@pytest.mark.faults(6)
+def test_where_no_stations_are_told_all_are_ours(twins: Twins):
+    twins.hear(())
+    for mac in (packets.OTHER_MAC, bytes(6), _SYN[:6]):
+        assert twins.send(mac + _SYN[6:]).reason in (Reason.ADMITTED, Reason.FORWARDED)
+    assert twins.send(b"\1" + _SYN[1:]).reason == Reason.FOR_MANY
 
 
 _TCP_STATES = [state for state in states.TIMEOUT_S if State.FREE < state < State.UDP_UNREPLIED or state == State.RESET]
