@@ -17,7 +17,7 @@ import pytest
 
 from perf.world import wait_until
 from tests.node import CONNECTIONS, Service, split
-from tests.packets import Address, syn, udp
+from tests.packets import Address, resummed, syn, udp
 from tests.scenarios.site import Site, undisturbed
 from xdp.schema import Limit, Reason
 
@@ -73,7 +73,7 @@ class Flood:
         for start in range(0, len(frames), Limit.BURST):
             burst = frames[start : start + Limit.BURST]
             for frame in burst:
-                self._socket.send(frame)
+                self._socket.send(resummed(frame.tobytes()))
             goal = start + len(burst)
             assert wait_until(lambda goal=goal: (self._counted() - before).total() >= goal, 10, 0.0002)
         return self._counted() - before
