@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import packets
-from tests.node import DaemonNode, Service, whole_node
+from tests.node import DaemonNode, Service, text_of, whole_node
 from tests.packets import OTHER_MAC, VIRTUAL_MAC, ack, data, echo_request, syn, udp
 from xdp.schema import Limit, Reason
 
@@ -54,7 +54,7 @@ def test_what_is_to_another_machine_is_neither_forwarded_nor_answered(node, web)
         packets.tagged(syn(client, (vip, port)), 0),
     ):
         ignored(node, frame)
-    assert node.flows() == []
+    assert node.flows(client=text_of(client)) == []
 
 
 @pytest.mark.faults(6)
