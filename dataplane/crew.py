@@ -132,6 +132,9 @@ class Crew(ABC, Generic[_L]):
     def spare(self, ports: frozenset[int], flows: FlowTable) -> None:
         """Be told which ports sockets of the node have: no connection begins to leave from one."""
 
+    def hear(self, stations: frozenset[bytes]) -> None:
+        """Be told by which MAC addresses frames are ours; none: by whichever they come."""
+
     def tidy(self, flows: FlowTable) -> None:
         """Be told that connections may have ended; now and then, in a thread."""
 

@@ -233,7 +233,8 @@ def refuse(node, reason, now):
     """Note that a first fragment is dropped, so that the others of its datagram need not wait for it."""
     packet = node.packet[0]
     is_its_own = reason == Reason.FRAGMENT_ALONE or Reason.FRAGMENT_OVERLAP <= reason <= Reason.FRAGMENT_BROKEN
-    if is_first(packet) and has_transport(packet) and not is_its_own:
+    is_known = reason != Reason.MALFORMED  # whose it is, if its header can be believed
+    if is_first(packet) and has_transport(packet) and is_known and not is_its_own:
         begin(node, np.uint32(0), np.uint8(REFUSED), now)
 
 

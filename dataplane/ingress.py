@@ -12,7 +12,8 @@ each packet a second time. Dropped are, of the packets that the pipeline takes:
   own `ping` is to be answered, and to an identifier that nobody here has asked with it says nothing.
 
 `retired` are frontends that are none any more while connections to them last: a SYN there is the kernel's again.
-All this of untagged frames, and of those with the VLAN tag of a VLAN that is served. Behind a second tag nothing here
+All this of frames that are to this machine: to the MAC address of their interface, or of a device on top of it. And of
+untagged frames, and of those with the VLAN tag of a VLAN that is served. Behind a second tag nothing here
 looks: such originals are the kernel's, which makes nothing of them unless it has VLAN devices for both tags.
 
 Of datagrams to the node the kernel gets the other fragments, and never the first: it waits for that one, and forgets
@@ -82,6 +83,7 @@ class Filter:
         self._vlans = vlans
         self._places = Places()
         self._spared: frozenset[int] = frozenset()
+        self._stations: frozenset[bytes] = frozenset()
         self.interfaces: Sequence[str] = ()
 
     def start(self, places: Places, interfaces: Sequence[str]) -> None:
@@ -99,8 +101,9 @@ class Filter:
             return
         lines = [f"add table netdev {self._table}", f"delete table netdev {self._table}", self._declaration()]
         spared = self._differences(_spared(frozenset()), _spared(self._spared))
+        stations = self._differences(_stations(frozenset()), _stations(self._stations))
         try:
-            _nft([*lines, *self._changes(Places(), places), *spared])
+            _nft([*lines, *self._changes(Places(), places), *spared, *stations])
         except BaseException:
             if not was_noted:
                 remove_file(self._record)
@@ -120,6 +123,14 @@ class Filter:
         lines = self._differences(_spared(self._spared), _spared(ports)) if self.interfaces else []
         has_gone = bool(lines) and not self._apply(lines)
         self._spared = ports
+        if has_gone:
+            self.put_back()
+
+    def hear(self, stations: frozenset[bytes]) -> None:
+        """Make these the MAC addresses by which frames are ours, beside what the kernel says is to it, at once."""
+        lines = self._differences(_stations(self._stations), _stations(stations)) if self.interfaces else []
+        has_gone = bool(lines) and not self._apply(lines)
+        self._stations = stations
         if has_gone:
             self.put_back()
 
@@ -153,6 +164,7 @@ class Filter:
         ports = f"{{ {', '.join(both)} }}"
         return f"""
 table netdev {self._table} {{
+  set stations {{ type ether_addr; }}
   set spared {{ type inet_service; }}
   set spared_quoted {{ typeof @th,{_IPV4.ports},16; }}
   set spared_quoted6 {{ typeof @th,{_IPV6.ports},16; }}
@@ -176,7 +188,7 @@ table netdev {self._table} {{
   }}
   chain ingress {{
     type filter hook ingress devices = {{ {ours} }} priority 0; policy accept;
-    meta pkttype != host accept
+    meta pkttype != host ether daddr != @stations accept
     ether type ip jump ipv4
     ether type ip6 jump ipv6
     {self._tagged()}
@@ -277,6 +289,10 @@ _IPV6 = _Family("ip6", "6", "icmpv6 type { 1, 2, 3, 4 }", "icmpv6 type echo-repl
 def _sets(places: Places) -> list[tuple[str, set[str]]]:
     """Return the sets of the table by name, as text."""
     return [*_sets_of(places, ""), *_sets_of(places, "6")]
+
+
+def _stations(addresses: frozenset[bytes]) -> list[tuple[str, set[str]]]:
+    return [("stations", {address.hex(":") for address in addresses})]
 
 
 def _spared(ports: frozenset[int]) -> list[tuple[str, set[str]]]:

@@ -118,6 +118,7 @@ class Interface:
     tx_queues: int = 1
     kind: str = ""  # "veth", "vlan", ...; empty for hardware
     peer_ifindex: int = 0  # the other end, or the lower device; 0: none, or not told
+    master_ifindex: int = 0  # the bridge or bond that it is a port of; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +308,7 @@ def _interface(link: Any) -> Interface:
         tx_queues=link.get_attr("IFLA_NUM_TX_QUEUES") or 1,
         kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
         peer_ifindex=link.get_attr("IFLA_LINK") or 0,
+        master_ifindex=link.get_attr("IFLA_MASTER") or 0,
     )
 
 

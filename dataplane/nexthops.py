@@ -33,6 +33,7 @@ from dataplane.hoprows import NOBODY, Course, Prefix, Row, Rows, prefix_of_host,
 from dataplane.hops_compiled import Hops, new_hops
 from dataplane.mirror import Hop, Mirror, is_usable, left_with_the_kernel
 from dataplane.netdev import Changes, Interface, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+from dataplane.stations import stations_of
 from dataplane.ticks import next_tick, tick
 from xdp.addresses import IPAddress, IPNetwork, address_of, halves, host_bits, is_ipv6, number_of
 from xdp.routes import Targets
@@ -234,6 +235,10 @@ class NextHops:
         `when_links_change` is called when they are others.
         """
         return self._mirror.given
+
+    def stations(self) -> tuple[bytes, ...]:
+        """Return the MAC addresses that frames of our interfaces are ours by, as last read (stations.stations_of)."""
+        return stations_of(self._mirror.given.values(), self._mirror.interfaces.values())
 
     def own_addresses(self) -> frozenset[IPAddress]:
         """Return the addresses of this node; `when_addresses_change` is called when there are others."""

@@ -41,6 +41,7 @@ from dataplane.seeds import read_seed
 from dataplane.settings import PRIVILEGED_SNAT_PORTS, Settings
 from dataplane.shortages import Shortages
 from dataplane.sockets import Sockets
+from dataplane.stations import Stations
 from dataplane.strays import Strays
 from dataplane.ticks import every, next_tick, tick
 from dataplane.unswept import Unswept
@@ -87,6 +88,7 @@ class Node:
     strays: Strays
     deadlines: Deadlines
     masquerading: Masquerading
+    stations: Stations
 
     def __init__(self, settings: Settings, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
@@ -187,6 +189,8 @@ class Node:
         except MissingFeatureError as error:
             log.warning("masqueraded connections may leave from ports that others have here: %s", error)
         tables.control[0]["vlans"] = words_of(settings.vlans)
+        self.stations = Stations(partial(tables.control[0].__setitem__, "stations"), self.engine.hear)
+        self.stations.follow(self.next_hops.stations())
         if self.clients is not None:
             stack.callback(self._let_clients_go_if_unused, self.clients)
             self.clients.attach()
@@ -328,6 +332,7 @@ class Node:
         """Have the engine serve what the interfaces are now."""
         self.next_hops.when_links_change = self._links_changed.set
         while True:
+            self.stations.follow(self.next_hops.stations())
             given = {name: self.netdev.with_real_queues(link) for name, link in self.next_hops.given().items()}
             if not self.engine.is_in_step(given):
                 await asyncio.to_thread(self.engine.follow, given, self.flows)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from dataplane import vlans
 from dataplane.libc import EINTR, MSG_DONTWAIT, POLLERR, errno, memcpy, poll, recvfrom, sendto
-from dataplane.wire import TYPE_ARP
+from dataplane.wire import TYPE_ARP, is_station
 from dataplane.wire6 import is_solicitation
 from xdp.atomic import load_acquire, store_release
 from xdp.bundle import Bundle
@@ -31,8 +31,8 @@ VNET_GSO_TYPE, VNET_HEADER_LENGTH, VNET_GSO_SIZE, VNET_CSUM_START, VNET_CSUM_OFF
 VNET_NEEDS_CSUM = 1
 GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 4, 5
 
-# A frame in a block: where it begins in the ring, its length, and what the kernel says of it.
-FRAME = np.dtype([("addr", "i8"), ("len", "i4"), ("is_ours", "i4")])
+# A frame in a block: where it begins in the ring, its length, and FORWARDED or why it is left to the kernel at once.
+FRAME = np.dtype([("addr", "i8"), ("len", "i4"), ("reason", "i4")])
 
 SLOT_DATA = 32  # struct tpacket2_hdr; what is sent begins behind it
 SOCKADDR_BYTES = 20  # struct sockaddr_ll
@@ -45,7 +45,7 @@ _KERNEL, _USER, _VLAN_VALID, _VLAN_TYPE_VALID = 0, 1, 1 << 4, 1 << 6
 _TYPE_VLAN = 0x8100
 _AVAILABLE, _SEND_REQUEST = 0, 1
 _SLOT_STATUS, _SLOT_LEN = 0, 1  # struct tpacket2_hdr, in words of 32 bits
-_HOST, _BROADCAST, _MULTICAST = 0, 1, 2  # sll_pkttype: addressed to this interface, to all, to a group
+_HOST, _BROADCAST, _MULTICAST, _OTHER = range(4)  # sll_pkttype: to this interface, to all, to a group, to none of these
 _TRIES = 3
 _TX_FULL = int(Reason.TX_FULL)
 
@@ -100,13 +100,28 @@ def _tag(frames, place, start):
     vlans.insert(frames, start, kind, load32(frames, place + _VLAN_CONTROL))
 
 
+@inlined
+def _whose(frames, start, inner, length, kind, stations):
+    """Return FORWARDED if a frame is to us, else why it is the kernel's. Behind a tag it has `length` bytes at `inner`.
+
+    The kernel's word counts, which knows nothing yet of devices on top of the interface: that of `stations` beside it.
+    """
+    if kind == _HOST or (kind == _OTHER and stations[0] != 0 and is_station(frames, start, stations)):
+        return Reason.FORWARDED
+    if kind == _OTHER:
+        return Reason.OTHER_STATION
+    is_to_us = kind == _BROADCAST and load16(frames, inner + 12) == TYPE_ARP
+    is_to_us |= kind == _MULTICAST and is_solicitation(frames, inner, length)
+    return Reason.FORWARDED if is_to_us else Reason.NOT_IPV4
+
+
 @compiled
-def receive(queue, burst, limit):
+def receive(queue, burst, limit, stations):
     """Fill `burst` (FRAME rows) with up to `limit` received frames; return how many.
 
-    They stay where they are until the next call. One that is addressed to another machine or cut short is not
-    `is_ours`; of those addressed to all, only ARP is, of those to a group, only questions for a neighbour. The kernel
-    takes the outer VLAN tag out of every frame, if no driver has: it is put back.
+    They stay where they are until the next call. One that is addressed to another machine or cut short is not ours; of
+    those addressed to all, only ARP is, of those to a group, only questions for a neighbour. The kernel takes the outer
+    VLAN tag out of every frame, if no driver has: it is put back.
     """
     at, frames = queue.at, queue.frames
     if at[LEFT] == 0 and at[IS_OPEN]:
@@ -132,10 +147,10 @@ def receive(queue, burst, limit):
         inner = np.int64(burst[i].addr)
         if is_tagged and vlans.is_tag(frames, inner + 12):
             inner += vlans.VLAN_TAG_BYTES
-        is_to_us = kind == _HOST or (kind == _BROADCAST and load16(frames, inner + 12) == TYPE_ARP)
-        is_to_us |= kind == _MULTICAST and is_solicitation(frames, inner, burst[i].addr + length - inner)
-        burst[i].is_ours = is_whole and is_to_us
-        if is_tagged and burst[i].is_ours:
+        start, rest = np.int64(burst[i].addr), burst[i].addr + length - inner
+        reason = np.int64(_whose(frames, start, inner, rest, kind, stations))
+        burst[i].reason = reason if is_whole else np.int64(Reason.NOT_IPV4)
+        if is_tagged and burst[i].reason == Reason.FORWARDED:
             _tag(frames, place, burst[i].addr)
             burst[i].addr -= vlans.VLAN_TAG_BYTES
             burst[i].len += vlans.VLAN_TAG_BYTES

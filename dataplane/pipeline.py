@@ -176,7 +176,7 @@ def _answer_other(node, frames, start, found, now):
         return Reason.OTHER_ICMP if found == Reason.VIP_ECHO else found, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
-    if found == Reason.TOO_SHORT:
+    if found == Reason.TOO_SHORT or not wire.has_sound_checksum(frames, start, packet):
         return Reason.MALFORMED, nowhere
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, nowhere
@@ -196,7 +196,7 @@ def _follow(node, frames, start, length, longest, now):
     datagram = fragments.find(node, packet, now)
     if datagram == fragments.MISS:
         unlock(node.fragments.lock)
-        return _await_first(node)
+        return _await_first(node, frames, start)
     reason, egress = fragments.check(node, datagram), nowhere
     if reason == Reason.FORWARDED:
         reason = Reason.FRAGMENT_ALONE
@@ -221,7 +221,7 @@ def _follow(node, frames, start, length, longest, now):
 
 
 @inlined
-def _await_first(node):
+def _await_first(node, frames, start):
     """Return (reason, egress) of a fragment of whose datagram nothing is known."""
     packet = node.packet[0]
     nowhere = np.uint32(NOWHERE)
@@ -230,6 +230,8 @@ def _await_first(node):
         return Reason.OTHER_FRAGMENT, nowhere
     if packet.ttl <= 1:
         return Reason.TTL_EXPIRED, nowhere
+    if not family and not wire.has_sound_checksum(frames, start, packet):
+        return Reason.MALFORMED, nowhere
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, nowhere
     if not fragments.has_transport(packet):
@@ -274,6 +276,9 @@ def handle(node, frames, start, length, now):
     Otherwise it is as it was, and what is to happen is the reason's verdict. With AWAITED (NO_NEXT_HOP, FRAGMENT_ALONE)
     nothing was begun, and the frame may be tried again when `holding.has_news` says so. VLAN tags stay where they are.
     """
+    if wire.is_for_another(frames, start, length, node.tables.control[0].stations):
+        node.packet[0].length = length
+        return np.int64(Reason.OTHER_STATION), np.uint32(NOWHERE)
     tagged = vlans.take_off(node, frames, start, length)
     if tagged != Reason.FORWARDED:
         return tagged, np.uint32(NOWHERE)
@@ -364,6 +369,8 @@ def judge(node, frames, start, length, now, segment=0):
     if is_martian(packet, frames, start):
         return Reason.MARTIAN_SOURCE, np.uint32(NOWHERE)
     if not packet.fragment and event != _ECHO and not wire.has_sound_lengths(frames, start, packet):
+        return Reason.MALFORMED, np.uint32(NOWHERE)
+    if not packet.protocol & _IPV6 and not wire.has_sound_checksum(frames, start, packet):
         return Reason.MALFORMED, np.uint32(NOWHERE)
     if packet.source_routed:
         return Reason.SOURCE_ROUTED, np.uint32(NOWHERE)

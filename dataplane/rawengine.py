@@ -183,6 +183,11 @@ class RawEngine(crew.Crew[Line]):
             self._occupied = ports
         self._spare(flows)
 
+    def hear(self, stations: frozenset[bytes]) -> None:
+        """Take the packets that come by these MAC addresses from the kernel, those of devices on ours among them."""
+        with self._places_lock:
+            self._filter.hear(stations)
+
     def _spare(self, flows: FlowTable) -> None:
         with self._sparing:
             if self._occupied == self._spared:

@@ -27,7 +27,6 @@ from xdp.schema import FIRST_DROP, Reason
 
 _SENT = 32  # reasons below are forwarded
 _ANSWERED_BYTES = 1280  # of a frame that is refused: as much as an answer quotes (RFC 4443 section 2.4)
-_NOT_OURS = int(Reason.NOT_IPV4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,12 +125,12 @@ def run(node, originals, number, queue, scratch, clock, stop):
     while load_acquire(stop, 0) == 0:
         now = jiffies(clock)
         beat(tables, number, now)
-        received = packetrings.receive(queue, scratch.burst, BURST)
+        received = packetrings.receive(queue, scratch.burst, BURST, tables.control[0].stations)
         pipeline.look_ahead(tables, queue.frames, scratch.burst, received)
         for place in range(received):
             start, length = scratch.burst[place].addr, np.int64(scratch.burst[place].len)
-            reason, egress = np.int64(_NOT_OURS), np.uint32(0)
-            if scratch.burst[place].is_ours:
+            reason, egress = np.int64(scratch.burst[place].reason), np.uint32(NOWHERE)
+            if reason == Reason.FORWARDED:
                 reason, egress = judge(node, originals, queue.frames, start, length, now)
             if reason < _SENT:
                 packetrings.send(queue, queue.frames, start, length, egress, reason, counters)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from xdp.jit import compiled, inlined
-from xdp.schema import Protocol, Reason
+from xdp.schema import Limit, Protocol, Reason
 from xdp.unaligned import load16, load32, load64, store16, store32
 
 ETHERNET_BYTES = 14
@@ -52,6 +52,7 @@ PACKET = np.dtype(
     align=True,
 )
 
+_STATIONS, _STATION_BITS = int(Limit.STATIONS), (1 << 48) - 1  # the six bytes that a frame begins with
 _TYPE_IPV4 = 0x0008  # 0x0800 on the wire
 TYPE_ARP = 0x0608
 _ARP_REQUEST = 0x0100_0406_0008_0100  # Ethernet, IPv4, lengths 6 and 4, request: the first eight bytes
@@ -107,6 +108,23 @@ def _has_source_route(frames, start, stop):
 def is_for_many(frames, start):
     """Tell whether a frame is addressed to a group of hosts, all of them maybe."""
     return frames[start] & 1 != 0
+
+
+@inlined
+def is_station(frames, start, stations):
+    """Tell whether a frame is addressed to one of `stations` (u64 as it lies in a frame), which may be all zero."""
+    station, is_one = load64(frames, start) & np.uint64(_STATION_BITS), False
+    for n in range(_STATIONS):
+        is_one |= station == stations[n]
+    return is_one
+
+
+@inlined
+def is_for_another(frames, start, length, stations):
+    """Tell whether a frame is addressed to another machine: by the MAC address of one host, and none of ours."""
+    if length < ETHERNET_BYTES or is_station(frames, start, stations):
+        return False
+    return stations[0] != 0 and not is_for_many(frames, start)
 
 
 @inlined
@@ -191,9 +209,9 @@ def _parse_fragment(frames, start, fragment, length, packet):
 def parse(frames, start, length, packet):
     """Fill `packet` (a PACKET record); return FORWARDED if the frame is TCP or UDP, else the reason it ends for.
 
-    Of a fragment but a first one, or another protocol, the addresses only; of an echo request or its reply, the ports
-    that its identifier stands for; of an ICMP error, what it quotes, turned round. Every length is checked before the
-    bytes behind it are read.
+    Of a fragment but a first one, of another protocol, or where lengths cannot be, the addresses only; of an echo
+    request or its reply, the ports that its identifier stands for; of an ICMP error, what it quotes, turned round.
+    Every length is checked before the bytes behind it are read.
     """
     packet.addrs = 0
     packet.ports = 0
@@ -219,16 +237,16 @@ def parse(frames, start, length, packet):
     first = np.int64(frames[start + ip])
     if first >> 4 != 4:
         return Reason.NOT_IPV4
+    protocol = frames[start + ip + 9]  # these have their places, whatever is said of lengths
+    packet.addrs = load64(frames, start + ip + _SRC)
+    packet.protocol = protocol
+    packet.ttl = frames[start + ip + _TTL]
     header = (first & 15) * 4
     total = be16(frames, start + ip + 2)
     if header < IPV4_BYTES or total < header:
         return Reason.TOO_SHORT
     if ip + total > length:
         return Reason.TOO_SHORT
-    protocol = frames[start + ip + 9]
-    packet.addrs = load64(frames, start + ip + _SRC)
-    packet.protocol = protocol
-    packet.ttl = frames[start + ip + _TTL]
     packet.l4 = ip + header
     if header > IPV4_BYTES:
         packet.source_routed = _has_source_route(frames, start, ip + header)
@@ -263,6 +281,15 @@ def has_sound_lengths(frames, start, packet):
         return length >= UDP_BYTES and length <= room
     length = np.int64(frames[start + l4 + 12] >> 4) * 4
     return length >= TCP_BYTES and length <= room
+
+
+@inlined
+def has_sound_checksum(frames, start, packet):
+    """Tell whether the checksum of an IPv4 header is right: with it all words sum up to 0xffff (RFC 1071)."""
+    total = np.int64(0)
+    for offset in range(ETHERNET_BYTES, np.int64(packet.l4), 2):
+        total += np.int64(load16(frames, start + offset))
+    return _fold(total) == 0xFFFF
 
 
 @inlined

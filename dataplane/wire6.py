@@ -168,11 +168,11 @@ def parse(frames, start, length, packet):
         return Reason.TOO_SHORT
     if frames[start + ip] >> 4 != 6:
         return Reason.NOT_IPV4
+    packet.protocol = _IPV6
+    packet.ttl = frames[start + ip + _HOPS]
     stop = ip + IPV6_BYTES + be16(frames, start + ip + 4)
     if stop > length:
         return Reason.TOO_SHORT
-    packet.protocol = _IPV6
-    packet.ttl = frames[start + ip + _HOPS]
     kind, named_at = np.int64(frames[start + ip + _NEXT]), np.int64(ip + _NEXT)
     refusal, protocol, at, named_at, is_routed, fragment = _walk(
         frames, start, np.int64(ip + IPV6_BYTES), kind, named_at, stop

@@ -9,6 +9,7 @@ is restored before it is handled: part of the figure.
 from __future__ import annotations
 
 import argparse
+import struct
 import time
 from ipaddress import IPv4Address
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from conntrack.table import FlowTable
 from dataplane import context, hops_compiled, pipeline, rings
+from dataplane.wire import checksum_add
 from lb import maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
@@ -26,7 +28,7 @@ from xdp.clock import ManualClock
 from xdp.jit import compiled, inlined
 from xdp.schema import HopState, Limit, Protocol, Reason
 from xdp.tables import Capacity, Tables
-from xdp.unaligned import load64, store32, store64
+from xdp.unaligned import load16, load64, store16, store32, store64
 
 _FRAME_BYTES = 60
 _CHUNK_BYTES = 2048
@@ -51,6 +53,7 @@ def _restore(frames: Any, start: Any, template: Any, flow: int) -> None:
     for word in range(7):
         store64(frames, start + word * 8, load64(template, word * 8))
     store32(frames, start + 26, swapped32(_CLIENTS + flow // 32768))
+    store16(frames, start + 24, checksum_add(load16(template, 24), swapped16(flow // 32768)))
     store32(frames, start + 34, np.uint32(0x50000000 | swapped16(1024 + flow % 32768)))  # to port 80
 
 
@@ -91,8 +94,10 @@ def _node(flows: int) -> context.Node:
 
 
 def _template() -> npt.NDArray[np.uint8]:
-    ip = bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0x12, 0x34]) + bytes(4) + _VIP.packed
-    header = bytes(12) + b"\x08\x00" + ip
+    ip = bytes([0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0]) + IPv4Address(_CLIENTS).packed + _VIP.packed
+    total = sum(struct.unpack("!10H", ip))
+    check = ~(total + (total >> 16)) & 0xFFFF
+    header = bytes(12) + b"\x08\x00" + ip[:10] + check.to_bytes(2, "big") + ip[12:]
     udp = bytes(4) + (26).to_bytes(2, "big") + b"\x43\x21"
     return np.frombuffer((header + udp).ljust(64, b"\0"), np.uint8).copy()
 

@@ -6,7 +6,6 @@ no further.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from perf.world import World, wait_until
 from tests.daemon import Daemon
 from tests.node import HOSTS, ScenarioNode, Sent
 from tests.services import Service
-from tests.wires import TO_US, Wire
+from tests.wires import TO_ANYBODY, Wire
 from xdp.schema import FIRST_PUNT, Reason, Verdict, verdict_of
 
 _PATIENCE_S = 5.0  # a held frame is dropped after one second
@@ -54,7 +53,7 @@ class DaemonNode(ScenarioNode):
 
     def _listen_inside(self, world: World) -> list[Wire]:
         """Return the places where the kernel's frames come by."""
-        return [Wire(world.node, interface.name) for interface in world.node.interfaces]
+        return [Wire(world.node, interface.name, TO_ANYBODY) for interface in world.node.interfaces]
 
     def close(self) -> None:
         self._shared.close()
@@ -161,7 +160,7 @@ class RawNode(DaemonNode):
         names = ", ".join(f'"{interface.name}"' for interface in world.node.interfaces)
         rules = f"type filter hook ingress devices = {{ {names} }} priority 1\ndup to probe"
         world.node.run(["nft", "-f", "-"], text_in=f"table netdev probe {{\nchain ingress {{\n{rules}\n}}\n}}\n")
-        return [Wire(world.node, "probed", (*TO_US, socket.PACKET_OTHERHOST))]
+        return [Wire(world.node, "probed", TO_ANYBODY)]
 
     def _is_settled(
         self,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conntrack.table import FlowTable
-from dataplane import netdev
+from dataplane import netdev, stations
 from dataplane.context import AWAITED, NOWHERE, masquerading, new_node
 from dataplane.netdev import TABLE_LOCAL, Changes, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 from dataplane.nexthops import NextHops
@@ -162,6 +162,7 @@ class MemoryNode(ScenarioNode):
         self._path = new_node(tables, node.next_hops.hops, sources)
         tables.control[0]["ping"] = Ping[settings.ping.upper()]
         tables.control[0]["vlans"] = words_of(settings.vlans)
+        tables.control[0]["stations"] = stations.words_of(node.next_hops.stations())
         self._frames = np.zeros(4096, np.uint8)
         self._held: list[_Held] = []
         self._is_awaited = False

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from perf.world import Interface, NetworkPlan, plan
-from tests.packets import Address
+from tests.packets import OTHER_MAC, Address
 from tests.services import Service, split, text_of, vip
 from xdp.addresses import number_of
 from xdp.schema import Reason
@@ -119,8 +119,11 @@ class ScenarioNode(ABC):
         return bytes_of_mac(self.end_of(host)) + bytes_of_mac(self.network_of(host).node_interface)
 
     def on_the_wire(self, frame: bytes, host: str) -> bytes:
-        """Return a frame as a host sends it: with its MAC address and, unless it is to a group, with the node's."""
-        if frame[0] & 1:
+        """Return a frame as a host sends it: with its MAC address, and with the node's.
+
+        That to a group stays, or to one of another kind than the plan has (packets.OTHER_MAC).
+        """
+        if frame[0] & 1 or frame[:3] == OTHER_MAC[:3]:
             return frame[:6] + bytes_of_mac(self.end_of(host)) + frame[12:]
         return bytes_of_mac(self.network_of(host).node_interface) + bytes_of_mac(self.end_of(host)) + frame[12:]
 

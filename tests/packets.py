@@ -25,6 +25,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
+from scapy.utils import checksum as scapy_checksum
 
 from xdp.schema import Protocol
 
@@ -33,6 +34,7 @@ IPV6 = 1 << 128
 
 ETHERNET_BYTES = 14
 CLIENT_MAC, NODE_MAC = "02:00:00:00:00:0c", "02:00:00:00:00:01"
+OTHER_MAC, VIRTUAL_MAC = bytes.fromhex("02005e000109"), bytes.fromhex("02005e000105")  # no network plan has such
 
 
 def address(text: str) -> Address:
@@ -161,6 +163,23 @@ def with_wrong_checksum(frame: bytes) -> bytes:
     if frame[12:14] == b"\x86\xdd":
         at = ETHERNET_BYTES + 40 + (16 if frame[ETHERNET_BYTES + 6] == 6 else 6)
     return frame[:at] + bytes([frame[at] ^ 0x55, frame[at + 1] ^ 0xAA]) + frame[at + 2 :]
+
+
+def resummed(frame: bytes) -> bytes:
+    """Return an IPv4 frame with the right checksum in its header; any other, or one whose header is cut, as it is."""
+    ip = ETHERNET_BYTES + vlan_bytes_of(frame)
+    header = frame[ip : ip + (frame[ip] & 15) * 4] if ip < len(frame) else b""
+    if frame[ip - 2 : ip] != b"\x08\0" or len(header) < 20 or len(header) < (header[0] & 15) * 4:
+        return frame
+    check = scapy_checksum(header[:10] + bytes(2) + header[12:])
+    return frame[: ip + 10] + check.to_bytes(2) + frame[ip + 12 :]
+
+
+def with_header_checksum(check: int, **fields: Any) -> bytes:
+    """Return a SYN whose header sums up to a checksum of 0, by choice of its identification, and has this one."""
+    have = int.from_bytes(syn(id=0, **fields)[24:26])
+    frame = syn(id=have, **fields)
+    return frame[:24] + check.to_bytes(2) + frame[26:]
 
 
 def uncut(frame: bytes) -> bytes:

@@ -164,6 +164,7 @@ class Packet:
     asked: int = 0  # its destination, whatever it quotes
     is_discovery: bool = False  # between IPv6 neighbours
     is_unsound: bool = False  # what its TCP or UDP header says of lengths cannot be
+    is_damaged: bool = False  # the checksum of its IPv4 header is wrong
 
     @property
     def has_options(self) -> bool:
@@ -204,16 +205,16 @@ def parse(frame: bytes) -> Packet:
     if ip[0] >> 4 != 4:
         return Packet(Reason.NOT_IPV4)
     header, total = (ip[0] & 15) * 4, int.from_bytes(ip[2:4], "big")
+    packet = Packet(Reason.TOO_SHORT, _key(ip, bytes(4)), ttl=ip[8], asked=int.from_bytes(ip[16:20]))
     if header < _IPV4 or not header <= total <= len(ip):
-        return Packet(Reason.TOO_SHORT)
+        return packet
     protocol, fragment, l4 = ip[9], int.from_bytes(ip[6:8], "big") & 0x3FFF, ip[header:total]
-    packet = Packet(
-        Reason.NOT_TCP_UDP,
-        _key(ip, bytes(4)),
-        _ETHERNET + header,
-        ip[8],
+    packet = replace(
+        packet,
+        reason=Reason.NOT_TCP_UDP,
+        l4=_ETHERNET + header,
         is_source_routed=_has_source_route(ip[_IPV4:header]),
-        asked=int.from_bytes(ip[16:20]),
+        is_damaged=checksum(ip[:header]) != 0,
     )
     if fragment:
         return _parse_fragment(replace(packet, size=total - header), ip, l4, fragment)
@@ -266,10 +267,10 @@ def _parse_ipv6(ip: bytes) -> Packet:
         return Packet(Reason.NOT_IPV4)
     payload = int.from_bytes(ip[4:6], "big")
     behind = ip[_IPV6 : _IPV6 + payload]
-    if len(behind) < payload:
-        return Packet(Reason.TOO_SHORT)
     ends = (_address6(ip[8:24]), 0), (_address6(ip[24:40]), 0)
     packet = Packet(Reason.TOO_SHORT, Key(*ends, Protocol.IPV6), ttl=ip[7], asked=ends[1][0])
+    if len(behind) < payload:
+        return packet
     walked = _walked(ip[6], behind)
     if walked is None:
         return packet
@@ -650,9 +651,11 @@ class Reference:
         named: Callable[[int], int] = int,
         sources: tuple[int, ...] = (),
         vlans: frozenset[int] = frozenset({0}),
+        stations: frozenset[bytes] = frozenset(),
     ) -> None:
         self._services = services
         self._vlans = vlans
+        self.stations = stations  # MAC addresses that frames are ours by; none: all are
         self._more = 0  # bytes of the VLAN tags of the frame at hand that count against the MTU
         self.vips = {address for address, _, _ in services}
         self._hops = hops
@@ -685,6 +688,8 @@ class Reference:
     def _untagged(self, frame: bytes, judge: Callable[[bytes], Outcome]) -> Outcome:
         """Return what becomes of a frame whose VLAN tags stay where they are."""
         reason, count = vlan_tags(frame, self._vlans)
+        if self.stations and len(frame) >= _ETHERNET and not frame[0] & 1 and frame[:6] not in self.stations:
+            reason = Reason.OTHER_STATION
         if reason != Reason.FORWARDED:
             return Outcome(reason, frame)
         self._more = max(0, count - 4)
@@ -788,7 +793,8 @@ class Reference:
         is_over = verdict_of(outcome.reason) == Verdict.DROP and outcome.ifindex == 0
         packet = parse(frame)
         is_first = packet.datagram is not None and packet.reason in (Reason.FLOW_FRAGMENT, Reason.UNSUMMED)
-        if is_over and is_first and outcome.reason not in _OF_FRAGMENTS:
+        is_known = outcome.reason != Reason.MALFORMED  # whose it is
+        if is_over and is_first and is_known and outcome.reason not in _OF_FRAGMENTS:
             self._begin_datagram(packet, now, Reason.FRAGMENT_ALONE)
         return self._refuse(frame, outcome.reason, now) if is_over else outcome
 
@@ -1314,14 +1320,15 @@ def _refusal_of_a_first(packet: Packet) -> Reason | None:
         return Reason.TTL_EXPIRED
     if packet.reason == Reason.FORWARDED and _is_martian(packet.key):
         return Reason.MARTIAN_SOURCE
-    if packet.reason == Reason.TOO_SHORT or (packet.reason == Reason.FORWARDED and packet.is_unsound):
+    is_unsound = packet.reason == Reason.FORWARDED and packet.is_unsound
+    if packet.reason == Reason.TOO_SHORT or packet.is_damaged or is_unsound:
         return Reason.MALFORMED
     return Reason.SOURCE_ROUTED if packet.is_source_routed else None
 
 
 def _of_nobodys(frame: bytes, packet: Packet) -> Reason | None:
     """Return why a frame is the kernel's, whatever is known: none that says it is to a VIP, or to one host."""
-    is_cut = packet.reason == Reason.TOO_SHORT and packet.key == NO_KEY
+    is_cut = packet.reason == Reason.TOO_SHORT and packet.key.source[0] == packet.key.destination[0] == 0
     if packet.reason == Reason.NOT_IPV4 or is_cut or packet.is_discovery:
         return packet.reason
     return Reason.FOR_MANY if frame[0] & 1 else None

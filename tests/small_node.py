@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conntrack import states
-from dataplane import hops_compiled
+from dataplane import hops_compiled, stations
 from dataplane.context import masquerading, new_node, occupy
 from dataplane.pipeline import handle
 from dataplane.settings import PortRange
@@ -25,6 +25,7 @@ from tests.packets import (
     ENDPOINT,
     ENDPOINT6,
     IPV6,
+    NODE_MAC,
     OTHER_CLIENT,
     OTHER_CLIENT6,
     OTHER_ENDPOINT,
@@ -144,6 +145,7 @@ SNAT_PORTS = PortRange(40_001, 40_004)  # the first is the port of two clients
 OCCUPIED = frozenset({40_004, 700})  # by sockets of the node
 PRIVILEGED = ((CLIENT[0], 111), (CLIENT[0], 700), (CLIENT[0], 1023))  # clients
 OWN = address("10.2.0.1:0")[0]  # the node's own address towards the endpoints
+STATIONS = tuple(bytes.fromhex(mac.replace(":", "")) for mac in (NODE_MAC, "02:00:5e:00:01:05", "02:00:00:00:00:02"))
 VLANS = (5, 63, 64, 4094)  # that are served, beside untagged frames and those with a priority tag
 
 _TCP6, _UDP6 = Protocol.TCP | Protocol.IPV6, Protocol.UDP | Protocol.IPV6
@@ -323,6 +325,7 @@ def reference_of(
         lambda host: named(tables, host),
         sources,
         frozenset({0, *VLANS}),
+        frozenset(STATIONS),
     )
     model.occupied = OCCUPIED
     return model
@@ -344,6 +347,7 @@ class Pipeline:
         self.node.link[0]["ifindex"] = LINK
         tables.control[0]["ping"] = Ping.ANSWER
         tables.control[0]["vlans"] = words_of((vlan, vlan) for vlan in VLANS)
+        tables.control[0]["stations"] = stations.words_of(STATIONS)
         self._memory = np.zeros(4096, np.uint8)
 
     def send(self, frame: bytes, now: int) -> Outcome:

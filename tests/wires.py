@@ -14,6 +14,7 @@ _AUXDATA = struct.Struct("=IIIHHHH")  # status, length, captured, MAC offset, ne
 _VLAN_VALID = 1 << 4
 
 TO_US = (socket.PACKET_HOST, socket.PACKET_BROADCAST, socket.PACKET_MULTICAST)
+TO_ANYBODY = (*TO_US, socket.PACKET_OTHERHOST)
 
 
 class Wire:

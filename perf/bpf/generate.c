@@ -8,6 +8,7 @@
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
+#include "ipv4.h"
 #include "words.h"
 
 enum {
@@ -21,17 +22,6 @@ struct orders {
 };
 
 BPF_TABLE_PINNED("array", u32, struct orders, orders, ORDERS_ROWS, TABLES_FOLDER "/orders", BPF_F_MMAPABLE);
-
-static inline u16 folded(u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
-static inline u32 halves(u32 word)
-{
-	return (word >> 16) + (word & 0xffff);
-}
 
 static inline u64 choose_flow(struct orders *order)
 {
@@ -74,21 +64,6 @@ static inline void write_tcp(struct tcphdr *tcp, u32 sum, u64 step)
 	tcp->urg_ptr = 0;
 	sum += IPPROTO_TCP + sizeof(*tcp) + seq + ack + flags + 8192; /* the numbers are small */
 	tcp->check = __builtin_bswap16(~folded(sum));
-}
-
-/* Addresses in host order throughout: a one's complement sum does not care, as long as it is stored in the same order. */
-static inline void write_ipv4(struct iphdr *ip, u32 source, u32 destination, u32 addresses, u16 total)
-{
-	*(u8 *)ip = 0x45;
-	ip->tos = 0;
-	ip->tot_len = __builtin_bswap16(total);
-	ip->id = 0;
-	ip->frag_off = __builtin_bswap16(0x4000); /* do not fragment */
-	ip->ttl = 64;
-	ip->protocol = PROTOCOL;
-	ip->check = __builtin_bswap16(~folded(addresses + 0x4500 + total + 0x4000 + (64 << 8 | PROTOCOL)));
-	ip->saddr = __builtin_bswap32(source);
-	ip->daddr = __builtin_bswap32(destination);
 }
 
 static inline void write_address(void *address, const u64 *net, u32 number)
@@ -153,7 +128,7 @@ int generate(struct xdp_md *ctx)
 		write_ipv6(ip, order, REPLY ? server : client, REPLY ? client : server, length);
 		sum += order->word[ORDER_NET_SUM];
 	} else {
-		write_ipv4(ip, REPLY ? server : client, REPLY ? client : server, sum, IP_BYTES + length);
+		write_ipv4(ip, PROTOCOL, REPLY ? server : client, REPLY ? client : server, IP_BYTES + length);
 	}
 
 	/* The payload is zero and nobody writes it, or it is a word and its complement: both sum up to nothing. */

@@ -5,6 +5,7 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/udp.h>
+#include "ipv4.h"
 #include "words.h"
 
 struct orders {
@@ -14,19 +15,6 @@ struct orders {
 BPF_TABLE_PINNED("array", u32, struct orders, orders, ORDERS_ROWS, TABLES_FOLDER "/orders", BPF_F_MMAPABLE);
 BPF_TABLE_PINNED("prog", u32, u32, measured, MEASURED_ROWS, TABLES_FOLDER "/measured", 0);
 
-static inline void write_ipv4(struct iphdr *ip, u32 source, u32 destination)
-{
-	*(u8 *)ip = 0x45;
-	ip->tos = 0;
-	ip->tot_len = __builtin_bswap16(FRAME_BYTES - ETH_HLEN);
-	ip->frag_off = __builtin_bswap16(0x4000);
-	ip->ttl = 64;
-	ip->protocol = PROTOCOL;
-	ip->check = 0x1234; /* nobody looks: what is measured updates it */
-	ip->saddr = source;
-	ip->daddr = destination;
-}
-
 /* The last 32 bits of an address are what it would be in IPv4. */
 static inline void write_ipv6(u32 *words, u32 source, u32 destination)
 {
@@ -34,8 +22,8 @@ static inline void write_ipv6(u32 *words, u32 source, u32 destination)
 	words[1] = __builtin_bswap32((FRAME6_BYTES - ETH_HLEN - 40) << 16 | PROTOCOL << 8 | 64);
 	words[2] = words[6] = __builtin_bswap32(PREFIX6);
 	words[3] = words[4] = words[7] = words[8] = 0;
-	words[5] = source;
-	words[9] = destination;
+	words[5] = __builtin_bswap32(source);
+	words[9] = __builtin_bswap32(destination);
 }
 
 int restore(struct xdp_md *ctx)
@@ -55,8 +43,8 @@ int restore(struct xdp_md *ctx)
 	at = order->word[ORDER_NEXT];
 	order->word[ORDER_NEXT] = at + 1 == order->word[ORDER_FLOWS] ? 0 : at + 1;
 	flow = at * STRIDE % FLOWS;
-	client = __builtin_bswap32(order->word[ORDER_CLIENT] + flow / SOURCE_PORTS);
-	server = __builtin_bswap32(order->word[ORDER_SERVER]);
+	client = order->word[ORDER_CLIENT] + flow / SOURCE_PORTS;
+	server = order->word[ORDER_SERVER];
 	port = __builtin_bswap16(FIRST_SOURCE_PORT + flow % SOURCE_PORTS);
 
 	if (VLAN_TAGS == 2)
@@ -67,11 +55,11 @@ int restore(struct xdp_md *ctx)
 	if (IPV6)
 		write_ipv6((void *)(eth + 1), REPLY ? server : client, REPLY ? client : server);
 	else
-		write_ipv4((void *)(eth + 1), REPLY ? server : client, REPLY ? client : server);
+		write_ipv4((void *)(eth + 1), PROTOCOL, REPLY ? server : client, REPLY ? client : server, FRAME_BYTES - ETH_HLEN);
 	udp->source = REPLY ? __builtin_bswap16(order->word[ORDER_SERVER_PORT]) : port;
 	udp->dest = REPLY ? port : __builtin_bswap16(order->word[ORDER_SERVER_PORT]);
 	udp->len = __builtin_bswap16(IPV6 ? FRAME6_BYTES - ETH_HLEN - 40 : FRAME_BYTES - ETH_HLEN - sizeof(struct iphdr));
-	udp->check = 0x4321;
+	udp->check = 0x4321; /* nobody looks: what is measured updates it */
 	if (PROTOCOL == IPPROTO_TCP)
 		*((u8 *)udp + 13) = 0x10; /* ACK */
 	measured.call(ctx, 0);

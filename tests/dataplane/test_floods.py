@@ -39,7 +39,8 @@ def flood(node: NodeUnderTest, first: bytes, count: int) -> Counter[Reason]:
     random, is_ipv6 = np.random.default_rng(84), first[12:14] == b"\x86\xdd"
     at, network, size = (22, b"\x2a", 15) if is_ipv6 else (26, b"\x64", 3)
     hosts = (network + random.bytes(size) for _ in range(count))
-    return Counter(node.send(first[:at] + host + first[at + len(host) :]).reason for host in hosts)
+    frames = (packets.resummed(first[:at] + host + first[at + len(host) :]) for host in hosts)
+    return Counter(node.send(frame).reason for frame in frames)
 
 
 def test_F080_who_cannot_be_answered_is_refused_and_nothing_is_remembered(node: NodeUnderTest):
@@ -95,15 +96,18 @@ def test_F084_without_a_port_to_leave_from_masqueraded_connections_go_on():
 
 def fragment(cut: tuple[int, int], number: int, client: Address = CLIENT) -> bytes:
     """Return a piece of the datagram of this number."""
-    frame = packets.fragment_of(packets.udp(client, DNS_VIP, bytes(64)), *cut)
-    return frame[:18] + number.to_bytes(2) + frame[20:]
+    return numbered(packets.fragment_of(packets.udp(client, DNS_VIP, bytes(64)), *cut), number)
+
+
+def numbered(frame: bytes, number: int) -> bytes:
+    return packets.resummed(frame[:18] + number.to_bytes(2) + frame[20:])
 
 
 def test_F032_F084_first_fragments_without_end_forget_the_oldest_datagrams_and_nothing_else(node: NodeUnderTest):
     node.connect()
     datagrams = node.fragments.datagrams
     first, rest = fragment((0, 32), 0), fragment((32, 72), 0)
-    reasons = Counter(node.send(first[:18] + n.to_bytes(2) + first[20:]).reason for n in range(2 * len(datagrams)))
+    reasons = Counter(node.send(numbered(first, n)).reason for n in range(2 * len(datagrams)))
     assert reasons == Counter({Reason.ADMITTED: 1, Reason.FORWARDED: 2 * len(datagrams) - 1})
     assert np.count_nonzero(datagrams["which"]) > 0.9 * len(datagrams)
     assert len(flows_of(node.tables)) == 4
@@ -115,7 +119,7 @@ def test_F032_F084_first_fragments_without_end_forget_the_oldest_datagrams_and_n
 
 def test_F032_fragments_that_are_nobodys_take_no_place(node: NodeUnderTest):
     rest = fragment((32, 72), 0)
-    ends = {node.send(rest[:18] + number.to_bytes(2) + rest[20:])[::2] for number in range(500)}
+    ends = {node.send(numbered(rest, number))[::2] for number in range(500)}
     assert ends == {(Reason.FRAGMENT_ALONE, AWAITED)}
     assert not node.fragments.datagrams["which"].any()
     assert not node.tables.tags.any()

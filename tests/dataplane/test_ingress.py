@@ -39,6 +39,7 @@ SERVED = Places(
     frozenset({OWN, OTHER_OWN}),
     frozenset({OTHER_ENDPOINT[0]}),
 )
+STATION = packets.VIRTUAL_MAC  # of a device on top of the interface
 OWN6 = packets.address("[2001:db8:2::1]:0")[0]
 NODE_PORT6, PAST_PORT6 = (OWN6, 30_080), (OWN6, 30_090)
 SERVED6 = Places(
@@ -222,8 +223,11 @@ class Gate:
         filter_ = Filter("node", record, PortRange(LOW, HIGH))
         filter_.start(BOTH, ["a0"])
         filter_.spare(frozenset({SPARED, PRIVILEGED_SPARED}))
-        count = 'type filter hook ingress device "a0" priority {}; meta pkttype host ether type {{ ip, ip6 }} counter;'
-        chains = "".join(f"chain {name} {{ {count.format(at)} }}\n" for name, at in (("came", -1), ("past", 1)))
+        filter_.hear(frozenset({STATION}))
+        hook, those = 'type filter hook ingress device "a0"', "meta pkttype { host, other } ether type { ip, ip6 }"
+        chains = "".join(
+            f"chain {name} {{ {hook} priority {at}; {those} counter; }}\n" for name, at in (("came", -1), ("past", 1))
+        )
         subprocess.run(["nft", "-f", "-"], input=f"table netdev gate {{ {chains} }}", check=True, text=True)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._socket.bind(("a1", 0))
@@ -240,10 +244,10 @@ class Gate:
                 found[item["rule"]["chain"]] += expression.get("counter", {}).get("packets", 0)
         return found["came"], found["past"]
 
-    def __call__(self, frame):
+    def __call__(self, frame, mac=b""):
         """Tell whether the kernel gets a frame."""
         before = self._counts()
-        self._socket.send(self._mac + frame[6:])
+        self._socket.send((mac or self._mac) + frame[6:])
         for _ in range(100):
             after = self._counts()
             if after[0] > before[0]:
@@ -259,6 +263,28 @@ def gate(tmp_path_factory):
         made = Gate(tmp_path_factory.mktemp("gate") / "node.filter")
         yield made
         made.close()
+
+
+@pytest.mark.faults(6)
+@pytest.mark.parametrize("frame", [packets.syn(), packets.syn(CLIENT6, VIP6)], ids=["4", "6"])
+def test_what_is_to_another_machine_is_left_alone_and_what_is_to_a_device_on_top_is_not(gate, frame):
+    assert gate(frame, packets.OTHER_MAC)
+    assert not gate(frame, STATION)
+    assert not gate(frame)
+
+
+def test_a_filter_hears_what_it_is_told_of_when_it_is_put_back(record):
+    filter_ = Filter("node", record)
+    filter_.hear(frozenset({STATION}))
+    filter_.start(Places(), ["a0"])
+    assert sets() == {"stations": 1}
+    filter_.hear(frozenset({STATION, packets.OTHER_MAC}))
+    assert sets() == {"stations": 2}
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    filter_.hear(frozenset({packets.OTHER_MAC}))
+    assert sets() == {"stations": 1}
+    filter_.hear(frozenset())
+    assert sets() == {}
 
 
 def about(frame, kind="too-big"):

@@ -21,6 +21,7 @@ from dataplane.loop import BURST
 from dataplane.netdev import NetDev
 from dataplane.packetrings import FRAME, HEAD, VNET_BYTES
 from dataplane.rawsock import BLOCK_BYTES, BLOCKS, PacketSocket
+from dataplane.stations import words_of
 from perf import echo
 from perf.world import wait_until
 from tests.named_packets import NAMED
@@ -32,6 +33,7 @@ from xdp.schema import Reason
 pytestmark = pytest.mark.root
 
 DEADLINE_S = 10
+NO_STATIONS = words_of(())
 
 
 @pytest.fixture
@@ -82,14 +84,14 @@ def number_of(frame):
     return struct.unpack_from("=I", frame, 14)[0]
 
 
-def received(sock, count, handle=None):
-    """Return the next `count` frames, as (bytes, is_ours); `handle` gets where each begins, and its length."""
+def received(sock, count, handle=None, stations=NO_STATIONS):
+    """Return the next `count` frames, as (bytes, reason); `handle` gets where each begins, and its length."""
     burst, frames = np.zeros(BURST, FRAME), []
 
     def is_complete():
-        for row in burst[: packetrings.receive(sock.queue, burst, BURST)]:
+        for row in burst[: packetrings.receive(sock.queue, burst, BURST, stations)]:
             start, length = int(row["addr"]), int(row["len"])
-            frames.append((sock.queue.frames[start : start + length].tobytes(), bool(row["is_ours"])))
+            frames.append((sock.queue.frames[start : start + length].tobytes(), Reason(int(row["reason"]))))
             if handle:
                 handle(start, length)
         return len(frames) >= count
@@ -110,7 +112,7 @@ def test_frames_arrive_in_order_through_every_block(raw):
                 far.send(frame[:14] + struct.pack("=I", number) + frame[18:])
             got = received(raw, some)
             assert [number_of(data) for data, _ in got] == list(range(sent, sent + some))
-            assert all(is_ours and len(data) == 1500 for data, is_ours in got)
+            assert all(reason == Reason.FORWARDED and len(data) == 1500 for data, reason in got)
             sent += some
     assert raw.lost() == 0
 
@@ -119,7 +121,23 @@ def test_what_is_for_another_machine_is_not_ours(raw):
     with wire("a0") as far:
         for frame in (frame_to("a1"), frame_to("b1"), b"\xff" * 6 + frame_to("a1")[6:]):
             far.send(frame)
-        assert [is_ours for _, is_ours in received(raw, 3)] == [True, False, False]
+        reasons = [reason for _, reason in received(raw, 3)]
+    assert reasons == [Reason.FORWARDED, Reason.OTHER_STATION, Reason.NOT_IPV4]
+
+
+@pytest.mark.faults(6)
+def test_what_is_for_a_device_on_top_of_the_interface_is_ours(raw):
+    macs = [mac("a1"), b"\0\0\x5e\0\1\5"]
+    to_it, to_another, to_nobody = (each + frame_to("a1")[6:] for each in (macs[1], b"\0\0\x5e\0\1\6", bytes(6)))
+    with wire("a0") as far:
+        for frame in (to_it, to_another, to_nobody):
+            far.send(frame)
+        reasons = [reason for _, reason in received(raw, 3, stations=words_of(macs))]
+        assert reasons == [Reason.FORWARDED, Reason.OTHER_STATION, Reason.OTHER_STATION]
+        for frame in (to_it, frame_to("a1"), to_nobody):
+            far.send(frame)
+        reasons = [reason for _, reason in received(raw, 3)]  # where nobody tells of any
+        assert reasons == [Reason.OTHER_STATION, Reason.FORWARDED, Reason.OTHER_STATION]
 
 
 def question(kind):
@@ -147,8 +165,8 @@ def test_N6_the_tag_that_the_kernel_takes_out_is_put_back(raw, kind, vlans):
         far.send(others)
         vnets = []
         got = received(raw, 2, lambda start, _: vnets.append(raw.queue.frames[start - VNET_BYTES : start].tobytes()))
-    assert got[0] == (frame, True)
-    assert not got[1][1]
+    assert got[0] == (frame, Reason.FORWARDED)
+    assert got[1][1] == Reason.NOT_IPV4
     assert vnets[0] == struct.pack("=BBHHHH", 0, 0, 4, 0, 0, 0)  # nothing to be finished
 
 
@@ -163,7 +181,7 @@ def test_N6_a_checksum_that_a_device_is_to_finish_is_found_behind_tags(raw, coun
         packetrings.send(far.queue, memory, VNET_BYTES, len(frame), way, int(Reason.FORWARDED), counters)
         packetrings.flush(far.queue, counters)
         got = received(raw, 1, lambda start, _: vnets.append(raw.queue.frames[start - VNET_BYTES : start].tobytes()))
-    assert got == [(frame, True)]
+    assert got == [(frame, Reason.FORWARDED)]
     needs_csum, _, _, _, start, offset = struct.unpack("=BBHHHH", vnets[0])
     assert (needs_csum, start, offset) == (packetrings.VNET_NEEDS_CSUM, 34 + more, 16)
 

@@ -69,6 +69,7 @@ class Flood:
         """Send a frame for each row of sources and ports; return why the node did what it did, new flows only."""
         frames = np.tile(self._frame, (len(sources), 1))
         frames[:, 26:30] = sources
+        _sum_headers(frames)
         frames[:, 34:36] = ports.astype(">u2").view(np.uint8).reshape(-1, 2)
         before = self._counted()
         for start in range(0, len(frames), Limit.BURST):
@@ -84,6 +85,15 @@ class Flood:
         rows = (tables.xdp_counters, tables.worker_counters)
         sums = np.sum([each["packets"].sum(axis=0, dtype=np.int64) for each in rows], axis=0)
         return Counter({reason: int(sums[reason]) for reason in ENDS})
+
+
+def _sum_headers(frames: npt.NDArray[np.uint8]) -> None:
+    """Write the checksums of IPv4 headers, all of which are as long."""
+    frames[:, 24:26] = 0
+    total = frames[:, 14:34].copy().view(">u2").sum(axis=1, dtype=np.uint32)
+    total = (total & 0xFFFF) + (total >> 16)
+    check = ~(total + (total >> 16)).astype(np.uint16)
+    frames[:, 24:26] = check.astype(">u2").view(np.uint8).reshape(-1, 2)
 
 
 @contextlib.contextmanager

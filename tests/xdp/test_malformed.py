@@ -40,8 +40,9 @@ from tests.packets import (
     udp,
 )
 from tests.reference import Key
+from tests.small_node import STATIONS
 from tests.xdp.test_twins import Twins, made_twins
-from xdp.schema import Direction, Event, Protocol, Reason, State, Verdict, verdict_of
+from xdp.schema import Direction, Event, Limit, Protocol, Reason, State, Verdict, verdict_of
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -51,6 +52,7 @@ _IP = ETHERNET_BYTES
 _TCP4, _TCP6 = _IP + 20, _IP + 40  # where the transport header begins
 _SYN, _SYN6 = syn(), syn(CLIENT6, VIP6)
 _UDP, _UDP6 = udp(), udp(CLIENT6, DNS_VIP6)
+_TO_A_STRANGER = syn(destination=STRANGER)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,12 @@ def _links() -> Rows:
         "echo-6": NAMED["ipv6-echo"],
     }
     inside |= {"vlan": packets.tagged(_SYN, 5), "fragment": NAMED["first-fragment"], "sctp": NAMED["sctp"]}
+    first, second = STATIONS[:2]
+    others = {"another": packets.OTHER_MAC, "zero": bytes(6)}
+    others |= {f"another-in-bit-{bit}": patched(first, bit // 8, first[bit // 8] ^ 1 << bit % 8) for bit in (1, 47)}
+    others["of-two-halves"] = first[:3] + second[3:]
+    not_ip = {"arp": NAMED["arp"], "vlan-of-nobody": packets.tagged(_SYN, 6), "vlans": packets.tagged(_SYN6, 5, 5, 5)}
+    not_ip |= {"cut": _SYN[:40], "length-of-802.3": _SYN[:12] + bytes(46)}
     return {
         **{f"mac-{name}": (both + _SYN[12:], Reason.ADMITTED) for name, both in macs.items()},
         **{
@@ -142,6 +150,12 @@ def _links() -> Rows:
             for name, mac in groups.items()
             for what, frame in inside.items()
         },
+        **{
+            f"mac-{name}-{what}": (mac + frame[6:], Reason.OTHER_STATION)
+            for name, mac in others.items()
+            for what, frame in {**inside, **not_ip}.items()
+        },
+        **{f"mac-of-ours-{number}": (mac + _SYN[6:], Reason.ADMITTED) for number, mac in enumerate(STATIONS)},
         **{f"type-{name}": (patched(_SYN, 12, *kind.to_bytes(2)), Reason.NOT_IPV4) for name, kind in types.items()},
         "type-llc-snap": (snap, Reason.NOT_IPV4),
         "type-of-ipv6-around-ipv4": (patched(_SYN, 12, 0x86, 0xDD), Reason.NOT_IPV4),
@@ -153,9 +167,29 @@ def _links() -> Rows:
     }
 
 
+def _summed() -> dict[str, bytes]:
+    """Return what would begin a connection, be held, answered or refused."""
+    return {
+        "syn": _SYN,
+        "ack": packets.ack(),
+        "udp": _UDP,
+        "options": syn(options=packets.options(12)),
+        "port-of-nobody": syn(destination=(VIP[0], 81)),
+        "first-fragment": NAMED["first-fragment"],
+        "later-fragment": NAMED["later-fragment"],
+        "echo": NAMED["echo"],
+        "echo-reply": packets.echo_reply(CLIENT, VIP),
+        "error": NAMED["error-about-a-reply"],
+        "timestamp-request": packets.icmp_other(),
+        "sctp": packets.sctp_init(),
+        "gre": packets.gre(),
+    }
+
+
 def _ipv4() -> Rows:
     long = packets.data(payload=bytes(30))
     short, cut, all_there = Reason.TOO_SHORT, Reason.MALFORMED, Reason.ADMITTED
+    stranger = _TO_A_STRANGER
     options = {
         "nothing": b"\1" * 4,
         "end": b"\0\xff\xff\xff",
@@ -175,26 +209,43 @@ def _ipv4() -> Rows:
     protocols = {**dict.fromkeys((0, 4, 41, 47, 50, 51, 58, 128, 132, 134, 136, 145, 255))}
     return {
         **{f"version-{number}": (patched(_SYN, _IP, number << 4 | 5), Reason.NOT_IPV4) for number in (0, 5, 6, 15)},
-        **{f"header-of-{words}-words": (patched(_SYN, _IP, 0x40 | words), short) for words in range(5)},
-        "header-of-15-words-beyond-the-packet": (patched(_SYN, _IP, 0x4F), short),
+        **{f"header-of-{words}-words": (patched(_SYN, _IP, 0x40 | words), cut) for words in range(5)},
+        **{f"header-of-{words}-words-to-a-stranger": (patched(stranger, _IP, 0x40 | words), short) for words in (0, 4)},
+        "header-of-15-words-beyond-the-packet": (patched(_SYN, _IP, 0x4F), cut),
+        "header-of-15-words-beyond-the-packet-to-a-stranger": (patched(stranger, _IP, 0x4F), short),
         "header-of-15-words-over-the-segment": (patched(long, _IP, 0x4F), cut),
         "header-of-6-words-over-the-segment": (patched(_SYN, _IP, 0x46), cut),
         **{f"option-{name}": (syn(options=[code]), all_there) for name, code in options.items()},
         "option-source-route-last": (syn(options=[b"\1" * 37, bytes((131, 3, 4))]), Reason.SOURCE_ROUTED),
         "option-source-route-without-a-length": (syn(options=[b"\1\1\x89\0"]), Reason.SOURCE_ROUTED),
         **{
-            f"total-of-{total}": (patched(_SYN, 16, *total.to_bytes(2)), short)
-            for total in (0, 1, 19, 41, 0x100, 0xFFFF)
+            f"total-of-{total}": (patched(_SYN, 16, *total.to_bytes(2)), cut) for total in (0, 1, 19, 41, 0x100, 0xFFFF)
         },
+        **{
+            f"total-of-{total}-to-a-stranger": (patched(stranger, 16, *total.to_bytes(2)), short)
+            for total in (0, 19, 41, 0xFFFF)
+        },
+        "total-of-0-to-a-group": (b"\1" + patched(_SYN, 16, 0, 0)[1:], Reason.FOR_MANY),
+        "total-of-0-and-ttl-1": (patched(syn(ttl=1), 16, 0, 0), Reason.TTL_EXPIRED),
+        "total-beyond-a-frame-of-a-header": (_SYN[:_TCP4], cut),
         **{f"total-of-{total}": (patched(_SYN, 16, 0, total), cut) for total in (20, 21, 39)},
-        **{f"total-of-{total}-udp": (patched(_UDP, 16, *total.to_bytes(2)), short) for total in (19, 0xFFFF)},
+        **{f"total-of-{total}-udp": (patched(_UDP, 16, *total.to_bytes(2)), cut) for total in (19, 0xFFFF)},
         **{f"total-of-{total}-udp": (patched(_UDP, 16, 0, total), cut) for total in (20, 27)},
         "total-of-39-to-a-stranger": (patched(syn(destination=STRANGER), 16, 0, 39), short),
         "total-of-28-udp": (patched(patched(_UDP, 16, 0, 28), _TCP4 + 4, 0, 8), all_there),
         "total-of-40-behind-a-payload": (patched(long, 16, 0, 40), all_there),
-        "header-checksum-wrong": (patched(_SYN, 24, _SYN[24] ^ 0x55), all_there),
-        "header-checksum-0": (patched(_SYN, 24, 0, 0), all_there),
-        "header-checksum-ffff": (patched(_SYN, 24, 0xFF, 0xFF), all_there),
+        **{
+            f"header-checksum-wrong-{name}": (patched(frame, 24, frame[24] ^ 0x55), cut)
+            for name, frame in _summed().items()
+        },
+        "header-checksum-wrong-in-its-last-option": (patched(syn(options=packets.options(40)), 73, 9), cut),
+        "header-checksum-wrong-to-a-stranger": (patched(_TO_A_STRANGER, 24, 0), Reason.NOT_OURS),
+        "header-checksum-wrong-and-ttl-1": (patched(syn(ttl=1), 24, 0), Reason.TTL_EXPIRED),
+        "header-checksum-0": (patched(_SYN, 24, 0, 0), cut),
+        "header-checksum-ffff": (patched(_SYN, 24, 0xFF, 0xFF), cut),
+        "header-checksum-0-that-is-right": (packets.with_header_checksum(0), all_there),
+        "header-checksum-ffff-that-is-as-right": (packets.with_header_checksum(0xFFFF), all_there),
+        "header-checksum-1-in-its-place": (packets.with_header_checksum(1), cut),
         **{f"ttl-{ttl}": (syn(ttl=ttl), Reason.TTL_EXPIRED) for ttl in (0, 1)},
         **{f"ttl-{ttl}": (syn(ttl=ttl), all_there) for ttl in (2, 255)},
         "reserved-flag": (patched(_SYN, 20, 0x80), all_there),
@@ -234,7 +285,7 @@ def _fragments() -> Rows:
         "fragment-beyond-all-datagrams": (piece(whole, beyond), Reason.FRAGMENT_BROKEN),
         "fragment-beyond-all-datagrams-with-more": (piece(whole, more | beyond), Reason.FRAGMENT_BROKEN),
         "fragment-with-a-total-of-20": (patched(piece(whole, more), 16, 0, 20), Reason.FRAGMENT_BROKEN),
-        "fragment-with-a-total-beyond-the-frame": (patched(piece(whole, more), 16, 9, 0), Reason.TOO_SHORT),
+        "fragment-with-a-total-beyond-the-frame": (patched(piece(whole, more), 16, 9, 0), Reason.MALFORMED),
         "fragment-of-an-error": (piece(NAMED["error-about-a-reply"], more), Reason.NOT_SERVED),
         "fragment-of-an-error-of-four-bytes": (of_ipv4(1, VIP, bytes(4), flags="MF"), Reason.NOT_SERVED),
         **{
@@ -255,9 +306,12 @@ def _ipv6() -> Rows:
     bad_sources = ("::", "::1", "ff02::1", "ff0e::1", "::ffff:10.1.0.10")
     return {
         **{f"ipv6-version-{number}": (patched(_SYN6, _IP, number << 4), Reason.NOT_IPV4) for number in (0, 4, 5, 7)},
-        **{f"ipv6-payload-of-{length}": (patched(_SYN6, 18, *length.to_bytes(2)), short) for length in (21, 0xFFFF)},
+        **{f"ipv6-payload-of-{length}": (patched(_SYN6, 18, *length.to_bytes(2)), cut) for length in (21, 0xFFFF)},
+        "ipv6-payload-of-21-to-a-stranger": (patched(syn(CLIENT6, STRANGER6), 18, 0, 21), short),
+        "ipv6-payload-of-21-to-a-group": (b"\1" + patched(_SYN6, 18, 0, 21)[1:], Reason.FOR_MANY),
+        "ipv6-payload-beyond-a-frame-of-a-header": (_SYN6[:_TCP6], cut),
         **{f"ipv6-payload-of-{length}": (patched(_SYN6, 18, 0, length), cut) for length in (0, 1, 19)},
-        "ipv6-payload-of-14-udp": (patched(_UDP6, 18, 0, 14), short),
+        "ipv6-payload-of-14-udp": (patched(_UDP6, 18, 0, 14), cut),
         **{f"ipv6-payload-of-{length}-udp": (patched(_UDP6, 18, 0, length), cut) for length in (0, 7)},
         "ipv6-payload-of-19-to-a-stranger": (patched(syn(CLIENT6, STRANGER6), 18, 0, 19), short),
         "ipv6-payload-of-8-udp": (patched(patched(_UDP6, 18, 0, 8), _TCP6 + 4, 0, 8), all_there),
@@ -381,19 +435,25 @@ def _udp() -> Rows:
     }
 
 
-FRAMES: Rows = {**_links(), **_ipv4(), **_fragments(), **_ipv6(), **_tcp(), **_udp()}
+# With one fault each: what is patched has the right header checksum, unless it is about that.
+FRAMES: Rows = {
+    name: (frame if name.startswith("header-checksum-") else packets.resummed(frame), reason)
+    for name, (frame, reason) in {**_links(), **_ipv4(), **_fragments(), **_ipv6(), **_tcp(), **_udp()}.items()
+}
 # The fault that a frame is about (docs/faults.md), by what its name begins with.
 FAULTS: dict[int, tuple[str, ...]] = {
     2: ("runt-", "ipv6-padded-"),
     3: ("padded-with-a-page",),
+    6: ("mac-broadcast-", "mac-multicast-", "mac-another-", "mac-of-two-halves-", "mac-zero-", "mac-of-ours-"),
     7: ("type-",),
     10: ("mac-source-",),
     11: ("version-",),
     12: tuple(f"header-of-{words}-words" for words in range(5)),
     13: ("header-of-15-words-",),
     14: ("option-",),
-    15: ("total-of-0", "total-of-39", "total-of-65535", "total-of-27-udp"),
+    15: ("total-of-0", "total-of-19", "total-of-39", "total-of-65535", "total-of-27-udp", "total-beyond-"),
     16: ("total-of-28-udp", "total-of-40-behind"),
+    17: ("header-checksum-",),
     18: ("ttl-",),
     19: ("reserved-flag", "fragment-with-the-reserved-flag"),
     20: ("fragment-not-to-be-cut",),
@@ -427,7 +487,7 @@ FAULTS: dict[int, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.faults(2, 3, 7, 10, 11, 12, 13, 14, 15, 16, 18, 19, 20, 21, 22, 23, 25, 31, 33, 34, 35, 37)
+@pytest.mark.faults(2, 3, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 25, 31, 33, 34, 35, 37)
 @pytest.mark.faults(41, 42, 43, 44, 45, 46, 48)
 @pytest.mark.faults(51, 53, 54, 55, 64, 66, 67, 68, 70)
 @pytest.mark.parametrize("name", FRAMES)
@@ -456,13 +516,19 @@ def test_every_fault_that_is_said_to_be_in_a_frame_is():
             assert any(name.startswith(beginning) for name in FRAMES), beginning
 
 
+# Of a connection that is known, one goes its way as it came, and its next hop is the judge.
+_KNOWN_AND_DAMAGED = [f"header-checksum-{what}" for what in (
+    "wrong-syn", "wrong-ack", "wrong-udp", "wrong-options", "wrong-first-fragment",
+    "wrong-error", "wrong-in-its-last-option", "0", "ffff", "1-in-its-place")]  # fmt: skip
+
+
 def test_no_fault_in_a_frame_disturbs_connections_that_are_known(twins: Twins):
     for first in ("syn", "udp", "ipv6-syn", "ipv6-udp"):
         assert twins.send(NAMED[first]).reason == Reason.ADMITTED
     for name, (frame, reason) in FRAMES.items():
         before = twins.remembered()
         sent = twins.send(frame, compare=False)
-        goes_its_way = name.startswith((*FAULTS[51], *FAULTS[68]))  # of a connection that is known
+        goes_its_way = name.startswith((*FAULTS[51], *FAULTS[68])) or name in _KNOWN_AND_DAMAGED
         if goes_its_way:
             assert sent.reason == Reason.FORWARDED, name
         elif verdict_of(reason) != Verdict.FORWARD:
@@ -470,6 +536,25 @@ def test_no_fault_in_a_frame_disturbs_connections_that_are_known(twins: Twins):
     twins.compare_records()
     for known in ("ack", "udp", "ipv6-ack", "ipv6-udp"):
         assert twins.send(NAMED[known]).reason == Reason.FORWARDED
+
+
+@pytest.mark.faults(6)
+@pytest.mark.parametrize("count", [1, 2, int(Limit.STATIONS)])
+def test_as_many_stations_as_there_is_room_for_are_ours_and_no_others(count: int, twins: Twins):
+    there = [bytes((2, 0, 0x5E, 2, number, 9)) for number in range(count)]
+    twins.hear(there)
+    for mac in there:
+        assert twins.send(mac + _SYN[6:]).reason in (Reason.ADMITTED, Reason.FORWARDED)
+    for mac in (bytes((2, 0, 0x5E, 2, count, 9)), bytes(6), _SYN[:6]):
+        assert twins.send(mac + _SYN[6:]).reason == Reason.OTHER_STATION
+
+
+@pytest.mark.faults(6)
+def test_where_no_stations_are_told_all_are_ours(twins: Twins):
+    twins.hear(())
+    for mac in (packets.OTHER_MAC, bytes(6), _SYN[:6]):
+        assert twins.send(mac + _SYN[6:]).reason in (Reason.ADMITTED, Reason.FORWARDED)
+    assert twins.send(b"\1" + _SYN[1:]).reason == Reason.FOR_MANY
 
 
 _TCP_STATES = [state for state in states.TIMEOUT_S if State.FREE < state < State.UDP_UNREPLIED or state == State.RESET]

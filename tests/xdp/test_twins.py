@@ -12,7 +12,7 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from scapy.layers.l2 import Ether
 
 from conntrack.table import FlowTable
 from dataplane.limits import CLIENT_ANSWERS
+from dataplane.stations import words_of
 from lb.compiled import USED
 from tests import packets
 from tests.named_packets import NAMED
@@ -95,6 +96,7 @@ from tests.small_node import (
     SCHEDULED_VIPS,
     SMALL,
     SNAT_PORTS,
+    STATIONS,
     STICKY_VIP6,
     STICKY_VIPS,
     TCP_VIPS,
@@ -174,6 +176,7 @@ class Twins:
             pipeline.clear()
         self.reference, self._reference_alone = self._models()
         self.let_ping(Ping.ANSWER)
+        self.hear(STATIONS)
         self.is_stalled = False
         self._late = 0
 
@@ -183,6 +186,13 @@ class Twins:
             tables.control[0]["ping"] = what
         for model in (self.reference, self._reference_alone):
             model.ping = what
+
+    def hear(self, stations: Collection[bytes]) -> None:
+        """Let these be the MAC addresses by which frames are ours, until all is cleared."""
+        for tables in (self.tables, self._memory):
+            tables.control[0]["stations"] = words_of(stations)
+        for model in (self.reference, self._reference_alone):
+            model.stations = frozenset(stations)
 
     @contextlib.contextmanager
     def owning(self, vip: packets.Address) -> Iterator[None]:

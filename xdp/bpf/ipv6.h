@@ -211,11 +211,11 @@ static inline enum reason parse_headers_ipv6(void *data, void *end, __u64 size, 
 		return REASON_TOO_SHORT;
 	if ((*(__u8 *)ip) >> 4 != 6)
 		return REASON_NOT_IPV4;
+	packet->tuple.protocol = PROTOCOL_IPV6;
+	packet->ttl = ip->hop_limit;
 	stop = sizeof(struct ethernet) + sizeof(*ip) + be16(ip->payload_length);
 	if (stop > size)
 		return REASON_TOO_SHORT;
-	packet->tuple.protocol = PROTOCOL_IPV6;
-	packet->ttl = ip->hop_limit;
 	walk.next = ip->next_header;
 	refusal = walk_extensions(data, end, stop, &walk);
 	if (refusal != REASON_FORWARDED)
@@ -286,7 +286,7 @@ static inline __u32 sum_of_address(const __u64 *address)
 {
 	__u64 sum = (address[0] & 0xffffffff) + (address[0] >> 32) + (address[1] & 0xffffffff) + (address[1] >> 32);
 
-	return fold(fold((__u32)(sum & 0xffff) + (__u32)(sum >> 16 & 0xffff) + (__u32)(sum >> 32)));
+	return fold_words(sum);
 }
 
 /* As translate_quote(), of ICMPv6; `old` is the name of the address that becomes `source`. The checksum of ICMPv6 covers

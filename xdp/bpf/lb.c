@@ -33,6 +33,7 @@ BPF_XSKMAP(sockets, MAX_WORKERS, TABLES_FOLDER "/sockets");
 BPF_TABLE_PINNED("prog", u32, u32, stages, STAGES, TABLES_FOLDER "/stages", 0);
 
 enum { NO_READER = 0xffffffff, NO_SLOT = 0xffffffff };
+enum { STATION_BITS = 0xffffffffffff };  /* of the first eight bytes of a frame, those of whom it is to */
 
 /* A verdict on the way out: what xdp_lb() returns, and why. */
 struct result {
@@ -210,6 +211,23 @@ static inline bool is_for_many(struct xdp_md *ctx)
 	return (void *)(front + 1) <= (void *)(long)ctx->data_end && (*front & 1);
 }
 
+/* Whether a frame is addressed to another machine: by the MAC address of one host, and none of ours. An interface that
+ * listens to all of them, and a bridge that floods, bring such. */
+static inline bool is_for_another(struct xdp_md *ctx, const struct control *words)
+{
+	u64 *front = (void *)(long)ctx->data, station;
+	u32 n;
+
+	if ((void *)(front + 1) > (void *)(long)ctx->data_end)
+		return false;
+	station = *front & STATION_BITS;
+#pragma unroll
+	for (n = 0; n < STATIONS; n++)
+		if (station == words->stations[n])
+			return false;
+	return words->stations[0] && !(station & 1);
+}
+
 /* ARP, while VIPs are announced: a question for one is punted, to be answered; who else claims one is heard by control,
  * through the kernel. */
 static inline struct result handle_arp(struct xdp_md *ctx, const struct packet *packet, const struct control *words)
@@ -257,6 +275,22 @@ static inline enum reason note_datagram(const struct packet *packet, const struc
 	return REASON_VIP_FRAGMENT;
 }
 
+/* Whether the checksum of an IPv4 header is right: with it all words sum up to 0xffff (RFC 1071). */
+static inline bool has_sound_checksum(struct xdp_md *ctx, const struct packet *packet)
+{
+	void *data = untagged(ctx, packet->vlan_bytes), *end = (void *)(long)ctx->data_end;
+	u32 *word = data + sizeof(struct ethernet), at;
+	u64 sum = 0;
+
+#pragma nounroll
+	for (at = sizeof(struct ethernet); at < sizeof(struct ethernet) + IPV4_BYTES && at < packet->l4; at += sizeof(*word)) {
+		if ((void *)(word + 1) > end)
+			return false;
+		sum += *word++;
+	}
+	return fold_words(sum) == 0xffff;
+}
+
 /* Neither TCP nor UDP in one piece, of no flow: ours if it is to a VIP, where nothing is handed on that a router would
  * only send back. */
 static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 family,
@@ -274,7 +308,8 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 		return pass(REASON_TTL_EXPIRED);
 	if (found == REASON_UNSUMMED)
 		return drop(found);
-	if (found == REASON_TOO_SHORT)
+	if (found == REASON_TOO_SHORT ||
+	    (!family && found != REASON_FLOW_FRAGMENT && !has_sound_checksum(ctx, packet)))
 		return drop(REASON_MALFORMED);
 	if (found == REASON_ICMP_ERROR && !find_frontend(packet->tuple.addrs >> 32, packet->tuple.ports >> 16,
 							 packet->tuple.protocol, words))
@@ -484,7 +519,7 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 		return pass(REASON_TTL_EXPIRED);
 	if (is_martian(packet, question, is_ipv6))
 		return drop(REASON_MARTIAN_SOURCE);
-	if (!has_sound_lengths(ctx, packet, is_ipv6))
+	if (!has_sound_lengths(ctx, packet, is_ipv6) || (!is_ipv6 && !has_sound_checksum(ctx, packet)))
 		return drop(REASON_MALFORMED);
 	reader = reader_of(ctx, words);
 	if (!frontend)
@@ -522,6 +557,8 @@ static inline struct result handle(struct xdp_md *ctx)
 	rules = machine.lookup(&zero);
 	if (!words || !rules)
 		return pass(REASON_NOT_OURS);
+	if (is_for_another(ctx, words))
+		return pass(REASON_OTHER_STATION);
 
 	/* None. But the verifier is not to know it: tagged or not is all the same to it then, and it goes on once. */
 	packet.vlan_bytes = words->hertz >> 28 & VLAN_BYTES;

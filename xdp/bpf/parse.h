@@ -6,6 +6,7 @@ enum {
 	ETHERTYPE_IPV4 = 0x0800,
 	IPV4_MORE_OR_OFFSET = 0x3fff,
 	IPV4_OFFSET = 0x1fff,
+	IPV4_BYTES = 60,             /* of the longest header */
 	TCP_FLAGS = 0x3f,
 	ETHERTYPE_ARP = 0x0806,
 	ETHERTYPE_VLAN = 0x8100,     /* a tag of a customer's, or the only one */
@@ -238,7 +239,7 @@ static inline enum reason parse_fragment(struct ipv4 *ip, void *end, __u32 heade
 }
 
 /* Fill `packet` from a frame of `size` bytes, the headers of which lie before `end`; return FORWARDED if it is TCP or UDP,
- * else what it is. Of a fragment but a first one, or another protocol, addresses only; of an echo request or its reply, the
+ * else what it is. Of a fragment but a first one, of another protocol, or where lengths cannot be, addresses only; of an echo request or its reply, the
  * ports that its identifier stands for; of an ICMP error, what it quotes. Every length is checked before the bytes behind it
  * are read. */
 static inline enum reason parse_headers(void *data, void *end, __u32 size, struct packet *packet)
@@ -255,15 +256,16 @@ static inline enum reason parse_headers(void *data, void *end, __u32 size, struc
 		return REASON_NOT_IPV4;
 	if (ip->version_ihl >> 4 != 4)
 		return REASON_NOT_IPV4;
+	/* These have their places, whatever is said of lengths. */
+	packet->tuple.addrs = (__u64)ip->dst_addr << 32 | ip->src_addr;
+	packet->tuple.protocol = ip->protocol;
+	packet->ttl = ip->ttl;
 	header = (ip->version_ihl & 15) * 4;
 	total = be16(ip->total_length);
 	if (header < sizeof(*ip) || total < header)
 		return REASON_TOO_SHORT;
 	if (sizeof(*ethernet) + total > size)
 		return REASON_TOO_SHORT;
-	packet->tuple.addrs = (__u64)ip->dst_addr << 32 | ip->src_addr;
-	packet->tuple.protocol = ip->protocol;
-	packet->ttl = ip->ttl;
 	packet->l4 = sizeof(*ethernet) + header;
 	if (ip->fragment & __builtin_bswap16(IPV4_MORE_OR_OFFSET))
 		return parse_fragment(ip, end, header, total, packet);

@@ -29,6 +29,7 @@ enum limits {
 	FRAGMENT_S = 30,     /* so long fragments wait for one another */
 	VLAN_WORDS = 64,     /* u64 words with a bit for each VLAN */
 	VLAN_TAG_BYTES = 4,  /* of two VLAN tags at most, in frames that we look into */
+	STATIONS = 8,        /* MAC addresses that frames of this node are to */
 	RESERVED_VLAN = 4095, /* nobody's (IEEE 802.1Q table 9-2) */
 	ANSWERS = 1000,      /* the same of refusals, and of answers to echo requests; on average */
 	EXTENSIONS = 4,      /* headers between IPv6 and its transport that are walked over ... */
@@ -76,6 +77,7 @@ enum reason {
 	REASON_LEFT_TO_EGRESS = 43,    /* a reply that is translated as it leaves, after the kernel has routed it */
 	REASON_VIP_CLAIMED = 44,       /* ARP or NDP by somebody who says that he has a VIP of ours */
 	REASON_OTHER_VLAN = 45,        /* tagged, and of a VLAN that is not served, or with more than two tags */
+	REASON_OTHER_STATION = 46,     /* to the MAC address of another machine, whatever it is: the kernel ignores it */
 
 	/* DROP */
 	REASON_STALLED_DROPPED = 64,   /* new flow, or a reply to an echo request, and userspace is stalled */
@@ -107,7 +109,7 @@ enum reason {
 	REASON_ANSWER_LIMITED = 89,    /* to be refused or answered, and too many have been just now */
 	REASON_MARTIAN_SOURCE = 92,    /* to a VIP, of no flow, from an address that is no host's (RFC 1122, 4291) */
 	REASON_ENDPOINT_REMOVED = 93,  /* of a connection in STATE_RESET: refused */
-	REASON_MALFORMED = 94,         /* to a VIP, and a header that follows that of IP does not fit, or says so */
+	REASON_MALFORMED = 94,         /* to a VIP, and a header does not fit, or cannot be what it says */
 
 	REASON_UNSUMMED = 90,          /* IPv6: UDP without a checksum, to a VIP (RFC 8200 section 8.1) */
 	REASON_NAMES_FULL = 91,        /* IPv6: no room for the name of another client */
@@ -381,12 +383,14 @@ struct control {
 	__u32 stall_jiffies;
 	__u32 next_hop_epoch;  /* grows with every change of a next hop, so that held frames are tried again */
 	__u64 maglev_seed;     /* equal on every node that shares the VIPs; 0: slots are being made */
-	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 answers_arp;     /* 1: questions for VIPs, by ARP and NDP, are answered */
 	__u64 ping;            /* enum ping */
+	__u8  pad[8];
+	__u64 stations[STATIONS]; /* MAC addresses of ours, as in a frame; where there are fewer the first again, 0: all are */
+	__u64 learned;         /* where XDP looks for a row to take for a client it has met; moves with every one taken */
 	__u64 names;           /* rows of `names` that are not free */
 	__u64 vlans[VLAN_WORDS]; /* by VLAN, a bit: 1: frames with its tag are served; bit 0: with a priority tag */
-	__u8  pad[56];
+	__u8  pad2[48];
 };
 
 /* A packet loop. */
