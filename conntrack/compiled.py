@@ -162,8 +162,14 @@ def _locate(tables, hashed, addrs, ports, protocol, besides):
 
 
 @inlined
+def _home(tables, hashed):
+    """Return the slot that a hash is at home in."""
+    return _first_bucket(tables, hashed) * _TAGS + home_of(hashed)
+
+
+@inlined
 def _find_at_home(tables, hashed, addrs, ports, protocol):
-    home = _first_bucket(tables, hashed) * _TAGS + home_of(hashed)
+    home = _home(tables, hashed)
     for slot in (home, home ^ 1):
         if _has_key(tables, slot, addrs, ports, protocol):
             return slot
@@ -343,7 +349,7 @@ def _prefetch_tags(tables, hashed):
 def look_ahead(tables, addrs, ports, protocol):
     """Ask for the lines that looking for a flow, and inserting it, will read first."""
     hashed = _hash_of(tables, addrs, ports, protocol)
-    prefetch(tables.flows, _first_bucket(tables, hashed) * _TAGS + home_of(hashed))
+    prefetch(tables.flows, _home(tables, hashed))
     _prefetch_tags(tables, hashed)
 
 
@@ -359,6 +365,7 @@ def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out,
     back_addrs, back_ports = turned_addrs(addrs), turned_ports(ports)
     hashed = _hash_of(tables, addrs, ports, protocol)
     reply_hashed = _hash_of(tables, reply_addrs, reply_ports, protocol)
+    prefetch(flows, _home(tables, reply_hashed))
     _prefetch_tags(tables, reply_hashed)
     _prefetch_tags(tables, hashed)
 

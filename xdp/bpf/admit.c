@@ -148,6 +148,17 @@ static inline u32 claim(u64 hash, u32 now, const struct machine *rules, struct c
 	return forgotten(slot, hash);
 }
 
+/* Read the record that a flow has if there is room at home, to have its line: behind a compare-and-swap it would be waited
+ * for, and so would be all that is stored before the next one. */
+static inline void fetch_home(u64 hash)
+{
+	u32 slot = bucket_of(hash, 0) * BUCKET_TAGS + home_of(hash);
+	struct flow *flow = flows.lookup(&slot);
+
+	if (flow)
+		(void)*(volatile u8 *)&flow->published;
+}
+
 /* By tags, whether another record than slot `besides` has this key: what a writer must see is in them. In doubt, yes: that
  * two tags of a bucket equal the wanted one by chance is a matter of 10^-7. */
 static inline bool is_elsewhere(const struct tuple *tuple, u64 hash, u32 besides)
@@ -429,7 +440,7 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 	struct next_hop *way;
 	enum reason reason;
 	bool is_taken = true;
-	u64 hash;
+	u64 hash, reply_hash;
 
 	if (!state)
 		return passage->event == EVENT_RST ? REASON_STRAY_RST : REASON_BAD_FLAGS;
@@ -469,7 +480,9 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 		after.ports = (u32)endpoint->port << 16 | (u16)who.tuple.ports;
 		after.protocol = who.tuple.protocol;
 		reply = turned(&after);
-		is_taken = is_elsewhere(&reply, hash_tuple(&reply, words->hash_key[0], words->hash_key[1]), NO_SLOT);
+		reply_hash = hash_tuple(&reply, words->hash_key[0], words->hash_key[1]);
+		fetch_home(reply_hash);
+		is_taken = is_elsewhere(&reply, reply_hash, NO_SLOT);
 		if (!is_taken)
 			break;
 	}
