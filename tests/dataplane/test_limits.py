@@ -33,10 +33,10 @@ QUESTIONS = {
 
 
 def from_client(frame: bytes, client: Address) -> bytes:
-    """Return a question of another client: its checksums are not looked at."""
+    """Return a question of another client: the transport's checksum is not looked at."""
     source = octets_of(client[0])
     at = 22 if len(source) == 16 else 26
-    return frame[:at] + source + frame[at + len(source) :]
+    return packets.resummed(frame[:at] + source + frame[at + len(source) :])
 
 
 class Answering:

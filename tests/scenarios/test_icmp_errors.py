@@ -16,7 +16,7 @@ from tests.memory_node import MemoryNode
 from tests.node import ScenarioNode
 from tests.packets import Address, data, icmp_error, syn, udp
 from tests.scenarios.site import EACH_PATH, SERVERS, Site, who_answers
-from tests.services import Service, split
+from tests.services import Service, split, text_of
 from tests.wires import Wire
 from xdp.schema import Reason
 
@@ -64,7 +64,7 @@ def test_N1_N2_an_error_that_comes_to_another_node_reaches_the_endpoint(node, ot
         expected = icmp_error(answer_of(service, endpoint, client, ttl=63), kind, ttl=59)
         assert sent.only == (host, node.macs(host) + expected[12:])
         assert sent.passed == [], "the kernel has not got it, too"
-        assert node.flows(client=packets.host(client[0])) == []
+        assert text_of(client) not in {flow["client"] for flow in node.flows(client=packets.host(client[0]))}
         told.add(host)
     assert len(told) > 1
 

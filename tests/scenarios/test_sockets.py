@@ -81,8 +81,9 @@ def left_from(site: Site, client: int) -> int:
 
 
 def wait_for_ports(site: Site) -> None:
-    """Return when connections that have ended are forgotten, and no port is taken."""
+    """Return when connections and sockets that have ended are forgotten, and no port is taken."""
     site.daemon.wait_for(lambda: not site.daemon.ask("flows"))
+    wait_for_left_out(site, 0)
 
 
 def wait_for_left_out(site: Site, count: int) -> None:
@@ -121,7 +122,6 @@ def test_C12_a_port_is_used_again_when_the_socket_has_gone(site):
         listening.listen()
         wait_for_left_out(site, 1)
         assert left_from(site, FIRST) != FIRST
-    wait_for_left_out(site, 0)
     wait_for_ports(site)
     assert left_from(site, FIRST) == FIRST
 

@@ -677,7 +677,7 @@ def test_T6_an_error_to_an_address_of_the_node_about_what_it_does_not_know_is_th
 def test_N2_an_error_to_another_vip_than_it_quotes_goes_no_further_than_xdp(client, vip, other, twins: Twins):
     error = bytearray(packets.icmp_error(packets.data(vip, client), "too-big"))
     error[53 if vip == VIP6 else 33] = other[0] & 0xFF
-    assert twins.send(bytes(error)).reason == Reason.NOT_SERVED
+    assert twins.send(packets.resummed(bytes(error))).reason == Reason.NOT_SERVED
 
 
 def test_a_frame_is_too_big_from_one_byte_on(twins: Twins):
@@ -804,7 +804,14 @@ def test_every_reason_of_xdp_is_brought_about(twins: Twins):
     """What no test reaches is not compared."""
     before = twins.counts()
     narrow = endpoint_of(twins, CLIENT, NARROW_VIP, Protocol.TCP)
-    others = (packets.syn(destination=NARROW_VIP), packets.ack(ttl=1), packets.syn(narrow), packets.syn()[:33])
+    to_another = packets.OTHER_MAC + packets.syn()[6:]
+    others = (
+        packets.syn(destination=NARROW_VIP),
+        packets.ack(ttl=1),
+        packets.syn(narrow),
+        packets.syn()[:33],
+        to_another,
+    )
     everything = [*NAMED.values(), *others]
     for twins.is_stalled in (False, True):
         for frame in everything:
