@@ -26,20 +26,13 @@ def _paced(bed: Testbed, rate_pps: float, burst: int, seconds: float) -> Reading
 
 @dataclass(frozen=True)
 class HalfLoad:
-    """Known flows in bursts, at half the rate at which the same bursts go out without a pause.
-
-    A packet waits for those of its burst that are before it, so that p50 has half a burst's programs in it.
-    """
+    """Known flows in bursts, at half the rate at which the same bursts go out without a pause."""
 
     burst: int = 128
     unit = "us"
+    mode = "bursts of 128 on schedule, at half of the subject's own rate"
     more_is_better = False
     loss_limit = 0.01
-
-    @property
-    def mode(self) -> str:
-        """In words."""
-        return f"bursts of {self.burst} on schedule, at half of the subject's own rate"
 
     def prepare(self, bed: Testbed, point: Point) -> None:
         """Warm the bed up."""

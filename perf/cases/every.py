@@ -72,14 +72,6 @@ CASES = (
         [Point(Load(1000))],
     ),
     Case(
-        "short-bursts",
-        "the same, where fewer packets wait for one another",
-        HalfLoad(burst=16),
-        ("bare-xdp", "turnout-xdp", "iptables-nft"),
-        "bare-xdp",
-        [Point(Load(1000), quick=False)],
-    ),
-    Case(
         "replies",
         "the same in the other direction",
         Rate(is_reply=True),

@@ -154,7 +154,7 @@ def test_every_case_that_has_a_picture_can_be_drawn(tmp_path):
     made = []
     for case in CASES:
         for point in case.points:
-            is_delay = case.name in {"latency", "short-bursts", "first-packet"}
+            is_delay = case.name in {"latency", "first-packet"}
             for name in ("p50", "p99") if is_delay else ("",):
                 outcome = Reading({name: 2.0})
                 made += report.rows(case, point, {subject: [outcome] for subject in case.subjects}, GIVEN)

@@ -239,9 +239,9 @@ static inline enum reason parse_fragment(struct ipv4 *ip, void *end, __u32 heade
 }
 
 /* Fill `packet` from a frame of `size` bytes, the headers of which lie before `end`; return FORWARDED if it is TCP or UDP,
- * else what it is. Of a fragment but a first one, of another protocol, or where lengths cannot be, addresses only; of an echo request or its reply, the
- * ports that its identifier stands for; of an ICMP error, what it quotes. Every length is checked before the bytes behind it
- * are read. */
+ * else what it is. Of a fragment but a first one, of another protocol, or where lengths cannot be, addresses only; of an
+ * echo request or its reply, the ports that its identifier stands for; of an ICMP error, what it quotes. Every length is
+ * checked before the bytes behind it are read. */
 static inline enum reason parse_headers(void *data, void *end, __u32 size, struct packet *packet)
 {
 	struct ethernet *ethernet = data;
