@@ -84,7 +84,7 @@ bpffs: | $(STAMP)
 	@if [ "$$(stat -f -c %T $(BPFFS) 2>/dev/null)" = bpf_fs ]; then exit 0; fi; \
 	if [ "$$(id -u)" != 0 ]; then \
 	    echo "make: no bpffs is mounted at $(BPFFS); run \`make setup\` as root once" >&2; exit 77; fi; \
-	$(BIN)/python -c 'from pathlib import Path; from xdp.kernel import mount_bpffs; mount_bpffs(Path("$(BPFFS)"))'
+	$(BIN)/python -c 'from pathlib import Path; from xdp.mounts import mount_bpffs; mount_bpffs(Path("$(BPFFS)"))'
 
 as-root:
 	@if [ "$$(id -u)" != 0 ]; then \

@@ -14,6 +14,8 @@ from xdp import mounts
 
 pytestmark = pytest.mark.root
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_a_mount_made_in_a_private_mount_namespace_outlives_it(tmp_path: Path):
     code = "import sys; from pathlib import Path; from xdp import mounts"
@@ -27,6 +29,15 @@ def test_a_mount_made_in_a_private_mount_namespace_outlives_it(tmp_path: Path):
         {sys.executable} -c '{check}' {tmp_path}/bpf"""
     subprocess.run(["unshare", "--mount", "--propagation", "shared", "sh", "-c", script], check=True)
     assert not mounts.is_bpffs(tmp_path / "bpf")
+
+
+def test_set_up_mounts_a_bpffs_where_there_is_none(tmp_path: Path):
+    made = tmp_path / "made" / "bpf"
+    try:
+        subprocess.run(["make", "--no-print-directory", "bpffs", f"BPFFS={made}"], cwd=ROOT, check=True)
+        assert mounts.is_bpffs(made)
+    finally:
+        subprocess.run(["umount", made], check=False)
 
 
 def test_only_a_folder_of_cgroups_v2_is_a_cgroup(tmp_path: Path):
