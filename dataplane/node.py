@@ -221,7 +221,7 @@ class Node:
         )
         self.loads = Loads(self.services, self.flows)
         self.strays = Strays(self.in_force, self.flows, self.led, names, has_echoes=self.settings.ping == "forward")
-        self.deadlines = Deadlines(self.in_force, self.strays, self.clock_s)
+        self.deadlines = Deadlines(self.in_force, self.clock_s)
 
     def _prepare_clients(self, stack: contextlib.ExitStack) -> None:
         """Get ready to lead clients on this node, if that is asked for and can be."""

@@ -101,7 +101,7 @@ def _next_step(status: Mapping[str, Any]) -> str:
 def _taken_out(counts: Row) -> str:
     left_s, ended = counts["next_deadline_s"], counts["ended"]
     within = "" if left_s is None else f" (next deadline in {duration(left_s)})"
-    lost = f"; {ended:,} connections ended by deadlines" if ended else ""
+    lost = f"; {ended:,} connections ended by that" if ended else ""
     return f"{counts['drain']:,} drained{within}, {counts['maint']:,} in maintenance{lost}"
 
 

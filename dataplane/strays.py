@@ -32,6 +32,7 @@ class Strays:
         self._holders: list[FlowTable | LedSockets] = [flows] if led is None else [flows, led]
         self._names = names
         self._has_echoes = has_echoes  # echo requests to VIPs are forwarded
+        self.ended_out = 0  # connections, because their endpoint is in maintenance
 
     def end_succeeded(self, before: Iterable[ServicePort], after: Iterable[ServicePort]) -> None:
         """End the connections to endpoints whose place is another Pod's, before that one is given any (C9)."""
@@ -68,11 +69,14 @@ class Strays:
         if self._has_echoes:
             for family in (4, 6):
                 self._flows.keep_only(echo_protocol(family), answering(in_force.snapshot, here, family, names))
-        self.end_out(place for place, said in here.administered.items() if said.state is AdminState.MAINT)
+        self._end_out(place for place, said in here.administered.items() if said.state is AdminState.MAINT)
 
-    def end_out(self, places: Iterable[Place]) -> int:
-        """End the connections to endpoints that have been taken out; return how many."""
-        return self._end_at((place, protocol) for place in places for protocol in ("TCP", "UDP"))
+    def _end_out(self, places: Iterable[Place]) -> None:
+        """End the connections to endpoints in maintenance."""
+        ended = self._end_at((place, protocol) for place in places for protocol in ("TCP", "UDP"))
+        self.ended_out += ended
+        if ended:
+            log.info("%d connections ended: their endpoint is in maintenance", ended)
 
     def _end_at(self, seats: Iterable[Seat]) -> int:
         """End the connections to endpoints; return how many. Of protocol ICMP, echoes of either family."""

@@ -183,14 +183,14 @@ def status(node: Node) -> dict[str, Any]:
 
 
 def taken_out(node: Node) -> dict[str, Any]:
-    """Return how many endpoints an operator has taken out, when the next drain is over, and what deadlines ended."""
+    """Return how many endpoints an operator has taken out, when the next drain is over, and what maintenance ended."""
     said = node.in_force.here.administered
     states = Counter(each.state for each in said.values())
     return {
         "drain": states[AdminState.DRAIN],
         "maint": states[AdminState.MAINT],
         "next_deadline_s": _left_s(node, node.deadlines.next_s()),
-        "ended": node.deadlines.ended,
+        "ended": node.strays.ended_out,
     }
 
 

@@ -274,7 +274,7 @@ class MemoryNode(ScenarioNode):
 
     def end_overdue(self) -> None:
         """End the drains whose deadline has passed, and what is to end with them."""
-        asyncio.run(self._node.deadlines.end_overdue())
+        self._node.deadlines.end_overdue()
         self._node.strays.end()
 
     def look_for_shortages(self) -> None:

@@ -300,7 +300,7 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
             "packets     xdp: " + XDP_PACKETS,
             "            userspace: received 4, forwarded 3, passed 0, dropped 1, punt-lost 1, originated 0",
             "            egress: received 50, forwarded 30, passed 20",
-            "taken out   2 drained (next deadline in 9 min 59 s), 1 in maintenance; 17 connections ended by deadlines",
+            "taken out   2 drained (next deadline in 9 min 59 s), 1 in maintenance; 17 connections ended by that",
             "sockets     led 12, passed 30, refused 1",
             "reasons     FORWARDED 1,200",
             "            NEW_FLOW 4",
