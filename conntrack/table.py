@@ -22,7 +22,7 @@ from xdp.tables import Tables
 Place = tuple[int, int]  # address and port
 Timeouts = tuple[tuple[str, int], ...]  # names of states.NAMED, and seconds
 
-_PASS_S, _LONGEST_PASS_S = 4.0, 60.0  # the shortest timeout is 10 s
+_PASS_S, _LONGEST_PASS_S = 8.0, 60.0  # the shortest timeout is 10 s
 _SHARE = 0.01  # of a CPU, for the sweep
 _TURN_S = 0.001  # how long a turn lasts at most, unless something else has the CPU
 _MOST_CLAIMED = 4096  # claims that a dead daemon can leave: one or two per worker
@@ -295,12 +295,14 @@ def _whole_buckets(slots: int) -> int:
     return -(-slots // Limit.BUCKET_TAGS) * Limit.BUCKET_TAGS
 
 
-def seconds_of_a_pass(cpu_s: float) -> float:
-    """Return in what time the sweep is to look at every slot once, where that takes so many seconds of CPU.
+def seconds_of_a_slice(cpu_s: float, slices: int) -> float:
+    """Return after how long the sweep is to go on, where each of so many slices takes so many seconds of CPU.
 
-    What is past its deadline is no connection any more, freed or not: large tables may wait.
+    What is past its deadline is no connection any more, freed or not: large tables may wait. It is a multiple of half a
+    second: a daemon that has nothing else to do wakes up for other things then.
     """
-    return min(max(_PASS_S, cpu_s / _SHARE), _LONGEST_PASS_S)
+    pass_s = min(max(_PASS_S, cpu_s * slices / _SHARE), _LONGEST_PASS_S)
+    return max(0.5, round(2 * pass_s / slices) / 2)
 
 
 def _ascending(pairs: Iterable[tuple[Place, Place]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
-from conntrack.table import FlowTable, seconds_of_a_pass
+from conntrack.table import FlowTable, seconds_of_a_slice
 from dataplane import administered, opening, views
 from dataplane.announce import Announcer
 from dataplane.connecting import Connecting, detach_hooks
@@ -377,7 +377,7 @@ class Node:
                 self._changed.clear()
                 await self._clear_up_behind(self.services.take_parted(), self.in_force.take_unswept())
             slices = -(-self.flows.slots // _SWEEP_SLOTS)
-            await tick(self._changed, next_tick(seconds_of_a_pass(cpu_s * slices) / slices))
+            await tick(self._changed, next_tick(seconds_of_a_slice(cpu_s, slices)))
 
     async def _clear_up_behind(self, parted: Parted, unswept: Unswept | None) -> None:
         try:

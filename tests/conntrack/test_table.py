@@ -11,7 +11,7 @@ import pytest
 
 from conntrack import compiled, passes, states
 from conntrack.compiled import FULL, MISS, TAKEN
-from conntrack.table import FlowTable, seconds_of_a_pass
+from conntrack.table import FlowTable, seconds_of_a_slice
 from dataplane import wire
 from tests.conntrack.flows import TCP, Flows, key, turned_addrs, turned_ports
 from tests.reference import adjusted, first_place, hash_of, second_place
@@ -531,6 +531,9 @@ def test_c6_an_established_connection_is_never_dropped_for_a_new_one(state: Stat
 
 
 def test_the_sweep_of_a_large_table_takes_its_time():
-    assert seconds_of_a_pass(0.001) == 4
-    assert seconds_of_a_pass(0.06) == pytest.approx(6)
-    assert seconds_of_a_pass(5) == 60
+    assert seconds_of_a_slice(0.001, 1) == 8
+    assert seconds_of_a_slice(0.001, 4) == 2
+    assert seconds_of_a_slice(0.05, 4) == 5  # a hundredth of a CPU
+    assert seconds_of_a_slice(5, 12) == 5  # a minute is the longest
+    assert seconds_of_a_slice(0.001, 3) == 2.5  # others wake up then, too
+    assert seconds_of_a_slice(0.001, 1000) == 0.5
