@@ -65,7 +65,7 @@ _STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS 
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
 _IPV6, _ICMP = int(Protocol.IPV6), int(Protocol.ICMP)
 _ROOM_ENOUGH = int(Limit.ROOM_ENOUGH)
-_AHEAD = 16  # words: at half load 32 records, more than a core fetches at a time
+_AHEAD = 64  # words: where few are in use, that many hold the records that a core fetches at a time
 
 
 @inlined

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -469,15 +470,25 @@ def _neighbour_request(key: NeighbourKey, state: int, flags: int) -> bytes:
 
 def xdp_features(ifindex: int) -> int | None:
     """Return NETDEV_XDP_ACT_* of an interface; None where the kernel has no netdev family (before 6.3)."""
-    controller, get_family, family_name, family_id = 16, 3, 2, 1  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
     device_get, device_ifindex, device_features = 1, 1, 3  # NETDEV_CMD_DEV_GET, NETDEV_A_DEV_*
+    family = _netdev_family()
+    if family is None:
+        return None
     with NetlinkSocket(_NETLINK_GENERIC) as generic, contextlib.suppress(OSError, KeyError):
-        request = struct.pack("=BBxx", get_family, 1) + attribute(family_name, b"netdev\0")
-        found = _generic_attributes(generic.get(controller, request))
-        family = int.from_bytes(found[family_id], "little")
         request = struct.pack("=BBxx", device_get, 1) + attribute(device_ifindex, _U32.pack(ifindex))
         found = _generic_attributes(generic.get(family, request))
         return int.from_bytes(found[device_features], "little")
+    return None
+
+
+@functools.cache
+def _netdev_family() -> int | None:
+    """Return the number of generic netlink's netdev family, which is the kernel's for as long as it runs."""
+    controller, get_family, family_name, family_id = 16, 3, 2, 1  # GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_*
+    with NetlinkSocket(_NETLINK_GENERIC) as generic, contextlib.suppress(OSError, KeyError):
+        request = struct.pack("=BBxx", get_family, 1) + attribute(family_name, b"netdev\0")
+        found = _generic_attributes(generic.get(controller, request))
+        return int.from_bytes(found[family_id], "little")
     return None
 
 

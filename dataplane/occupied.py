@@ -39,7 +39,7 @@ class Occupied:
 
     async def run(self) -> None:
         """Look again and again, in a thread."""
+        cpu_s = 0.0
         while True:
-            await tick(asyncio.Event(), next_tick(_LOOK_S))
+            await tick(asyncio.Event(), next_tick(max(_LOOK_S, cpu_s / _SHARE)))
             cpu_s = await asyncio.to_thread(self.look)
-            await asyncio.sleep(max(0.0, cpu_s / _SHARE - _LOOK_S))

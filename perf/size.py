@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conntrack import compiled as flows
-from conntrack.table import FlowTable, seconds_of_a_pass
+from conntrack.table import FlowTable, seconds_of_a_slice
 from xdp.byteorder import swapped16, swapped32
 from xdp.clock import ManualClock
 from xdp.jit import compiled
@@ -110,7 +110,7 @@ def _measure(connections: int, lookups: int) -> Size:
         raise AssertionError(f"{table.used()} connections are left of {connections - refused}")
     _, last = _fill(tables, connections, 2 * connections, protocol, state, now, True)
     used = tables.tags.nbytes + tables.flows.nbytes
-    sweep_percent = 100 * pass_s / seconds_of_a_pass(pass_s)
+    sweep_percent = 100 * pass_s / seconds_of_a_slice(pass_s, slices=1)
     return Size(connections, used / connections, refused, insert_ns, find_ns, sweep_percent, last)
 
 

@@ -44,7 +44,7 @@ from xdp.btf import Btf
 from xdp.errors import Error, MissingFeatureError
 from xdp.instructions import R0, R1, R2, R3, R4, R6, R7, R8, R10, Program
 
-_ENTRIES = 8192  # (from, to, error); about 1 MB
+_ENTRIES = 2048  # (from, to, error): a bridge of Pods and what leads out
 _KEY = struct.Struct("=III")  # as the programs store it on their stack
 _FRAMES = struct.Struct("=Q")
 _KEY_AT, _TO_AT, _ERROR_AT, _ZERO_AT = -16, -12, -8, -24  # places on the stack
