@@ -6,19 +6,24 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_MANY = 100_000  # objects: to look at so many takes 10 ms
+
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Make no collections meanwhile, and never look at what was made: of a million young objects none is garbage.
+    """Make no collections meanwhile, and never look at what was made if it is much: of a million young objects none is
+    garbage.
 
     Looking takes half of the time, and a second at once later on, while packets of new connections wait. What was made
-    still goes when nothing refers to it.
+    still goes when nothing refers to it. But what is garbage by then, and refers to itself, stays for ever: so not
+    after every small change.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if gc.get_count()[0] > _MANY:
+            gc.freeze()
         if was_enabled:
             gc.enable()

@@ -111,7 +111,10 @@ def _command(kind: str, **options: Any) -> list[str]:
 
 def _serve(host: Host, kind: str, name: str, listen: str, options: Mapping[str, Any]) -> subprocess.Popen[str]:
     process = host.popen(_command(kind, name=name, listen=listen), stdout=subprocess.PIPE, text=True, **options)
-    if process.stdout is None or process.stdout.readline().strip() != _READY:
+    assert process.stdout is not None
+    with process.stdout:  # it says nothing more
+        is_ready = process.stdout.readline().strip() == _READY
+    if not is_ready:
         from xdp.errors import Error  # the program itself runs isolated and needs nothing of ours
 
         raise Error(f"{host.name}: {kind} {name} does not listen at {listen}; is the port taken?")

@@ -1,0 +1,50 @@
+"""What the garbage collector may still find after a great many objects, and after few."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from lb.garbage import no_collections
+
+
+class Cycle:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    frozen = gc.get_freeze_count()
+    yield
+    assert gc.isenabled()
+    if gc.get_freeze_count() != frozen:
+        gc.unfreeze()
+
+
+def test_after_a_small_change_garbage_is_found_whenever_it_was_made():
+    before = weakref.ref(Cycle())
+    with no_collections():
+        meanwhile = weakref.ref(Cycle())
+        many = [[] for _ in range(10_000)]  # type: ignore[var-annotated] # where collections are made, one is made
+        assert meanwhile() is not None
+    del many
+    gc.collect()
+    assert (before(), meanwhile()) == (None, None)
+
+
+def test_a_great_many_objects_are_never_looked_at_and_go_with_the_last_reference():
+    frozen = gc.get_freeze_count()
+    with no_collections():
+        made: list[list[object]] = [[] for _ in range(200_000)]
+    assert gc.get_freeze_count() >= frozen + len(made)
+    is_there = weakref.ref(kept := Cycle())
+    del kept, made
+    assert gc.get_freeze_count() < frozen + 200_000
+    gc.collect()
+    assert is_there() is None
