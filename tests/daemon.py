@@ -92,14 +92,18 @@ class Daemon:
 
     def start(self) -> None:
         """Start it; return when it serves."""
+        self.launch()
+        self.wait_for(lambda: self.process.poll() is not None or self.is_answering(), START_S)  # type: ignore[union-attr]
+        assert self.process.poll() is None, self.said()  # type: ignore[union-attr]
+
+    def launch(self) -> None:
+        """Start it, and do not wait."""
         interfaces = [word for name in self.settings.interfaces for word in ("-i", name)]
         command = [*TURNOUT, "run", "--name", self.settings.name, "-f", str(self.file), *interfaces, *self._flags]
         command += ["--capacity", str(self.settings.capacity), "--node-name", NODE_NAME, "--zone", ZONE]
         command += self.start_with
         with self.log.open("a") as stream:
             self.process = self.host.popen(command, stdout=stream, stderr=stream, cwd=ROOT)
-        self.wait_for(lambda: self.process.poll() is not None or self.is_answering(), START_S)  # type: ignore[union-attr]
-        assert self.process.poll() is None, self.said()
 
     def restart(self, *flags: str) -> None:
         """Stop it as an operator does, and start it again, with these flags beside its own."""
