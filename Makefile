@@ -8,6 +8,8 @@ BIN := .venv/bin
 BPFFS := /run/turnout/bpf
 BATCHES ?= 0:9000
 OPERATIONS ?= 100000000
+SOAK_S ?= 200
+FLOWS ?= 5000
 RESULTS ?= results/$(shell date +%Y%m%d-%H%M%S)
 # bcc comes from Debian and is seen through the system's site packages; the rest is tools that tests and perf call.
 PACKAGES := python3-bpfcc python3-venv iproute2 iptables nftables ethtool procps curl gcc libc6-dev \
@@ -20,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
 STAMP := .venv/.ready-$(shell { pwd; cat requirements.lock pyproject.toml; } | sha256sum | cut -c 1-16)
 
-.PHONY: help setup demo test test-unit fuzz stress lint type perf clean packages bpffs as-root
+.PHONY: help setup demo test test-unit fuzz stress soak lint type perf clean packages bpffs as-root
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +43,9 @@ fuzz: as-root setup  ## a million random packets through XDP, compiled code and 
 
 stress: as-root setup  ## a hundred million operations of writers and XDP on one flow table; OPERATIONS=N
 	OPERATIONS=$(OPERATIONS) REQUIRE_ROOT=1 $(BIN)/pytest tests/xdp/test_race.py
+
+soak: as-root setup  ## ten minutes of kills, changes and questions under load, 10,000 flows; SOAK_S=SECONDS FLOWS=N
+	SOAK_S=$(SOAK_S) FLOWS=$(FLOWS) REQUIRE_ROOT=1 $(BIN)/pytest tests/scenarios/test_soak.py -k "not xdp-6"
 
 lint: $(STAMP)  ## ruff: rules, then format
 	$(BIN)/ruff check .
