@@ -9,6 +9,7 @@ BPFFS := /run/turnout/bpf
 BATCHES ?= 0:9000
 OPERATIONS ?= 100000000
 SOAK_S ?= 200
+PREFIX ?= /usr/local
 FLOWS ?= 5000
 RESULTS ?= results/$(shell date +%Y%m%d-%H%M%S)
 # bcc comes from Debian and is seen through the system's site packages; the rest is tools that tests and perf call.
@@ -22,12 +23,22 @@ export PYTHONDONTWRITEBYTECODE :=
 # The environment belongs to these very files, in this very folder: a change of either makes another stamp.
 STAMP := .venv/.ready-$(shell { pwd; cat requirements.lock pyproject.toml; } | sha256sum | cut -c 1-16)
 
-.PHONY: help setup demo test test-unit fuzz stress soak lint type perf clean packages bpffs as-root
+.PHONY: help setup install uninstall demo test test-unit fuzz stress soak lint type perf clean packages bpffs as-root
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) bpffs  ## Debian packages, .venv and the bpffs mount: all that the others need
+
+install: $(STAMP)  ## turnout from here in PREFIX/bin, a unit for systemd, a configuration; PREFIX=/usr/local
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)/etc/systemd/system" "$(DESTDIR)/etc/turnout/services"
+	ln -sfn "$(CURDIR)/.venv/bin/turnout" "$(DESTDIR)$(PREFIX)/bin/turnout"
+	sed "s|/usr/local/bin|$(PREFIX)/bin|" examples/turnout.service > "$(DESTDIR)/etc/systemd/system/turnout.service"
+	[ -e "$(DESTDIR)/etc/turnout/turnout.yaml" ] || \
+	    install -m 0644 examples/turnout.yaml "$(DESTDIR)/etc/turnout/turnout.yaml"
+
+uninstall:  ## take back what `make install` put there; /etc/turnout stays
+	rm -f "$(DESTDIR)$(PREFIX)/bin/turnout" "$(DESTDIR)/etc/systemd/system/turnout.service"
 
 demo: setup  ## see it work: a node, clients and endpoints in network namespaces
 	@$(BIN)/turnout demo
@@ -44,7 +55,7 @@ fuzz: as-root setup  ## a million random packets through XDP, compiled code and 
 stress: as-root setup  ## a hundred million operations of writers and XDP on one flow table; OPERATIONS=N
 	OPERATIONS=$(OPERATIONS) REQUIRE_ROOT=1 $(BIN)/pytest tests/xdp/test_race.py
 
-soak: as-root setup  ## ten minutes of kills, changes and questions under load, 10,000 flows; SOAK_S=SECONDS FLOWS=N
+soak: as-root setup  ## ten minutes of kills, changes and questions under load; SOAK_S=SECONDS FLOWS=N
 	SOAK_S=$(SOAK_S) FLOWS=$(FLOWS) REQUIRE_ROOT=1 $(BIN)/pytest tests/scenarios/test_soak.py -k "not xdp-6"
 
 lint: $(STAMP)  ## ruff: rules, then format

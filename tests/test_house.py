@@ -202,3 +202,23 @@ def test_make_help_lists_every_target():
     assert sorted(listed) == sorted(set(phony.group(1).split()) - steps)
     wanted = ["help", "setup", "demo", "test", "test-unit", "lint", "type", "perf", "clean"]
     assert set(wanted) <= set(listed)
+
+
+def test_what_make_install_puts_there_is_whole_and_goes_again(tmp_path):
+    def make(target: str) -> None:
+        command = ["make", "--no-print-directory", "-s", target, f"DESTDIR={tmp_path}", "PREFIX=/usr"]
+        subprocess.run(command, cwd=ROOT, check=True)
+
+    make("install")
+    link, folder = tmp_path / "usr/bin/turnout", tmp_path / "etc/turnout"
+    shown = subprocess.run([link, "--version"], check=True, capture_output=True, text=True).stdout
+    assert shown.startswith("turnout ")
+    unit = (tmp_path / "etc/systemd/system/turnout.service").read_text()
+    assert "ExecStart=/usr/bin/turnout run --config /etc/turnout/turnout.yaml\n" in unit
+    assert (folder / "services").is_dir()
+    (folder / "turnout.yaml").write_text("interface: [eth7]\n")
+    make("install")
+    make("uninstall")
+    left = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*")) if not path.is_dir()]
+    assert left == ["etc/turnout/turnout.yaml"]
+    assert (folder / "turnout.yaml").read_text() == "interface: [eth7]\n", "what an operator has written stays"
