@@ -42,6 +42,10 @@ from lb.model import (
 _SUFFIXES = (".yaml", ".yml", ".json")
 _LARGEST_FILE = 1 << 30  # bytes
 _DEEPEST_LIST = 20  # Lists in Lists
+_EMPTIED = (
+    "is empty now, and was not; to take away all that it had, write `{kind: List, items: []}`, "
+    "or delete it from the folder that is given"
+)
 _SERVICE_NAME = "kubernetes.io/service-name"
 _PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 _HEADLESS = "service.kubernetes.io/headless"
@@ -79,11 +83,12 @@ class _Found(NamedTuple):
 
 @dataclass(slots=True)
 class _File:
-    """What one file holds."""
+    """What one file holds. It is empty without a document, as one is whose writer has only just begun."""
 
     services: list[tuple[Service, _Origin]] = field(default_factory=list)
     slices: list[tuple[EndpointSlice, _Origin]] = field(default_factory=list)
     problems: list[_Found] = field(default_factory=list)
+    is_empty: bool = False
 
 
 Cache = dict[Path, tuple[tuple[int, ...], _File]]
@@ -164,7 +169,7 @@ def load(paths: Sequence[str], stdin: IO[bytes] | None = None, cache: Cache | No
 
     A path is a file, a folder (its *.yaml, *.yml and *.json, hidden ones skipped) or `-` for `stdin` (sys.stdin's
     bytes unless given). With a `cache`, a dict that the caller keeps, files that have not changed since the last call
-    are not read again.
+    are not read again, and one that has lost every document is refused: its writer has not written it yet, or failed.
     """
     with no_collections():
         return _load(paths, stdin, {} if cache is None else cache)
@@ -245,6 +250,8 @@ def _read_file(path: Path, texts: dict[str, str], cache: Cache) -> _File:
         return _File(problems=[_of_file(name, f"cannot be read: {error.strerror}")])
     is_regular = stat.S_ISREG(status.st_mode)
     file = _read_bytes(name, data, {} if is_regular else texts)
+    if file.is_empty and known is not None and (known[1].services or known[1].slices):
+        return _File(problems=[_of_file(name, _EMPTIED)])
     if is_regular and not file.problems:
         cache[path] = signature, file
     return file
@@ -259,7 +266,7 @@ def _read_bytes(name: str, data: bytes, texts: dict[str, str]) -> _File:
         parsed = documents.parse(text, name.endswith(".json"))
     except TextError as problem:
         return _File(problems=[_of_file(name, problem.message, problem.line)])
-    file = _File()
+    file = _File(is_empty=all(root is None for root in parsed.roots))
     for path, line in parsed.duplicates:
         origin = _enclosing(name, parsed.roots, path)
         file.problems.append(_Found(origin, path[len(origin.path) :], "comes twice; remove one", line))

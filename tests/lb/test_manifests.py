@@ -997,6 +997,51 @@ def test_a_bad_file_is_not_remembered_and_good_ones_still_are(tmp_path):
     assert manifests.load([str(tmp_path)], cache=cache).services
 
 
+EMPTY = ["", "\n \n", "# nothing yet\n", "---\n", "---\n# nothing\n---\n"]
+
+
+@pytest.mark.faults(117, 122)
+@pytest.mark.parametrize("text", EMPTY)
+def test_a_file_that_is_empty_now_and_was_not_is_refused_until_it_is_written(text, tmp_path):
+    path = tmp_path / "web.yaml"
+    path.write_text(SERVICE)
+    (tmp_path / "other.yaml").write_text(SLICE)
+    reader = manifests.Reader([str(tmp_path)])
+    reader.load()
+    path.write_text(text)
+    assert reader.reload({str(path)}) is None
+    for _ in range(2):  # SIGHUP reads by the same rule
+        with pytest.raises(ManifestError) as caught:
+            reader.load()
+        (said,) = caught.value.problems
+        assert str(said) == (
+            f"{path}: is empty now, and was not; to take away all that it had, write `{{kind: List, items: []}}`, "
+            "or delete it from the folder that is given"
+        )
+    path.write_text(SERVICE)
+    assert len(reader.load().services) == 1
+
+
+@pytest.mark.faults(117)
+def test_a_file_may_be_emptied_in_so_many_words_or_deleted_or_be_empty_from_the_beginning(tmp_path):
+    path, other = tmp_path / "web.yaml", tmp_path / "other.yaml"
+    for text in EMPTY:
+        other.write_text(text)
+        path.write_text(SERVICE)
+        reader = manifests.Reader([str(tmp_path)])
+        assert len(reader.load().services) == 1
+        path.write_text("{kind: List, items: []}")
+        assert reader.reload({str(path)}).services == {("shop", "web"): None}
+        path.write_text(text)
+        assert reader.load().services == ()
+        path.write_text(SERVICE)
+        assert len(reader.load().services) == 1
+        path.unlink()
+        assert reader.load().services == ()
+        path.write_text(text)
+        assert reader.load().services == ()
+
+
 def test_the_package_needs_neither_root_nor_numba_nor_yaml_to_be_imported():
     heavy = "('numba', 'yaml', 'bcc', 'pyroute2')"
     code = f"import sys, lb.resolve, lb.manifests; print([name for name in {heavy} if name in sys.modules])"
