@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -1040,6 +1043,94 @@ def test_a_file_may_be_emptied_in_so_many_words_or_deleted_or_be_empty_from_the_
         assert reader.load().services == ()
         path.write_text(text)
         assert reader.load().services == ()
+
+
+@pytest.fixture
+def ten_seconds():
+    """What takes longer fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A pipe of that name, and who writes it once, as `-f <(...)` does."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(f"{SERVICE}---\n{SLICE}",))
+    writer.start()
+    yield path
+    writer.join(10)
+    assert not writer.is_alive()
+
+
+@pytest.mark.usefixtures("ten_seconds")
+def test_a_pipe_that_is_given_is_waited_for_read_once_and_remembered(pipe, tmp_path):
+    (tmp_path / "other.yaml").write_text(changed(changed(SERVICE, "web", "other"), "0.10", "0.11"))
+    reader = manifests.Reader([str(pipe), str(tmp_path / "other.yaml")])
+    first = reader.load()
+    assert (len(first.services), len(first.slices)) == (2, 1)
+    (tmp_path / "other.yaml").write_text(changed(SERVICE, "web", "b"))  # SIGHUP, and what it changes is wrong
+    assert reader.reload({str(tmp_path / "other.yaml")}) is None
+    with pytest.raises(ManifestError, match=r"10\.96\.0\.10:80/TCP belongs to Service shop/web already"):
+        reader.load()
+    (tmp_path / "other.yaml").unlink()
+    (tmp_path / "other.yaml").write_text("{kind: List, items: []}")
+    assert reader.load().services == first.services[:1]
+    pipe.unlink()
+    assert reader.load().services == first.services[:1]
+    pipe.write_text(changed(SERVICE, "web", "file"))  # a file can be read again
+    assert [service.name for service in reader.load().services] == ["file"]
+    pipe.write_text(changed(SERVICE, "port: 80", "port: x"))
+    with pytest.raises(ManifestError, match=r"pipe:10: Service shop/web: spec\.ports\[0\]\.port"):
+        reader.load()
+
+
+def test_what_is_wrong_in_a_pipe_has_its_line(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, changed(SERVICE, "port: 80", "port: 0").encode())
+    os.close(writing)
+    reader = manifests.Reader([f"/dev/fd/{reading}"])
+    for _ in range(2):
+        with pytest.raises(ManifestError, match=rf"/dev/fd/{reading}:10: Service shop/web: spec\.ports\[0\]\.port"):
+            reader.load()
+    os.close(reading)
+
+
+@pytest.mark.faults(120)
+@pytest.mark.parametrize("is_linked", [False, True])
+@pytest.mark.usefixtures("ten_seconds")
+def test_a_pipe_in_a_folder_is_not_waited_for(is_linked, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "web.yaml").write_text(SERVICE)
+    reader = manifests.Reader([str(folder)])
+    reader.load()
+    pipe = (tmp_path if is_linked else folder) / "pipe.yaml"
+    os.mkfifo(pipe)
+    if is_linked:
+        (folder / "pipe.yaml").symlink_to(pipe)
+    assert reader.reload({str(folder / "pipe.yaml")}) is None
+    if is_linked:
+        with pytest.raises(ManifestError, match=r"pipe\.yaml: is no regular file; a pipe can be given by its name"):
+            reader.load()
+    else:
+        assert len(reader.load().services) == 1
+
+
+@pytest.mark.usefixtures("ten_seconds")
+def test_a_pipe_in_the_place_of_a_given_file_is_not_waited_for(tmp_path):
+    path = tmp_path / "web.yaml"
+    path.write_text(SERVICE)
+    reader = manifests.Reader([str(path)])
+    reader.load()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ManifestError, match="is no regular file"):
+        reader.load()
 
 
 def test_the_package_needs_neither_root_nor_numba_nor_yaml_to_be_imported():
