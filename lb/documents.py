@@ -315,7 +315,9 @@ def _number(text: str) -> Any:
         return int(text)
     if _OTHER_BASE.fullmatch(text):
         return int(text, 0)
-    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if _FLOAT.fullmatch(text.lower()) else text
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
 
 
 def _tagged(event: Any) -> Any:

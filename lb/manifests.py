@@ -299,13 +299,20 @@ def _read_bytes(name: str, data: bytes) -> _File:
 
 
 def _enclosing(name: str, roots: list[Any], path: documents.Path) -> _Origin:
-    """Return the innermost object that `path` leads through."""
+    """Return the innermost object that `path` leads through.
+
+    It may end early: of a key that comes twice, what the first value held is no more.
+    """
     origin = _Origin(name, path[:1], "")
     value: Any = roots
     for length, step in enumerate(path, 1):
-        value = value[step] if not isinstance(value, dict) or step in value else None
-        if isinstance(value, dict) and value.get("kind") in _VERSIONS and "metadata" in value:
-            origin = _Origin(name, path[:length], _title(value, value["kind"]))
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            break
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind in _VERSIONS and "metadata" in value:
+            origin = _Origin(name, path[:length], _title(value, kind))
     return origin
 
 

@@ -820,6 +820,29 @@ def test_bad_input(text, old, new, said):
     assert problems(changed(text, old, new)) == [f"web.yaml:{said}"]
 
 
+@pytest.mark.faults(120)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: {x: 1, x: 2}\na: 5", ["1: a.x: comes twice; remove one", "2: a: comes twice; remove one"]),
+        (
+            "a: [1, {x: 1, x: 2}]\na: [1]",
+            ["1: a[1].x: comes twice; remove one", "2: a: comes twice; remove one"],
+        ),
+        ("kind: [a]\nx: 1\nx: 2", ["3: x: comes twice; remove one"]),
+    ],
+)
+def test_keys_that_come_twice_in_what_comes_twice(text, said):
+    told = problems(text)
+    assert [line for line in told if "comes twice" in line] == [f"web.yaml:{line}" for line in said]
+
+
+@pytest.mark.parametrize("word", [".Inf", "-.INF", ".NaN", ".NAN"])
+def test_what_is_no_finite_number_is_no_port(word):
+    (line,) = problems(changed(SERVICE, "port: 80", f"port: {word}"))
+    assert line.startswith("web.yaml:10: Service shop/web: spec.ports[0].port: ")
+
+
 def test_every_problem_is_reported_at_once_in_order_of_line():
     text = (
         changed(changed(SERVICE, "port: 80", "port: 0"), "clusterIP:", "clusterIp:")
