@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from dataplane.in_force import InForce
 from dataplane.settings import Settings
@@ -93,20 +94,36 @@ class Reloading:
             names, self._changed_files = self._changed_files, set()
             is_in_step, self._is_in_step = self._is_in_step, False
             try:
-                plan = await asyncio.to_thread(self.plan, names, in_force) if names is not None and is_in_step else None
+                plan = None
+                if names is not None and is_in_step:
+                    with _whatever_fails_is_wrong():
+                        plan = await asyncio.to_thread(self.plan, names, in_force)
                 if plan is not None:
                     await asyncio.to_thread(strays.end_succeeded, plan.before, plan.after)
                 if plan is not None and plan.here == in_force.here:
                     in_force.apply_plan(plan)
                 else:
-                    live = await asyncio.to_thread(self.load)
+                    with _whatever_fails_is_wrong():
+                        live = await asyncio.to_thread(self.load)
                     await asyncio.to_thread(strays.end_succeeded, in_force.snapshot.ports, live.snapshot().ports)
                     in_force.apply(live)
                 self.has_applied()
-            except Exception as error:
-                if not isinstance(error, Error):
-                    self.reload_all()
-                    raise
+            except Error as error:
                 self.rejected = error
                 kind = "manifests" if isinstance(error, ConfigError) else "configuration"
-                log.error("%s not applied, what ran before goes on:\n%s", kind, error)
+                trace = error if log.isEnabledFor(logging.DEBUG) else None
+                log.error("%s not applied, what ran before goes on:\n%s", kind, error, exc_info=trace)
+            except Exception:
+                self.reload_all()
+                raise
+
+
+@contextlib.contextmanager
+def _whatever_fails_is_wrong() -> Iterator[None]:
+    """Make an Error of what should not happen while manifests are read: as they are, they would fail again at once."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        raise Error(f"internal error: {type(error).__name__}: {error}; please report it") from error
