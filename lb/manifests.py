@@ -64,6 +64,14 @@ class Manifests:
     slices: tuple[EndpointSlice, ...]
     files: tuple[Path, ...]  # that were read
     folders: tuple[Path, ...]  # that were listed; with `files`, what to watch for changes
+    origins: tuple[_Origin, ...] = field(compare=False, repr=False)  # of the Services, then of the slices
+
+    def place(self, notes: Iterable[tuple[str, documents.Path, str]], once: Once) -> list[Problem]:
+        """Return notes of objects ("Service shop/web"), each a path in one and a message, with their lines."""
+        names = [f"Service {each.namespace}/{each.name}" for each in self.services]
+        names += [f"EndpointSlice {each.namespace}/{each.name}" for each in self.slices]
+        origins = dict(zip(names, self.origins, strict=True))
+        return _placed([_Found(origins[name], path, message) for name, path, message in notes], once)
 
 
 class _Origin(NamedTuple):
@@ -209,6 +217,7 @@ def _load(paths: Sequence[str], stdin: IO[bytes] | None, cache: Cache, once: Onc
         tuple([part for part, _ in slices]),
         tuple([Path(name) for name in names if name != "-"]),
         folders,
+        tuple([origin for _, origin in [*services, *slices]]),
     )
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lb.documents import TextError, dotted, parse
+from lb.documents import TextError, dotted, parse, undotted
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from lb.documents import TextError, dotted, parse
 )
 def test_paths_are_written_as_people_do(path, text):
     assert dotted(path) == text
+    assert undotted(text) == path
 
 
 def lists(levels):
