@@ -11,12 +11,11 @@ _MANY = 100_000  # objects: to look at so many takes 10 ms
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Make no collections meanwhile, and never look at what was made if it is much: of a million young objects none is
-    garbage.
+    """Make no collections meanwhile, and never look at what was made if it is much.
 
-    Looking takes half of the time, and a second at once later on, while packets of new connections wait. What was made
-    still goes when nothing refers to it. But what is garbage by then, and refers to itself, stays for ever: so not
-    after every small change.
+    Of a million young objects none is garbage. Looking takes half of the time, and a second at once later on, while
+    packets of new connections wait. What was made still goes when nothing refers to it. But what is garbage by then,
+    and refers to itself, stays for ever: so not after every small change.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -205,10 +205,10 @@ def test_flags_of_several_values_take_them_in_a_row_and_one_by_one():
 def test_valid_manifests_exit_0_and_what_is_not_honoured_is_named(web):
     done = turnout("validate", "-f", web)
     assert (done.returncode, done.stdout) == (0, "")
+    nobody = 'no EndpointSlice has a port "sip" with protocol SCTP: nobody serves it'
     assert done.stderr.splitlines() == [
         f"note: {web}:9: Service shop/web: spec.ports[1].protocol: SCTP is not forwarded yet; this port is left out",
-        f'note: {web}:9: Service shop/web: spec.ports[1]: no EndpointSlice has a port "sip" with protocol SCTP: '
-        "nobody serves it",
+        f"note: {web}:9: Service shop/web: spec.ports[1]: {nobody}",
         "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
     ]
 
@@ -221,13 +221,13 @@ def test_ports_that_do_not_find_each_other_and_missing_node_ports_are_noted_with
     done = turnout("validate", "-f", "-", input=wrong)
     assert done.returncode == 0
     served = "no EndpointSlice has a port"
+    cure = "no node port to answer at; set one (in a cluster the apiserver does that)"
+    meant = '"htp" is no port of Service shop/web; did you mean "http"?'
     assert done.stderr.splitlines() == [
         f'note: <stdin>:9: Service shop/web: spec.ports[0]: {served} "http" with protocol TCP: nobody serves it',
-        "note: <stdin>:10: Service shop/web: spec.ports[1].nodePort: no node port to answer at; set one "
-        "(in a cluster the apiserver does that)",
+        f"note: <stdin>:10: Service shop/web: spec.ports[1].nodePort: {cure}",
         f'note: <stdin>:10: Service shop/web: spec.ports[1]: {served} "sip" with protocol UDP: nobody serves it',
-        'note: <stdin>:16: EndpointSlice shop/web-1: ports[0].name: "htp" is no port of Service shop/web; '
-        'did you mean "http"?',
+        f"note: <stdin>:16: EndpointSlice shop/web-1: ports[0].name: {meant}",
         "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
     ]
 
