@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from dataplane import news
+from dataplane.news import News
 from dataplane.reloading import Reloading
 from lb import manifests
 from tests.memory_node import MemoryNode
@@ -129,3 +132,75 @@ def test_what_fails_for_no_reason_known_is_told_once_and_tried_again_when_files_
     told = [record for record in caplog.records if "internal error: ZeroDivisionError" in record.getMessage()]
     assert [record.levelname for record in told] == ["ERROR"] * 2
     assert all(bool(record.exc_info) is is_debug for record in told)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the first lines of what was logged of manifests, and forget it."""
+    lines = [record.getMessage().partition("\n")[0] for record in caplog.records]
+    caplog.clear()
+    return [line for line in lines if line.startswith("manifests")]
+
+
+def test_what_was_applied_is_told_and_what_was_asked_for_and_what_is_right_again(node, web, caplog, monkeypatch):
+    monkeypatch.setattr(news, "_SHORTEST_REST_S", 0.0)
+
+    async def follow() -> None:
+        async with following(node) as reloading:
+
+            async def seen(step: Callable[[], object]) -> list[str]:
+                step()
+                await until(lambda: any("manifests" in record.getMessage() for record in caplog.records))
+                return said(caplog)
+
+            assert await seen(lambda: put(web, MORE)) == ["manifests applied: 1 Services, 2 endpoints (1 more)"]
+            asked = "manifests read again as asked: nothing has changed"
+            assert await seen(reloading.reload_as_asked) == [asked]
+            refused = "manifests not applied, what ran before goes on:"
+            assert await seen(lambda: put(web, "kind: [")) == [refused]
+            assert await seen(reloading.reload_as_asked) == [refused]
+            again = "manifests are right again, and applied"
+            assert await seen(lambda: put(web, MORE)) == [again]
+            assert await seen(lambda: put(web, "kind: [")) == [refused]
+            applied = "manifests applied: 1 Services, 1 endpoints (1 fewer)"
+            assert await seen(lambda: put(web, WEB)) == [again, applied]
+            before = reloading.programmed
+            put(web, f"# a remark\n{WEB}")
+            await until(lambda: reloading.programmed > before)
+            assert await seen(web.unlink) == ["manifests applied: 0 Services (1 fewer), 0 endpoints (1 fewer)"]
+
+    asyncio.run(follow())
+
+
+def test_while_changes_keep_coming_one_line_tells_of_many(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(news, "_LONGEST_REST_S", 4.0)
+    timers: list[tuple[float, Callable[[], None]]] = []
+    loop = SimpleNamespace(call_later=lambda seconds, what: timers.append((seconds, what)))
+    monkeypatch.setattr(news.asyncio, "get_running_loop", lambda: loop)
+
+    def rest() -> float:
+        ((seconds, rested),) = timers
+        timers.clear()
+        rested()
+        return seconds
+
+    told = News(10, 100)
+    told.applied(11, 100)
+    rests = []
+    for count in (2, 3, 4, 5):
+        for number in range(count):
+            told.applied(10 + count, 100 - number)
+        rests.append(rest())
+    assert said(caplog) == [
+        "manifests applied: 11 Services (1 more), 100 endpoints",
+        "manifests applied 2 times: 12 Services (1 more), 99 endpoints (1 fewer)",
+        "manifests applied 3 times: 13 Services (1 more), 98 endpoints (1 fewer)",
+        "manifests applied 4 times: 14 Services (1 more), 97 endpoints (1 fewer)",
+        "manifests applied 5 times: 15 Services (1 more), 96 endpoints (1 fewer)",
+    ]
+    assert rests == [1.0, 2.0, 4.0, 4.0]
+    rest()
+    assert not timers
+    told.applied(15, 96)
+    assert said(caplog) == ["manifests applied: 15 Services, 96 endpoints"]
+    assert rest() == 1.0
