@@ -261,10 +261,12 @@ def validate(config: str | None, **flags: Any) -> None:
     if not settings.files:
         raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
     from lb import manifests, notes
+    from lb.documents import undotted
     from lb.model import NodeView
     from lb.resolve import resolve
 
-    found = manifests.load(settings.files)
+    once: manifests.Once = {}
+    found = manifests.load(settings.files, once=once)
     where = ", ".join(settings.files)
     if not found.files and "-" not in settings.files:
         raise ConfigError(f"{where}: no manifest here; expected files that end in .yaml, .yml or .json")
@@ -274,7 +276,8 @@ def validate(config: str | None, **flags: Any) -> None:
         NodeView(settings.node_name, settings.zone),
         settings.allow_external_ips,
     )
-    for note in (*snapshot.not_honoured, *notes.notes(found.services, found.slices)):
+    told = [(note.object, undotted(note.field), note.reason) for note in snapshot.not_honoured]
+    for note in found.place([*told, *notes.notes(found.services, found.slices)], once):
         _say(f"note: {note}")
     if not found.services:
         _say(f"note: {where}: no Service found: there is nothing to serve")

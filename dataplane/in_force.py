@@ -72,8 +72,8 @@ class InForce:
         """Return the addresses that have node ports now."""
         return self._next_hops.node_port_addresses(self._settings.nodeport_addresses)
 
-    def apply(self, live: Live) -> None:
-        """Make the node do what all manifests say."""
+    def apply(self, live: Live) -> Change:
+        """Make the node do what all manifests say; return what that has changed in the tables."""
         before, snapshot = self.snapshot, live.snapshot()
         change = self._program(snapshot, self.here.administered)
         known = set(before.not_honoured)
@@ -82,9 +82,10 @@ class InForce:
         self._forget_gone(self.here.administered)
         self._next_hops.retain(live.endpoint_addresses())
         self._has_applied(change, [note for note in dict.fromkeys(snapshot.not_honoured) if note not in known])
+        return change
 
-    def apply_plan(self, plan: Plan) -> None:
-        """Make the node do what a few manifests have changed."""
+    def apply_plan(self, plan: Plan) -> Change:
+        """Make the node do what a few manifests have changed; return what that has changed in the tables."""
         self._engine.expect_more(plan.rows)
         self._next_hops.add_local(local_addresses(plan.rows))
         before = [known_as(frontend, self._names) for frontend in plan.without]  # while these have names
@@ -101,6 +102,7 @@ class InForce:
         seen, come = (set(hidden_node_ports(ports, self.here)) for ports in (plan.before, plan.after))
         self._tell_hidden(self._hidden - seen | come)
         self._has_applied(change, plan.not_honoured)
+        return change
 
     def administer(self, news: Mapping[Place, Said]) -> None:
         """Do what an operator says of endpoints now. Error: nothing has changed, or a restart will forget it."""

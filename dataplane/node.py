@@ -267,7 +267,7 @@ class Node:
         loop.set_exception_handler(lambda _, context: self.jobs.note("event loop", context.get("exception") or context))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self.manifests.reload_all)
+        loop.add_signal_handler(signal.SIGHUP, self.manifests.reload_as_asked)
         jobs: dict[str, Job] = {
             "next hops": self.next_hops.run,
             "rows of next hops": Reclaim(self.next_hops, self.flows, self.shared.tables).run,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from dataplane.in_force import InForce
+from dataplane.news import News
 from dataplane.settings import Settings
 from dataplane.strays import Strays
 from dataplane.watch import changes
@@ -33,6 +35,7 @@ class Reloading:
         self._files: AsyncIterator[set[str] | None] = changes(())
         self._changed_files: set[str] | None = set()  # since they were read; None: any may have
         self._is_in_step = False  # what was read last is what runs
+        self._is_asked = False  # by somebody who wants to know what came of it
         self._is_wanted = asyncio.Event()
 
     def watch(self) -> None:
@@ -69,6 +72,11 @@ class Reloading:
         self._changed_files = None
         self._is_wanted.set()
 
+    def reload_as_asked(self) -> None:
+        """Have all manifests read again, and say so even if nothing has changed."""
+        self._is_asked = True
+        self.reload_all()
+
     async def follow_files(self) -> None:
         """Have files read again as they change."""
         try:
@@ -87,26 +95,50 @@ class Reloading:
 
         If they are not, nothing changes and `status` says why. Reading takes seconds when there are many: in a thread.
         """
+        news = News(in_force.live.services, in_force.live.endpoints)
         while True:
             await self._is_wanted.wait()
             self._is_wanted.clear()
+            is_asked, self._is_asked = self._is_asked, False
             names, self._changed_files = self._changed_files, set()
             is_in_step, self._is_in_step = self._is_in_step, False
             try:
-                plan = await asyncio.to_thread(self.plan, names, in_force) if names is not None and is_in_step else None
+                plan = None
+                if names is not None and is_in_step:
+                    with _whatever_fails_is_wrong():
+                        plan = await asyncio.to_thread(self.plan, names, in_force)
                 if plan is not None:
                     await asyncio.to_thread(strays.end_succeeded, plan.before, plan.after)
                 if plan is not None and plan.here == in_force.here:
-                    in_force.apply_plan(plan)
+                    change = in_force.apply_plan(plan)
                 else:
-                    live = await asyncio.to_thread(self.load)
+                    with _whatever_fails_is_wrong():
+                        live = await asyncio.to_thread(self.load)
                     await asyncio.to_thread(strays.end_succeeded, in_force.snapshot.ports, live.snapshot().ports)
-                    in_force.apply(live)
+                    change = in_force.apply(live)
+                if self.rejected is not None:
+                    log.info("manifests are right again, and applied")
+                if any(change):
+                    news.applied(in_force.live.services, in_force.live.endpoints)
+                elif is_asked:
+                    log.info("manifests read again as asked: nothing has changed")
                 self.has_applied()
-            except Exception as error:
-                if not isinstance(error, Error):
-                    self.reload_all()
-                    raise
+            except Error as error:
                 self.rejected = error
                 kind = "manifests" if isinstance(error, ConfigError) else "configuration"
-                log.error("%s not applied, what ran before goes on:\n%s", kind, error)
+                trace = error if log.isEnabledFor(logging.DEBUG) else None
+                log.error("%s not applied, what ran before goes on:\n%s", kind, error, exc_info=trace)
+            except Exception:
+                self.reload_all()
+                raise
+
+
+@contextlib.contextmanager
+def _whatever_fails_is_wrong() -> Iterator[None]:
+    """Make an Error of what should not happen while manifests are read: as they are, they would fail again at once."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        raise Error(f"internal error: {type(error).__name__}: {error}; please report it") from error

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -46,13 +47,13 @@ class Stir(NamedTuple):
 
 
 def signature(paths: Sequence[str]) -> Signature:
-    """Return what stat(2) says of every file in `paths` and of the entries of every folder, None of what is absent."""
+    """Return what stat(2) says of `paths`, and of the manifests in those that are folders; None of what is absent."""
     found: Signature = {}
     for path in _named(paths):
         found[path] = _stat(path)
         try:
             with os.scandir(path) as entries:
-                found.update((entry.path, _stat(entry.path)) for entry in entries)
+                found.update((entry.path, _stat(entry.path)) for entry in entries if is_manifest(entry.name))
         except OSError:  # no folder, or it went away meanwhile, or it may not be read: its own entry tells
             continue
     return found
@@ -67,16 +68,25 @@ def _stat(path: str) -> tuple[int, ...] | None:
         status = os.stat(path)  # noqa: PTH116 - of 100,000 files in a folder, each a few times
     except OSError:
         return None
+    if stat.S_ISDIR(status.st_mode):  # its times are those of whatever comes into it and goes
+        return status.st_dev, status.st_ino, status.st_mode
     return status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def folders(paths: Sequence[str]) -> set[Path]:
-    """Return the folders in which something happens when a file in `paths` changes: as named, and behind links."""
-    found: set[Path] = set()
+def folders(paths: Sequence[str]) -> dict[Path, tuple[int, int]]:
+    """Return the folders in which something happens when a file in `paths` changes: as named, and behind links.
+
+    Each with its device and inode, which the kernel watches: another folder may get the name.
+    """
+    found: dict[Path, tuple[int, int]] = {}
     for path in _named(paths):
         for place in (Path(path).absolute(), Path(os.path.realpath(path))):
-            found |= {place.parent, place}
-    return {folder for folder in found if folder.is_dir()}
+            for folder in (place.parent, place):
+                with contextlib.suppress(OSError):
+                    status = folder.stat()
+                    if stat.S_ISDIR(status.st_mode):
+                        found[folder] = status.st_dev, status.st_ino
+    return found
 
 
 def changes(paths: Sequence[str], debounce_ms: int = DEBOUNCE_MS) -> AsyncIterator[set[str] | None]:
@@ -104,7 +114,7 @@ async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> 
                 now = await asyncio.to_thread(signature, paths)
                 not_before = start + _LOOK_SHARE * (time.monotonic() - start)
                 if now != known:
-                    is_all = happened is not None and _changed_files(known, now) <= set(happened)
+                    is_all = happened is not None and _changed_paths(known, now) <= set(happened)
                     rest_ms = 0 if is_whole and is_all else debounce_ms
                     known = await _at_rest(lambda: signature(paths), now, rest_ms)
                     has_links = _has_links(paths)
@@ -114,14 +124,18 @@ async def _changes(paths: Sequence[str], known: Signature, debounce_ms: int) -> 
             if any(known.get(name) != seen for name, seen in now.items()):
                 now = await _at_rest(lambda: _look_at(names), now, 0 if is_whole else debounce_ms)  # noqa: B023 - awaited at once
                 changed = {name for name, seen in now.items() if known.get(name) != seen}
-                known.update(_look_at(_named(paths)) | now)
+                for name in changed:
+                    if now[name] is None:
+                        known.pop(name, None)
+                    else:
+                        known[name] = now[name]
                 yield changed
 
 
-def _changed_files(before: Signature, now: Signature) -> set[str]:
-    """Return the absolute paths of the files that are other than before; a folder is so whenever a file in it is."""
+def _changed_paths(before: Signature, now: Signature) -> set[str]:
+    """Return the absolute paths of what is other than before."""
     names = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
-    return {str(Path(name).absolute()) for name in names if not Path(name).is_dir()}
+    return {str(Path(name).absolute()) for name in names}
 
 
 def _look_at(names: Iterable[str]) -> Signature:
@@ -175,7 +189,7 @@ async def _at_rest(look: Callable[[], Signature], seen: Signature, rest_ms: int)
 async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Stir]:
     """Yield the paths that something happened to in the folders, none now and then, None for any path.
 
-    This begins with any, as what had happened before is not told, and ends when the folders are others.
+    This begins with any, as what had happened before is not told, and ends with any when the folders are others.
 
     Where the kernel refuses to watch them this ends after a second, to be called again. Why it refuses is logged if it
     is not in `told`, and then it is.
@@ -190,8 +204,10 @@ async def _stirrings(paths: Sequence[str], told: set[str]) -> AsyncIterator[Stir
                     with contextlib.suppress(PermissionError):
                         inotify.add_watch(folder, Mask.ONLYDIR | _happenings(Mask))
                 yield Stir(None)
-                while folders(paths) == watched:
-                    yield await _next(inotify, Mask, given)
+                stir = Stir(())
+                while stir.paths is not None and folders(paths) == watched:
+                    stir = await _next(inotify, Mask, given)
+                    yield stir
                 yield Stir(None)
                 return
     except FileNotFoundError:  # a folder went away before it could be watched
@@ -215,7 +231,10 @@ def _happenings(mask: type[Mask]) -> Mask:
 
 
 async def _next(inotify: Inotify, mask: type[Mask], given: Collection[str]) -> Stir:
-    """Return what something happened to within a moment, nothing if nothing did for long; `given` are our own paths."""
+    """Return what something happened to within a moment, nothing if nothing did for long; `given` are our own paths.
+
+    Any path if the kernel has dropped events, or has ended a watch because its folder is gone.
+    """
     try:
         async with asyncio.timeout(_LOOK_ANYWAY_S):
             events = [await inotify.get()]
@@ -224,7 +243,7 @@ async def _next(inotify: Inotify, mask: type[Mask], given: Collection[str]) -> S
     await asyncio.sleep(_GATHER_S)
     while (event := inotify.sync_get()) is not None:
         events.append(event)
-    if any(mask.Q_OVERFLOW in event.mask for event in events):
+    if any(event.mask & (mask.Q_OVERFLOW | mask.IGNORED) for event in events):
         return Stir(None)
     happened = [(str(event.path), event.mask) for event in events if event.path is not None]
     ours = [what for path, what in happened if path in given or is_manifest(os.path.basename(path))]  # noqa: PTH119

@@ -33,6 +33,7 @@ _FLOAT = re.compile(
 )
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_]{1,63}")
 _LONGEST_KEY = 100
+_STEP = re.compile(r"\[([^\]]*)\]|([^.\[]+)")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset((None, "!", _TAG + "map", _TAG + "seq"))
 
@@ -50,6 +51,12 @@ def dotted(path: Iterable[str | int]) -> str:
             key = str(step)[:_LONGEST_KEY]
             text += f"[{key if key.isprintable() else ascii(key)[1:-1]}]"
     return text
+
+
+def undotted(text: str) -> Path:
+    """Return the path that `dotted` has written: none of its keys has a bracket, and one of digits is an index."""
+    steps = [index or key for index, key in _STEP.findall(text)]
+    return tuple([int(step) if step.isdigit() else step for step in steps])
 
 
 class TextError(Exception):
@@ -315,7 +322,9 @@ def _number(text: str) -> Any:
         return int(text)
     if _OTHER_BASE.fullmatch(text):
         return int(text, 0)
-    return float(text.replace(".inf", "inf").replace(".nan", "nan")) if _FLOAT.fullmatch(text.lower()) else text
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
 
 
 def _tagged(event: Any) -> Any:

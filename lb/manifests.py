@@ -7,7 +7,6 @@ which are then looked at together (two Services at one address, an endpoint that
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 import sys
@@ -40,8 +39,15 @@ from lb.model import (
 )
 
 _SUFFIXES = (".yaml", ".yml", ".json")
+_STDIN = "<stdin>"
 _LARGEST_FILE = 1 << 30  # bytes
+_TOO_LARGE = f"is larger than {_LARGEST_FILE >> 20} MiB; split it"
+_NOT_REGULAR = "is no regular file; a pipe can be given by its name with -f, and from the start"
 _DEEPEST_LIST = 20  # Lists in Lists
+_EMPTIED = (
+    "is empty now, and was not; to take away all that it had, write `{kind: List, items: []}`, "
+    "or delete it from the folder that is given"
+)
 _SERVICE_NAME = "kubernetes.io/service-name"
 _PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 _HEADLESS = "service.kubernetes.io/headless"
@@ -58,6 +64,14 @@ class Manifests:
     slices: tuple[EndpointSlice, ...]
     files: tuple[Path, ...]  # that were read
     folders: tuple[Path, ...]  # that were listed; with `files`, what to watch for changes
+    origins: tuple[_Origin, ...] = field(compare=False, repr=False)  # of the Services, then of the slices
+
+    def place(self, notes: Iterable[tuple[str, documents.Path, str]], once: Once) -> list[Problem]:
+        """Return notes of objects ("Service shop/web"), each a path in one and a message, with their lines."""
+        names = [f"Service {each.namespace}/{each.name}" for each in self.services]
+        names += [f"EndpointSlice {each.namespace}/{each.name}" for each in self.slices]
+        origins = dict(zip(names, self.origins, strict=True))
+        return _placed([_Found(origins[name], path, message) for name, path, message in notes], once)
 
 
 class _Origin(NamedTuple):
@@ -79,14 +93,16 @@ class _Found(NamedTuple):
 
 @dataclass(slots=True)
 class _File:
-    """What one file holds."""
+    """What one file holds. It is empty without a document, as one is whose writer has only just begun."""
 
     services: list[tuple[Service, _Origin]] = field(default_factory=list)
     slices: list[tuple[EndpointSlice, _Origin]] = field(default_factory=list)
     problems: list[_Found] = field(default_factory=list)
+    is_empty: bool = False
 
 
 Cache = dict[Path, tuple[tuple[int, ...], _File]]
+Once = dict[str, bytes]  # by name, what cannot be read a second time: stdin and other pipes
 
 
 def is_manifest(name: str) -> bool:
@@ -100,18 +116,16 @@ class Reader:
     def __init__(self, paths: Sequence[str], stdin: IO[bytes] | None = None) -> None:
         self._paths = paths
         self._stdin = stdin
-        self._stdin_read: bytes | None = None
         self._cache: Cache = {}
+        self._once: Once = {}
         self._catalog: Catalog | None = None
         self._is_whole = False  # what was read last was right, and the cache has all of it
 
     def load(self) -> Manifests:
-        """Return what the manifests say now; raise ManifestError as the function `load` does. stdin is read once."""
+        """Return what the manifests say now; raise ManifestError as the function `load` does."""
         self._catalog, self._is_whole = None, False
-        if "-" in self._paths and self._stdin_read is None:
-            self._stdin_read = (self._stdin or sys.stdin.buffer).read()
-        found = load(self._paths, io.BytesIO(self._stdin_read or b""), self._cache)
-        self._is_whole = len(self._cache) == len(found.files) and "-" not in self._paths  # pipes are not kept
+        found = load(self._paths, self._stdin, self._cache, self._once)
+        self._is_whole = len(self._cache) == len(found.files) and not self._once
         return found
 
     def reload(self, names: Collection[str]) -> Changes | None:
@@ -129,7 +143,7 @@ class Reader:
         for name in names:
             path = Path(name)
             _, before = self._cache.get(path, ((), _File()))
-            now = _read_file(path, {}, self._cache)
+            now = _read_file(path, self._cache)
             if now.problems and not path.exists():
                 self._cache.pop(path, None)
                 now = _File()
@@ -159,28 +173,36 @@ def _contents(files: Iterable[_File]) -> tuple[list[Service], list[EndpointSlice
     return services, slices
 
 
-def load(paths: Sequence[str], stdin: IO[bytes] | None = None, cache: Cache | None = None) -> Manifests:
+def load(
+    paths: Sequence[str], stdin: IO[bytes] | None = None, cache: Cache | None = None, once: Once | None = None
+) -> Manifests:
     """Return what the manifests in `paths` say; raise ManifestError with everything that is wrong with them.
 
     A path is a file, a folder (its *.yaml, *.yml and *.json, hidden ones skipped) or `-` for `stdin` (sys.stdin's
-    bytes unless given). With a `cache`, a dict that the caller keeps, files that have not changed since the last call
-    are not read again.
+    bytes unless given). What is no regular file has to be given by name, and is waited for.
+
+    With a `cache`, a dict that the caller keeps, files that have not changed since the last call are not read again,
+    and one that has lost every document is refused: its writer has not written it yet, or failed. With `once`, another
+    such dict, what cannot be read again is remembered.
     """
     with no_collections():
-        return _load(paths, stdin, {} if cache is None else cache)
+        return _load(paths, stdin, {} if cache is None else cache, {} if once is None else once)
 
 
-def _load(paths: Sequence[str], stdin: IO[bytes] | None, cache: Cache) -> Manifests:
+def _load(paths: Sequence[str], stdin: IO[bytes] | None, cache: Cache, once: Once) -> Manifests:
     problems: list[_Found] = []
     names, folders = _expand(paths, problems)
-    texts: dict[str, str] = {}  # of what cannot be read a second time
     files: list[_File] = []
     for name in names:
         if name == "-":
-            data = (stdin or sys.stdin.buffer).read()
-            files.append(_read_bytes("<stdin>", data, texts))
+            if _STDIN not in once:
+                once[_STDIN] = (stdin or sys.stdin.buffer).read(_LARGEST_FILE + 1)
+            files.append(_read_bytes(_STDIN, once[_STDIN]))
+        elif name in once and not Path(name).is_file():
+            files.append(_read_bytes(name, once[name]))
         else:
-            files.append(_read_file(Path(name), texts, cache))
+            once.pop(name, None)
+            files.append(_read_file(Path(name), cache, once if name in paths else None))
     for gone in cache.keys() - set(map(Path, names)):
         del cache[gone]
     for file in files:
@@ -189,12 +211,13 @@ def _load(paths: Sequence[str], stdin: IO[bytes] | None, cache: Cache) -> Manife
     slices = [pair for file in files for pair in file.slices]
     problems += _conflicts(services, slices)
     if problems:
-        raise ManifestError(_placed(problems, texts))
+        raise ManifestError(_placed(problems, once))
     return Manifests(
         tuple([service for service, _ in services]),
         tuple([part for part, _ in slices]),
         tuple([Path(name) for name in names if name != "-"]),
         folders,
+        tuple([origin for _, origin in [*services, *slices]]),
     )
 
 
@@ -226,40 +249,55 @@ def _of_file(name: str, message: str, line: int = 0) -> _Found:
     return _Found(_Origin(name, (), ""), (), message, line)
 
 
-def _read_file(path: Path, texts: dict[str, str], cache: Cache) -> _File:
-    """Return what the file at `path` holds, from `cache` if it has not changed."""
+def _read_file(path: Path, cache: Cache, once: Once | None = None) -> _File:
+    """Return what the file at `path` holds, from `cache` if it has not changed.
+
+    Who opens a pipe may wait for ever. So one is read only with `once`, where its bytes are left, and not in the place
+    of a regular file.
+    """
     name = str(path)
+    known = cache.get(path)
+    may_wait = once is not None and known is None
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=None if may_wait else _open_at_once) as stream:
             status = os.fstat(stream.fileno())
+            is_regular = stat.S_ISREG(status.st_mode)
             signature = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            known = cache.get(path)
             if known is not None and known[0] == signature:
                 return known[1]
             if status.st_size > _LARGEST_FILE:
-                return _File(problems=[_of_file(name, f"is larger than {_LARGEST_FILE >> 20} MiB; split it")])
+                return _File(problems=[_of_file(name, _TOO_LARGE)])
+            if not is_regular and not may_wait:
+                return _File(problems=[_of_file(name, _NOT_REGULAR)])
             data = stream.read(_LARGEST_FILE + 1)
     except FileNotFoundError:
         return _File(problems=[_of_file(name, "no such file or folder; check the path given with -f")])
     except OSError as error:
         return _File(problems=[_of_file(name, f"cannot be read: {error.strerror}")])
-    is_regular = stat.S_ISREG(status.st_mode)
-    file = _read_bytes(name, data, {} if is_regular else texts)
+    if once is not None and not is_regular:
+        once[name] = data
+    file = _read_bytes(name, data)
+    if file.is_empty and known is not None and (known[1].services or known[1].slices):
+        return _File(problems=[_of_file(name, _EMPTIED)])
     if is_regular and not file.problems:
         cache[path] = signature, file
     return file
 
 
-def _read_bytes(name: str, data: bytes, texts: dict[str, str]) -> _File:
-    """Return what `data` holds; keep its text in `texts`."""
+def _open_at_once(name: str, flags: int) -> int:
+    """Open a file, and do not wait for the other end of a pipe."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def _read_bytes(name: str, data: bytes) -> _File:
+    """Return what `data` holds."""
     if len(data) > _LARGEST_FILE:
-        return _File(problems=[_of_file(name, f"is larger than {_LARGEST_FILE >> 20} MiB; split it")])
+        return _File(problems=[_of_file(name, _TOO_LARGE)])
     try:
-        texts[name] = text = documents.decode(data)
-        parsed = documents.parse(text, name.endswith(".json"))
+        parsed = documents.parse(documents.decode(data), name.endswith(".json"))
     except TextError as problem:
         return _File(problems=[_of_file(name, problem.message, problem.line)])
-    file = _File()
+    file = _File(is_empty=all(root is None for root in parsed.roots))
     for path, line in parsed.duplicates:
         origin = _enclosing(name, parsed.roots, path)
         file.problems.append(_Found(origin, path[len(origin.path) :], "comes twice; remove one", line))
@@ -270,17 +308,24 @@ def _read_bytes(name: str, data: bytes, texts: dict[str, str]) -> _File:
 
 
 def _enclosing(name: str, roots: list[Any], path: documents.Path) -> _Origin:
-    """Return the innermost object that `path` leads through."""
+    """Return the innermost object that `path` leads through.
+
+    It may end early: of a key that comes twice, what the first value held is no more.
+    """
     origin = _Origin(name, path[:1], "")
     value: Any = roots
     for length, step in enumerate(path, 1):
-        value = value[step] if not isinstance(value, dict) or step in value else None
-        if isinstance(value, dict) and value.get("kind") in _VERSIONS and "metadata" in value:
-            origin = _Origin(name, path[:length], _title(value, value["kind"]))
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            break
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind in _VERSIONS and "metadata" in value:
+            origin = _Origin(name, path[:length], _title(value, kind))
     return origin
 
 
-def _placed(problems: Sequence[_Found], texts: dict[str, str]) -> list[Problem]:
+def _placed(problems: Sequence[_Found], once: Once) -> list[Problem]:
     """Return the problems with their lines, in order of file and line."""
     order = {name: position for position, name in enumerate(dict.fromkeys(found.origin.file for found in problems))}
     by_file: dict[str, list[_Found]] = defaultdict(list)
@@ -289,7 +334,7 @@ def _placed(problems: Sequence[_Found], texts: dict[str, str]) -> list[Problem]:
     placed: list[Problem] = []
     for name, of_file in by_file.items():
         paths = {found.origin.path + found.path for found in of_file if not found.line and found.origin.path}
-        lines = documents.find_lines(_text_again(name, texts), paths) if paths else {}
+        lines = documents.find_lines(_text_again(name, once), paths) if paths else {}
         for found in of_file:
             line = found.line or lines.get(found.origin.path + found.path, 0)
             placed.append(Problem(_printable(name), line, found.origin.name, dotted(found.path), found.message))
@@ -297,11 +342,9 @@ def _placed(problems: Sequence[_Found], texts: dict[str, str]) -> list[Problem]:
     return sorted(dict.fromkeys(placed), key=lambda problem: (positions[problem.file], problem.line))
 
 
-def _text_again(name: str, texts: dict[str, str]) -> str:
-    if name in texts:
-        return texts[name]
+def _text_again(name: str, once: Once) -> str:
     try:
-        return documents.decode(Path(name).read_bytes())
+        return documents.decode(once[name] if name in once else Path(name).read_bytes())
     except (OSError, TextError):
         return ""  # changed in the meantime: problems without lines
 

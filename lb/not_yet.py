@@ -50,6 +50,9 @@ class LeftOut:
         if not (service.cluster_ips or service.external_ips or service.ingress):
             self.add("spec.clusterIP", "no address to answer at; set one (in a cluster the apiserver does that)")
         for index, port in enumerate(service.ports):
+            if service.type == "NodePort" and not port.node_port:
+                at = f"spec.ports[{index}].nodePort"
+                self.add(at, "no node port to answer at; set one (in a cluster the apiserver does that)")
             if port.protocol == "SCTP":
                 self.notes("sctp", f"spec.ports[{index}].protocol")
         if not self.node.name:

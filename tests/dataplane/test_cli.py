@@ -205,8 +205,29 @@ def test_flags_of_several_values_take_them_in_a_row_and_one_by_one():
 def test_valid_manifests_exit_0_and_what_is_not_honoured_is_named(web):
     done = turnout("validate", "-f", web)
     assert (done.returncode, done.stdout) == (0, "")
+    nobody = 'no EndpointSlice has a port "sip" with protocol SCTP: nobody serves it'
     assert done.stderr.splitlines() == [
-        "note: Service shop/web: spec.ports[1].protocol: SCTP is not forwarded yet; this port is left out",
+        f"note: {web}:9: Service shop/web: spec.ports[1].protocol: SCTP is not forwarded yet; this port is left out",
+        f"note: {web}:9: Service shop/web: spec.ports[1]: {nobody}",
+        "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
+    ]
+
+
+def test_ports_that_do_not_find_each_other_and_missing_node_ports_are_noted_with_their_lines():
+    wrong = WEB.replace("http, port: 8080", "htp, port: 8080").replace("SCTP", "UDP")
+    wrong = wrong.replace("  ports:\n", "  type: NodePort\n  ports:\n").replace(
+        "port: 80}", "port: 80, nodePort: 30080}"
+    )
+    done = turnout("validate", "-f", "-", input=wrong)
+    assert done.returncode == 0
+    served = "no EndpointSlice has a port"
+    cure = "no node port to answer at; set one (in a cluster the apiserver does that)"
+    meant = '"htp" is no port of Service shop/web; did you mean "http"?'
+    assert done.stderr.splitlines() == [
+        f'note: <stdin>:9: Service shop/web: spec.ports[0]: {served} "http" with protocol TCP: nobody serves it',
+        f"note: <stdin>:10: Service shop/web: spec.ports[1].nodePort: {cure}",
+        f'note: <stdin>:10: Service shop/web: spec.ports[1]: {served} "sip" with protocol UDP: nobody serves it',
+        f"note: <stdin>:16: EndpointSlice shop/web-1: ports[0].name: {meant}",
         "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
     ]
 
@@ -216,8 +237,14 @@ def test_slices_and_services_that_do_not_find_each_other_are_noted(tmp_path):
     path.write_text(WEB.replace(", labels: {kubernetes.io/service-name: web}", ""))
     done = turnout("validate", "-f", str(path))
     assert done.returncode == 0
-    assert "note: EndpointSlice shop/web-1: belongs to no Service; give it the label kubernetes.io" in done.stderr
-    assert "note: Service shop/web: has no EndpointSlice; one needs the label kubernetes.io/service-" in done.stderr
+    assert (
+        f"note: {path}:11: EndpointSlice shop/web-1: belongs to no Service; give it the label kubernetes.io"
+        in done.stderr
+    )
+    assert (
+        f"note: {path}:2: Service shop/web: has no EndpointSlice; one needs the label kubernetes.io/service-"
+        in done.stderr
+    )
 
 
 def test_files_without_a_service_are_noted_and_no_file_at_all_is_an_error(tmp_path):

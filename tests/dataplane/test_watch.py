@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,27 +213,81 @@ def test_a_storm_of_changes_ends_in_the_last_state(web):
     assert reports < 10
 
 
-async def _first(paths: list[Path], step: Callable[[], object]) -> set[str] | None:
+async def _reports(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object], quiet_s: float = 1.0
+) -> list[list[set[str] | None]]:
+    """Take each step while the kernel watches; return what was reported until nothing had been for `quiet_s`."""
+    looks = []
+    monkeypatch.setattr(watch, "signature", lambda paths: looks.append(signature(paths)) or looks[-1])
     stream = changes([str(path) for path in paths])
     pending = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0.5)  # by then the kernel watches
-    step()
-    names = await asyncio.wait_for(pending, 5)
+    while len(looks) < 2:  # noqa: ASYNC110 - of what happens before that it is not known what it was
+        await asyncio.sleep(0.01)
+    seen: list[list[set[str] | None]] = []
+    for step in steps:
+        step()
+        seen.append([])
+        while (await asyncio.wait([pending], timeout=quiet_s))[0]:
+            seen[-1].append(pending.result())
+            pending = asyncio.ensure_future(anext(stream))
+    pending.cancel()
+    await asyncio.gather(pending, return_exceptions=True)
     await stream.aclose()
-    return names
+    return seen
 
 
-def test_a_file_of_a_folder_is_named(tmp_path):
+def test_what_has_been_reported_is_not_found_again_when_all_is_looked_at(tmp_path, monkeypatch):
+    """That would have everything read again."""
+    monkeypatch.setattr(watch, "_LOOK_ANYWAY_S", 0.1)
+    monkeypatch.setattr(watch, "_LOOK_SHARE", 0)
+    a, b, draft = (tmp_path / name for name in ("a.yaml", "b.yaml", ".b.swp"))
+    a.write_text("1")
+    steps = (a.unlink, lambda: b.write_text("1"), lambda: draft.write_text("1"), draft.unlink, (tmp_path / "x").mkdir)
+    assert asyncio.run(_reports([tmp_path], monkeypatch, *steps)) == [[{str(a)}], [{str(b)}], [], [], []]
+
+
+@pytest.mark.faults(122)
+def test_a_folder_that_is_swapped_is_watched_as_the_one_before(tmp_path, monkeypatch):
+    folder, beside, before = (tmp_path / name for name in ("e", "e.new", "e.old"))
+    for each in (folder, beside):
+        each.mkdir()
+        (each / "a.yaml").write_text(each.name)
+
+    def swap() -> None:
+        folder.rename(before)
+        beside.rename(folder)
+
+    steps = (swap, lambda: replace(folder / "a.yaml", "2"), lambda: (before / "a.yaml").write_text("of no account"))
+    reports = asyncio.run(_reports([folder], monkeypatch, *steps))
+    assert reports == [[None], [{str(folder / "a.yaml")}], []]
+
+
+@pytest.mark.faults(122)
+def test_a_folder_that_is_made_again_is_watched_as_the_one_before(tmp_path, monkeypatch):
+    folder = tmp_path / "e"
+    folder.mkdir()
+    (folder / "a.yaml").write_text("1")
+
+    def make_again() -> None:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "a.yaml").write_text("2")
+
+    reports = asyncio.run(_reports([folder], monkeypatch, make_again, lambda: replace(folder / "a.yaml", "3")))
+    assert reports == [[None], [{str(folder / "a.yaml")}]]
+
+
+def test_a_file_of_a_folder_is_named(tmp_path, monkeypatch):
     for name in ("a.yaml", "b.yaml"):
         (tmp_path / name).write_text("1")
-    changed = asyncio.run(_first([tmp_path], lambda: replace(tmp_path / "b.yaml", "2")))
-    assert changed == {str(tmp_path / "b.yaml")}
+    reports = asyncio.run(_reports([tmp_path], monkeypatch, lambda: replace(tmp_path / "b.yaml", "2")))
+    assert reports == [[{str(tmp_path / "b.yaml")}]]
 
 
-def test_where_a_link_leads_elsewhere_any_file_may_have_changed(tmp_path):
+def test_where_a_link_leads_elsewhere_any_file_may_have_changed(tmp_path, monkeypatch):
     (tmp_path / ".real").write_text("1")
     (tmp_path / "a.yaml").symlink_to(".real")
-    assert asyncio.run(_first([tmp_path], lambda: replace(tmp_path / ".real", "2"))) is None
+    assert asyncio.run(_reports([tmp_path], monkeypatch, lambda: replace(tmp_path / ".real", "2"))) == [[None]]
 
 
 def test_stdin_never_changes():

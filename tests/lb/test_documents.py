@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
-from lb.documents import TextError, dotted, parse
+from lb.documents import TextError, dotted, parse, undotted
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from lb.documents import TextError, dotted, parse
 )
 def test_paths_are_written_as_people_do(path, text):
     assert dotted(path) == text
+    assert undotted(text) == path
 
 
 def lists(levels):
@@ -46,3 +48,11 @@ def test_aliases_do_not_nest_deeper_either():
         parse(text)
     assert caught.value.line == 11
     assert len(parse("".join(text.splitlines(keepends=True)[:10])).roots[0]) == 10
+
+
+def test_what_is_infinite_or_no_number_is_so_however_it_is_written():
+    words = [sign + word for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")]
+    assert parse("".join(f"- {word}\n" for word in words)).roots == [[float(word.replace(".", "")) for word in words]]
+    assert all(math.isnan(value) for value in parse("[.nan, .NaN, .NAN]").roots[0])
+    assert parse("[.iNF, -.nan, +.NaN, .inff]").roots == [[".iNF", "-.nan", "+.NaN", ".inff"]]
+    assert parse("[1e3, 1E3, 1.5E-1]").roots == [[1e3, 1e3, 0.15]]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -817,6 +820,29 @@ def test_bad_input(text, old, new, said):
     assert problems(changed(text, old, new)) == [f"web.yaml:{said}"]
 
 
+@pytest.mark.faults(120)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: {x: 1, x: 2}\na: 5", ["1: a.x: comes twice; remove one", "2: a: comes twice; remove one"]),
+        (
+            "a: [1, {x: 1, x: 2}]\na: [1]",
+            ["1: a[1].x: comes twice; remove one", "2: a: comes twice; remove one"],
+        ),
+        ("kind: [a]\nx: 1\nx: 2", ["3: x: comes twice; remove one"]),
+    ],
+)
+def test_keys_that_come_twice_in_what_comes_twice(text, said):
+    told = problems(text)
+    assert [line for line in told if "comes twice" in line] == [f"web.yaml:{line}" for line in said]
+
+
+@pytest.mark.parametrize("word", [".Inf", "-.INF", ".NaN", ".NAN"])
+def test_what_is_no_finite_number_is_no_port(word):
+    (line,) = problems(changed(SERVICE, "port: 80", f"port: {word}"))
+    assert line.startswith("web.yaml:10: Service shop/web: spec.ports[0].port: ")
+
+
 def test_every_problem_is_reported_at_once_in_order_of_line():
     text = (
         changed(changed(SERVICE, "port: 80", "port: 0"), "clusterIP:", "clusterIp:")
@@ -995,6 +1021,139 @@ def test_a_bad_file_is_not_remembered_and_good_ones_still_are(tmp_path):
             manifests.load([str(tmp_path)], cache=cache)
     (tmp_path / "a.yaml").write_text(SERVICE)
     assert manifests.load([str(tmp_path)], cache=cache).services
+
+
+EMPTY = ["", "\n \n", "# nothing yet\n", "---\n", "---\n# nothing\n---\n"]
+
+
+@pytest.mark.faults(117, 122)
+@pytest.mark.parametrize("text", EMPTY)
+def test_a_file_that_is_empty_now_and_was_not_is_refused_until_it_is_written(text, tmp_path):
+    path = tmp_path / "web.yaml"
+    path.write_text(SERVICE)
+    (tmp_path / "other.yaml").write_text(SLICE)
+    reader = manifests.Reader([str(tmp_path)])
+    reader.load()
+    path.write_text(text)
+    assert reader.reload({str(path)}) is None
+    for _ in range(2):  # SIGHUP reads by the same rule
+        with pytest.raises(ManifestError) as caught:
+            reader.load()
+        (said,) = caught.value.problems
+        assert str(said) == (
+            f"{path}: is empty now, and was not; to take away all that it had, write `{{kind: List, items: []}}`, "
+            "or delete it from the folder that is given"
+        )
+    path.write_text(SERVICE)
+    assert len(reader.load().services) == 1
+
+
+@pytest.mark.faults(117)
+def test_a_file_may_be_emptied_in_so_many_words_or_deleted_or_be_empty_from_the_beginning(tmp_path):
+    path, other = tmp_path / "web.yaml", tmp_path / "other.yaml"
+    for text in EMPTY:
+        other.write_text(text)
+        path.write_text(SERVICE)
+        reader = manifests.Reader([str(tmp_path)])
+        assert len(reader.load().services) == 1
+        path.write_text("{kind: List, items: []}")
+        assert reader.reload({str(path)}).services == {("shop", "web"): None}
+        path.write_text(text)
+        assert reader.load().services == ()
+        path.write_text(SERVICE)
+        assert len(reader.load().services) == 1
+        path.unlink()
+        assert reader.load().services == ()
+        path.write_text(text)
+        assert reader.load().services == ()
+
+
+@pytest.fixture
+def ten_seconds():
+    """What takes longer fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    """A pipe of that name, and who writes it once, as `-f <(...)` does."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(f"{SERVICE}---\n{SLICE}",))
+    writer.start()
+    yield path
+    writer.join(10)
+    assert not writer.is_alive()
+
+
+@pytest.mark.usefixtures("ten_seconds")
+def test_a_pipe_that_is_given_is_waited_for_read_once_and_remembered(pipe, tmp_path):
+    (tmp_path / "other.yaml").write_text(changed(changed(SERVICE, "web", "other"), "0.10", "0.11"))
+    reader = manifests.Reader([str(pipe), str(tmp_path / "other.yaml")])
+    first = reader.load()
+    assert (len(first.services), len(first.slices)) == (2, 1)
+    (tmp_path / "other.yaml").write_text(changed(SERVICE, "web", "b"))  # SIGHUP, and what it changes is wrong
+    assert reader.reload({str(tmp_path / "other.yaml")}) is None
+    with pytest.raises(ManifestError, match=r"10\.96\.0\.10:80/TCP belongs to Service shop/web already"):
+        reader.load()
+    (tmp_path / "other.yaml").unlink()
+    (tmp_path / "other.yaml").write_text("{kind: List, items: []}")
+    assert reader.load().services == first.services[:1]
+    pipe.unlink()
+    assert reader.load().services == first.services[:1]
+    pipe.write_text(changed(SERVICE, "web", "file"))  # a file can be read again
+    assert [service.name for service in reader.load().services] == ["file"]
+    pipe.write_text(changed(SERVICE, "port: 80", "port: x"))
+    with pytest.raises(ManifestError, match=r"pipe:10: Service shop/web: spec\.ports\[0\]\.port"):
+        reader.load()
+
+
+def test_what_is_wrong_in_a_pipe_has_its_line(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, changed(SERVICE, "port: 80", "port: 0").encode())
+    os.close(writing)
+    reader = manifests.Reader([f"/dev/fd/{reading}"])
+    for _ in range(2):
+        with pytest.raises(ManifestError, match=rf"/dev/fd/{reading}:10: Service shop/web: spec\.ports\[0\]\.port"):
+            reader.load()
+    os.close(reading)
+
+
+@pytest.mark.faults(120)
+@pytest.mark.parametrize("is_linked", [False, True])
+@pytest.mark.usefixtures("ten_seconds")
+def test_a_pipe_in_a_folder_is_not_waited_for(is_linked, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "web.yaml").write_text(SERVICE)
+    reader = manifests.Reader([str(folder)])
+    reader.load()
+    pipe = (tmp_path if is_linked else folder) / "pipe.yaml"
+    os.mkfifo(pipe)
+    if is_linked:
+        (folder / "pipe.yaml").symlink_to(pipe)
+    assert reader.reload({str(folder / "pipe.yaml")}) is None
+    if is_linked:
+        with pytest.raises(ManifestError, match=r"pipe\.yaml: is no regular file; a pipe can be given by its name"):
+            reader.load()
+    else:
+        assert len(reader.load().services) == 1
+
+
+@pytest.mark.usefixtures("ten_seconds")
+def test_a_pipe_in_the_place_of_a_given_file_is_not_waited_for(tmp_path):
+    path = tmp_path / "web.yaml"
+    path.write_text(SERVICE)
+    reader = manifests.Reader([str(path)])
+    reader.load()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ManifestError, match="is no regular file"):
+        reader.load()
 
 
 def test_the_package_needs_neither_root_nor_numba_nor_yaml_to_be_imported():

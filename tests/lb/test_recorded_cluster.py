@@ -11,6 +11,7 @@ import pytest
 from lb import manifests
 from lb.model import Endpoint, EndpointState, Frontend, FrontendKind, HealthCheck, NodeView, ServicePort, Snapshot
 from lb.not_yet import NOT_YET
+from lb.notes import notes
 from lb.resolve import resolve
 from lb.rows import Here, rows_of
 from xdp.schema import Masquerade
@@ -196,6 +197,13 @@ def test_a_node_that_does_not_know_who_it_is_says_what_it_cannot_honour(cluster)
     local = port_of(snapshot, "shop/web-local:8000")
     assert addresses(local.candidates(FrontendKind.CLUSTER_IP)) == WEB_READY
     assert addresses(port_of(snapshot, "shop/web-zone:http").cluster) == WEB_READY
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "cluster-after.json"])
+def test_E2_all_ports_of_a_real_cluster_find_each_other(file):
+    """Its Services without Pods have slices without ports."""
+    found = manifests.load([str(DATA / file)])
+    assert not [note for note in notes(found.services, found.slices) if note.path]
 
 
 @pytest.mark.faults(114)

@@ -82,6 +82,13 @@ def test_S3_a_service_without_any_address_is_named():
     assert [entry.field for entry in snapshot.not_honoured] == ["spec.clusterIP"]
 
 
+def test_a_node_port_that_nobody_has_given_is_named():
+    ports = (PortSpec("http", 80, node_port=30080), PortSpec("adm", 81))
+    named = [entry.field for entry in resolve([service(type="NodePort", ports=ports)], []).not_honoured]
+    assert named == ["spec.ports[1].nodePort"]
+    assert not resolve([service(type="LoadBalancer", ports=ports)], []).not_honoured  # it need not have any
+
+
 def test_S4_the_same_number_with_two_protocols_is_two_ports():
     dns = service(ports=(PortSpec("dns", 53, "UDP"), PortSpec("dns-tcp", 53, "TCP")))
     part = slice_of(endpoint("10.0.0.1"), ports=(SlicePort("dns", 5353, "UDP"), SlicePort("dns-tcp", 5354, "TCP")))
