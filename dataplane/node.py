@@ -154,8 +154,9 @@ class Node:
             stack.callback(self.losses.close)
         self._prepare_clients(stack)
         tables = self.shared.tables
+        if self.shared.is_new:
+            stack.callback(self._give_ports_back_if_unused)
         reserve(settings.snat_ports, settings.reserved_path)
-        stack.callback(self._give_ports_back_if_unused)
         # What packets see changes from here on.
         self.next_hops = NextHops(
             tables,
@@ -250,7 +251,8 @@ class Node:
             self.next_hops.let_go_all()
 
     def _give_ports_back_if_unused(self) -> None:
-        if not self.settings.link_pins():
+        """Give ports back if this start came to nothing."""
+        if not self._has_served and not self.settings.link_pins():
             give_back(self.settings.reserved_path)
 
     def _announce_start(self) -> None:
