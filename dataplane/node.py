@@ -50,7 +50,7 @@ from lb.live import Live
 from lb.table import Parted, ServiceTable
 from xdp import files, maps, removing
 from xdp.clock import JiffyClock, MonotonicClock
-from xdp.errors import MissingFeatureError
+from xdp.errors import Error, MissingFeatureError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Ping, Reason
@@ -63,7 +63,7 @@ _ANNOUNCE_S = 0.25
 _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; of all else at once
 _LOOK_AT_REDIRECTS_S = 0.5
 _LOOK_AT_CLIENTS_S = 1.0
-_LISTEN_AGAIN_S = 10.0
+_TRY_AGAIN_S = 10.0
 _TIDY_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class Node:
         self.jobs = Jobs()
         self._changed = asyncio.Event()
         self._links_changed = asyncio.Event()
+        self.addresses_changed = asyncio.Event()
         self._checks_changed = asyncio.Event()
         self.health_checks = HealthChecks(lambda: self.engine.is_alive)
         self._stopping = asyncio.Event()
@@ -177,7 +178,7 @@ class Node:
         self.in_force.apply(first)
         self.manifests.has_applied()
         self.shortages = Shortages(settings, tables, lambda: self.next_hops.rows_refused)
-        self.next_hops.when_addresses_change = self.in_force.reprogram
+        self.next_hops.when_addresses_change = self.addresses_changed.set
         self.engine.tidy(self.flows)
         self.masquerading = masquerading(
             settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables)
@@ -274,6 +275,7 @@ class Node:
             "next hops": self.next_hops.run,
             "rows of next hops": Reclaim(self.next_hops, self.flows, self.shared.tables).run,
             "interfaces": self._follow_interfaces,
+            "addresses": self.follow_addresses,
             "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self._watch_redirects),
             "sweep": self._sweep,
             "loads": self.loads.run,
@@ -341,6 +343,18 @@ class Node:
             await tick(self._links_changed, next_tick(_LOOK_AT_INTERFACES_S))
             self._links_changed.clear()
 
+    async def follow_addresses(self) -> None:
+        """Serve node ports at the addresses that the node has now; where that failed, try again."""
+        while True:
+            await self.addresses_changed.wait()
+            try:
+                self.in_force.reprogram()
+            except Error as error:
+                self.jobs.note("addresses", error)
+                await asyncio.sleep(_TRY_AGAIN_S)
+            else:
+                self.addresses_changed.clear()
+
     def _watch_redirects(self) -> None:
         """Have the kernel route what would leave by an interface that takes no redirected frames."""
         given = self.next_hops.given() if self.engine.redirects_natively else {}
@@ -366,7 +380,7 @@ class Node:
                 for problem in problems:
                     self.jobs.note("health check", problem)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LISTEN_AGAIN_S if problems else None):
+                    async with asyncio.timeout(_TRY_AGAIN_S if problems else None):
                         await self._checks_changed.wait()
         finally:
             self.health_checks.close()

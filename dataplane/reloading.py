@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -16,6 +17,9 @@ from lb.live import Live, Plan
 from lb.model import NodeView
 from lb.rows import vips_at
 from xdp.errors import ConfigError, Error
+
+_TRY_AGAIN_S = 10.0  # what was refused for a reason that may pass, such as rows that wait for a grace period
+_SHARE = 10  # trying again takes at most one part of so many of the time
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class Reloading:
         self._changed_files: set[str] | None = set()  # since they were read; None: any may have
         self._is_in_step = False  # what was read last is what runs
         self._is_wanted = asyncio.Event()
+        self._try_again_s = _TRY_AGAIN_S
 
     def watch(self) -> None:
         """From here on, what is written is not missed."""
@@ -82,14 +87,25 @@ class Reloading:
             self.watch()
             self.reload_all()
 
+    @property
+    def may_pass(self) -> bool:
+        """Return whether what was rejected is right: so it is tried again, though no file changes."""
+        return self.rejected is not None and not isinstance(self.rejected, ConfigError)
+
+    async def _until_wanted(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._try_again_s if self.may_pass else None):
+                await self._is_wanted.wait()
+        self._is_wanted.clear()
+
     async def run(self, in_force: InForce, strays: Strays) -> None:
         """Read the manifests again when asked to, one time after the other, and apply them if they are right.
 
         If they are not, nothing changes and `status` says why. Reading takes seconds when there are many: in a thread.
         """
         while True:
-            await self._is_wanted.wait()
-            self._is_wanted.clear()
+            await self._until_wanted()
+            began_s = time.monotonic()
             names, self._changed_files = self._changed_files, set()
             is_in_step, self._is_in_step = self._is_in_step, False
             try:
@@ -107,6 +123,8 @@ class Reloading:
                 if not isinstance(error, Error):
                     self.reload_all()
                     raise
+                if not self.may_pass or str(error) != str(self.rejected):  # once, however often it is tried
+                    kind = "manifests" if isinstance(error, ConfigError) else "configuration"
+                    log.error("%s not applied, what ran before goes on:\n%s", kind, error)
                 self.rejected = error
-                kind = "manifests" if isinstance(error, ConfigError) else "configuration"
-                log.error("%s not applied, what ran before goes on:\n%s", kind, error)
+                self._try_again_s = max(_TRY_AGAIN_S, _SHARE * (time.monotonic() - began_s))
