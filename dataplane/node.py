@@ -44,7 +44,6 @@ from dataplane.sockets import Sockets
 from dataplane.stations import Stations
 from dataplane.strays import Strays
 from dataplane.ticks import every, next_tick, tick
-from dataplane.unswept import Unswept
 from dataplane.vlans import words_of
 from lb.live import Live
 from lb.table import Parted, ServiceTable
@@ -391,18 +390,23 @@ class Node:
             cpu_s = await asyncio.to_thread(self._sweep_slice)
             if self._changed.is_set():
                 self._changed.clear()
-                await self._clear_up_behind(self.services.take_parted(), self.in_force.take_unswept())
+                await self._clear_up_behind()
             slices = -(-self.flows.slots // _SWEEP_SLOTS)
             await tick(self._changed, next_tick(seconds_of_a_slice(cpu_s, slices)))
 
-    async def _clear_up_behind(self, parted: Parted, unswept: Unswept | None) -> None:
+    async def _clear_up_behind(self) -> None:
+        """Clear up behind the changes until now; what fails is done with the next try."""
+        parted, unswept = self.services.take_parted(), self.in_force.take_unswept()
         try:
             await asyncio.to_thread(self.flows.wait_for_grace)
             self.clear_up(parted)
+            parted = Parted([], [])
             await asyncio.to_thread(self.strays.end, unswept)
             await asyncio.to_thread(self.engine.tidy, self.flows)
-        except Exception:
-            self.in_force.unswept = None  # what was taken is lost
+        except BaseException:
+            self.services.put_back(parted)
+            self.in_force.unswept = None  # of which connections some have been looked at
+            self._changed.set()
             raise
 
     def _sweep_slice(self) -> float:

@@ -602,6 +602,10 @@ class ServiceTable:
         parted, self._parted = self._parted, Parted([], [])
         return parted
 
+    def put_back(self, parted: Parted) -> None:
+        """Part with what was taken once more: it was not released."""
+        self._parted = Parted(parted.rows + self._parted.rows, parted.endpoints + self._parted.endpoints)
+
     def vips(self) -> frozenset[int]:
         """Return all addresses that are VIPs, as numbers: those of frontends, and not the node's own."""
         return frozenset([vip >> 24 for vip in self._frontends_at if vip in self._place])

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from dataplane import jobs, reloading
 from dataplane import node as node_module
-from dataplane import reloading
 from dataplane.in_force import InForce
 from dataplane.nexthops import NextHops
 from lb.live import Live
@@ -301,3 +301,40 @@ def test_manifests_that_are_wrong_are_read_again_when_they_change(node, monkeypa
         assert manifests.desired == read
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("failing", ["grace", "connections", "filter"])
+def test_what_a_change_leaves_behind_is_cleared_up_though_it_fails_the_first_time(node, monkeypatch, failing):
+    whole, done = node._node, []
+    monkeypatch.setattr(jobs, "_BEGIN_AGAIN_S", 0.001)
+
+    def step(name: str, do: Callable[..., object] = lambda *_: None) -> Callable[..., None]:
+        def stepped(*arguments: object) -> None:
+            done.append((name, *arguments))
+            if name == failing and [each[0] for each in done].count(name) == 1:
+                raise OSError("no such luck")
+            do(*arguments)
+
+        return stepped
+
+    both = tuple(map(node.endpoint, ("web-1", "web-2")))
+    node.apply(Service("b", node.vip(1, 80), both))
+    monkeypatch.setattr(whole.flows, "wait_for_grace", step("grace"))
+    monkeypatch.setattr(whole.services, "release", step("room", whole.services.release))
+    monkeypatch.setattr(whole.strays, "end", step("connections", whole.strays.end))
+    monkeypatch.setattr(whole.engine, "tidy", step("filter"), raising=False)
+    write_manifests(node._file, [Service("b", node.vip(1, 80), both[:1])])
+    whole.in_force.apply(whole.manifests.load())
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as group:
+            (task,) = whole.jobs.start(group, {"sweep": whole._sweep})
+            async with asyncio.timeout(20):
+                while [each[0] for each in done].count("filter") < 1 + (failing == "filter"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            task.cancel()
+
+    asyncio.run(scenario())
+    released = [parted for name, parted in (each[:2] for each in done if each[0] == "room") if parted]
+    assert [(len(parted.rows), len(parted.endpoints)) for parted in released] == [(1, 1)]
+    assert [each[0] for each in done[-4:]] == ["grace", "room", "connections", "filter"]
