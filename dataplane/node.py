@@ -45,6 +45,7 @@ from dataplane.stations import Stations
 from dataplane.strays import Strays
 from dataplane.ticks import every, next_tick, tick
 from dataplane.vlans import words_of
+from lb.garbage import leave_alone
 from lb.live import Live
 from lb.table import Parted, ServiceTable
 from xdp import files, maps, removing
@@ -135,6 +136,7 @@ class Node:
             first = self.manifests.load()
             try:
                 self._start(stack, first)
+                leave_alone()
                 await self._serve(server)
             except KeyboardInterrupt:  # while starting
                 self._signal = signal.SIGINT
