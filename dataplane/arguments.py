@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,6 +43,23 @@ class _Value(click.ParamType):  # type: ignore[type-arg]
         if self._option.field == "files":
             return [CompletionItem(incomplete, type="file")]
         return [CompletionItem(choice) for choice in self._option.choices if choice.startswith(incomplete)]
+
+
+class Wait(click.ParamType):  # type: ignore[type-arg]
+    """How long to wait at most: a number of seconds, which infinity is not, nor what is beyond the system's clocks."""
+
+    name = "seconds"
+    _longest_s = 366 * 86_400
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds that the text `value` means."""
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds <= self._longest_s:  # NaN is in no range
+            self.fail(f"{value!r} is no time to wait; expected seconds, 0 to {self._longest_s}", param, ctx)
+        return seconds
 
 
 class _Ending:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import click
 
-from dataplane.arguments import Command, Group, common, common_with, flag, output
+from dataplane.arguments import Command, Group, Wait, common, common_with, flag, output
 from dataplane.preflight import need_cgroup, need_interfaces, need_privileges
 from dataplane.settings import DEFAULT_SNAT_PORTS, Settings, merge
 from xdp.errors import ConfigError, Error, NotRunningError, TimedOutError
@@ -294,7 +294,7 @@ def validate(config: str | None, **flags: Any) -> None:
     """,
 )
 @output("text", "json")
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for the state to be ok.")
+@click.option("--wait", type=Wait(), metavar="SECONDS", help="Wait so long for the state to be ok.")
 @common
 def status(name: str | None, output: str, wait: float | None) -> int:
     """Show whether the node is well.
@@ -460,9 +460,7 @@ def _wait_until_idle(settings: Settings, places: list[str], seconds: float) -> A
 _administrator(
     "drain",
     "Give endpoints no new connections; those that they have go on. Kept over restarts, until `turnout ready`.",
-    click.option(
-        "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait so long for the last connection to end."
-    ),
+    click.option("--wait", type=Wait(), metavar="SECONDS", help="Wait so long for the last connection to end."),
     click.option(
         "--deadline",
         type=int,

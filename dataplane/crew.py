@@ -157,16 +157,16 @@ class Crew(ABC, Generic[_L]):
         for line in self._lines.values():
             self._start_workers(line)
 
-    def _start_workers(self, line: _L) -> list[Any]:
-        """Start a worker for every socket of a line that has none; return those."""
+    def _start_workers(self, line: _L) -> None:
+        """Have a worker run for every socket of a line. What came to no end the last time is done now."""
         taken = {worker.number for worker in self._workers}
         free = (number for number in range(Limit.MAX_WORKERS) if number not in taken)
-        idle = line.sockets[len(line.workers) :]
-        fresh = [self._new_worker(line, sock, number) for sock, number in zip(idle, free, strict=False)]
-        line.workers += fresh
-        self._list_workers()
-        self._run(fresh)
-        return fresh
+        try:
+            for sock, number in zip(line.sockets[len(line.workers) :], free, strict=False):
+                line.workers.append(self._new_worker(line, sock, number))
+        finally:
+            self._list_workers()
+        self._run([worker for worker in line.workers if not worker.has_begun])
 
     def _list_workers(self) -> None:
         self._workers = [worker for line in self._lines.values() for worker in line.workers]
@@ -224,10 +224,10 @@ class Crew(ABC, Generic[_L]):
             self._leave(line, flows)
         if link is None:
             return f"{line.name}: the interface has gone"
-        before, line.interface = line.interface, link
+        line.interface = link
         for worker in line.workers:
             set_link(worker.node, link)
-        self._serve(line, before)
+        self._serve(line)
         if why := self._shortcoming(line):
             return why
         if link.name != line.name:
@@ -239,8 +239,8 @@ class Crew(ABC, Generic[_L]):
         """End all that serves a line: its interface has gone, or is another one."""
 
     @abstractmethod
-    def _serve(self, line: _L, before: Interface) -> None:
-        """Have all that serves a line, as its interface is now; `before`, as it was."""
+    def _serve(self, line: _L) -> None:
+        """Have all that serves a line, as its interface is now. What failed half-way is brought to its end."""
 
     def _shortcoming(self, line: _L) -> str:  # noqa: ARG002
         """Return what a line that is served cannot do, in words."""

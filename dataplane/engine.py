@@ -136,24 +136,24 @@ class Engine(crew.Crew[Line]):
     def _new_worker(self, line: Line, sock: Socket, number: int) -> Worker:
         assert self._umem is not None
         assert line.handback is not None
-        open_port(self._ports, number, line.interface.ifindex, sock.queue)
         node = self._new_node(line.interface)
         node.link[0]["kernel"] = line.handback.fileno()
-        return Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)
+        worker = Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)
+        open_port(self._ports, number, line.interface.ifindex, sock.queue)
+        return worker
 
-    def _start_workers(self, line: Line) -> list[Worker]:
-        """Start a worker for every socket that has none, and tell XDP of it."""
+    def _start_workers(self, line: Line) -> None:
+        """Have a worker run for every socket, and tell XDP of it."""
         if line.handback is None:
             try:
                 line.handback = open_handback(line.interface.name)
             except OSError as error:
                 raise AttachError(f"{line.interface.name}: no packet socket ({error.strerror})") from None
-        fresh = super()._start_workers(line)
-        for worker in fresh:
+        super()._start_workers(line)
+        for worker in line.workers:
             key = struct.pack("=I", worker.number)
             kernel.map_update(self._shared.sockets_fd, key, struct.pack("=I", worker.sock.fd))
             kernel.map_update(self._shared.queues_fd, _place_of(line, worker), key)
-        return fresh
 
     def _close(self, lines: Collection[Line], flows: FlowTable) -> None:
         """End workers and sockets, while all other loops go on."""
@@ -263,17 +263,15 @@ class Engine(crew.Crew[Line]):
             with contextlib.suppress(KernelError):
                 loader.detach(egress.pin)
 
-    def _serve(self, line: Line, before: Interface) -> None:  # noqa: ARG002
+    def _serve(self, line: Line) -> None:
         attachment = self._renamed(line)
         need_ethernet(line.interface)
         self._open_sockets(line)
-        if len(line.workers) < len(line.sockets):
-            has_more_queues = bool(line.workers)
-            self._start_workers(line)
-            if has_more_queues:
-                # A veth does not run its program on queues that it gets later, and the kernel does not let the same
-                # program replace itself: so another copy of it does, on all interfaces, without a gap.
-                self._load()
+        if 0 < len(line.workers) < len(line.sockets):
+            # A veth does not run its program on queues that it gets later, and the kernel does not let the same program
+            # replace itself: so another copy of it does, on all interfaces, without a gap.
+            self._load()
+        self._start_workers(line)
         if attachment is None or not loader.is_attached(attachment, self._program_id):
             self.attachments.pop(line.name, None)
             self._attach(line)

@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class InForce:
     """What a node does for which Services, and all that has to know when that changes.
 
-    An error from `apply`, `apply_plan` or `administer` means that what ran before goes on. `when_programmed` is called
-    when rows have been written, `note` told of what could not be remembered.
+    An error from `apply`, `apply_plan`, `administer` or `reprogram` means that what ran before goes on.
+    `when_programmed` is called when rows have been written, `note` told of what could not be remembered.
     """
 
     def __init__(
@@ -116,10 +116,7 @@ class InForce:
 
     def reprogram(self) -> None:
         """Bring the rows up to date when not the Services but the node's addresses have changed."""
-        try:
-            self._has_programmed(self._program(self.snapshot, self.here.administered))
-        except Error as error:
-            self._note("addresses", error)
+        self._has_programmed(self._program(self.snapshot, self.here.administered))
 
     def take_unswept(self) -> Unswept | None:
         """Return what has changed since the last call, None for everything: for `Strays.end` after a grace period."""

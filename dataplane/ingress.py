@@ -95,7 +95,7 @@ class Filter:
         was_noted = self._record.exists()
         if interfaces:
             write(self._record, " ".join([self._table, *interfaces]) + "\n")
-        self.interfaces = interfaces
+        before, self.interfaces = self.interfaces, interfaces
         if not interfaces:
             self.remove()
             return
@@ -105,6 +105,7 @@ class Filter:
         try:
             _nft([*lines, *self._changes(Places(), places), *spared, *stations])
         except BaseException:
+            self.interfaces = before
             if not was_noted:
                 remove_file(self._record)
             raise

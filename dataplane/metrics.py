@@ -6,10 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -24,7 +21,6 @@ from xdp.errors import Error, MissingFeatureError, UsageError
 
 _ANSWER_S = 5.0  # a scrape gives up sooner than Prometheus does (10 s)
 _CLIENT_S = 10.0  # from its connection until it has its answer; who is slower is let go
-_LOOK_UP_S = 0.05  # how often the server looks whether it is to stop, or a client has been here for too long
 _MOST_CLIENTS = 64  # each has a thread; a scraper is one at a time
 
 _VERDICTS = ("forwarded", "passed", "dropped", "punted")  # of a path, they add up to `received`
@@ -143,34 +139,34 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Gives every client a thread, of which there are not too many, and not for too long."""
+    """Gives every client a thread, of which there are not too many, and not for too long. Nobody waits for clients."""
 
     daemon_threads = True
     request_queue_size = _MOST_CLIENTS
 
     def __init__(self, *arguments: Any) -> None:
-        self._deadlines: dict[Any, float] = {}  # by the clients' sockets
+        self._clients: set[Any] = set()  # their sockets
         super().__init__(*arguments)
+        self.socket.setblocking(False)  # a client may have gone before it is taken
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a client if there are not too many."""
-        if len(self._deadlines) >= _MOST_CLIENTS:
+        if len(self._clients) >= _MOST_CLIENTS:
             super().shutdown_request(request)
             return
-        self._deadlines[request] = time.monotonic() + _CLIENT_S
+        self._clients.add(request)
+        asyncio.get_running_loop().call_later(_CLIENT_S, self._let_go, request)
         super().process_request(request, client_address)
 
-    def service_actions(self) -> None:
-        """Let go who has been here for too long: a socket's own timeout begins anew with every byte."""
-        now = time.monotonic()
-        for request, deadline in list(self._deadlines.items()):
-            if now > deadline:
-                with contextlib.suppress(OSError):  # it is going at this moment
-                    request.shutdown(socket.SHUT_RDWR)  # its thread wakes, and closes it
+    def _let_go(self, request: Any) -> None:
+        """Let a client go that has been here for too long: a socket's own timeout begins anew with every byte."""
+        if request in self._clients:
+            with contextlib.suppress(OSError):  # it is going at this moment
+                request.shutdown(socket.SHUT_RDWR)  # its thread wakes, and closes it
 
     def shutdown_request(self, request: Any) -> None:
         """Part with a client."""
-        self._deadlines.pop(request, None)
+        self._clients.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -208,13 +204,11 @@ def serve(address: tuple[str, int], answer: Answer) -> Iterator[int]:
     registry.register(NodeCollector(ask))
     with _listening(address) as server:
         server.set_app(make_wsgi_app(registry))
-        thread = threading.Thread(target=partial(server.serve_forever, _LOOK_UP_S), name="metrics", daemon=True)
-        thread.start()
+        loop.add_reader(server.socket, server.handle_request)
         try:
             yield server.server_port
         finally:
-            server.shutdown()
-            thread.join()
+            loop.remove_reader(server.socket)
 
 
 def check(address: tuple[str, int]) -> None:
@@ -222,7 +216,7 @@ def check(address: tuple[str, int]) -> None:
     _listening(address).server_close()
 
 
-def _listening(address: tuple[str, int]) -> WSGIServer:
+def _listening(address: tuple[str, int]) -> _Server:
     host, port = address
     kind = _Server6 if ":" in host else _Server
     try:

@@ -108,7 +108,7 @@ class NextHops:
         self._serves_through_kernel = serves_through_kernel
         self._local: set[int] = set()  # addresses of endpoints on this node
         self._refusing: frozenset[int] = frozenset()  # interfaces whose drivers take no redirected frames
-        self._dependents: dict[NeighbourKey, set[int]] = {}  # numbers of rows
+        self._dependents: dict[NeighbourKey, set[Row]] = {}
         self._targets: Targets = {}  # of all routes, as published last
         self._asking = Asking(netdev, self._mirror, self._need_of)
         self._requests = np.zeros(_REQUESTS, np.uint32)
@@ -431,8 +431,8 @@ class NextHops:
             dependents = self._dependents.get(key)
             if dependents is None and is_usable(known):
                 self._learn(key)
-            for number in tuple(dependents or ()):
-                self._resolve(self.rows.all[number])
+            for row in tuple(dependents or ()):
+                self._resolve(row)
 
     def _is_usable(self, key: NeighbourKey) -> bool:
         return is_usable(self._mirror.neighbours.get(key))
@@ -517,7 +517,7 @@ class NextHops:
             if old.neighbour:
                 self._leave(row, old.neighbour)
             if hop.neighbour:
-                self._dependents.setdefault(hop.neighbour, set()).add(row.number)
+                self._dependents.setdefault(hop.neighbour, set()).add(row)
         if hop.neighbour and (row.is_kept or row.is_client):
             if old.neighbour != hop.neighbour:
                 self._asking.ask(hop.neighbour)
@@ -528,7 +528,7 @@ class NextHops:
 
     def _leave(self, row: Row, key: NeighbourKey) -> None:
         """Note that a row does not need a neighbour any more."""
-        self._dependents[key].discard(row.number)
+        self._dependents[key].discard(row)
         if not self._dependents[key]:
             del self._dependents[key]
         self._asking.settle(key)
@@ -537,9 +537,9 @@ class NextHops:
         dependents = self._dependents.get(key)
         if not dependents:
             return Need.NOTHING
-        if any(self.rows.all[number].is_kept for number in dependents):
+        if any(row.is_kept for row in dependents):
             return Need.KEPT
-        return Need.CLIENT if any(self.rows.all[number].is_client for number in dependents) else Need.ROW
+        return Need.CLIENT if any(row.is_client for row in dependents) else Need.ROW
 
     def _take_requests(self) -> list[int]:
         """Take what compiled code has asked for, addresses or names' numbers, from the board; at most _REQUESTS."""

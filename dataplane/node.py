@@ -44,13 +44,13 @@ from dataplane.sockets import Sockets
 from dataplane.stations import Stations
 from dataplane.strays import Strays
 from dataplane.ticks import every, next_tick, tick
-from dataplane.unswept import Unswept
 from dataplane.vlans import words_of
+from lb.garbage import leave_alone
 from lb.live import Live
 from lb.table import Parted, ServiceTable
 from xdp import files, maps, removing
 from xdp.clock import JiffyClock, MonotonicClock
-from xdp.errors import MissingFeatureError
+from xdp.errors import Error, MissingFeatureError
 from xdp.names import Names
 from xdp.routes import RouteMap, Targets
 from xdp.schema import Ping, Reason
@@ -63,7 +63,7 @@ _ANNOUNCE_S = 0.25
 _LOOK_AT_INTERFACES_S = 1.0  # of queues and programs netlink tells no changes; of all else at once
 _LOOK_AT_REDIRECTS_S = 0.5
 _LOOK_AT_CLIENTS_S = 1.0
-_LISTEN_AGAIN_S = 10.0
+_TRY_AGAIN_S = 10.0
 _TIDY_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class Node:
         self.jobs = Jobs()
         self._changed = asyncio.Event()
         self._links_changed = asyncio.Event()
+        self.addresses_changed = asyncio.Event()
         self._checks_changed = asyncio.Event()
         self.health_checks = HealthChecks(lambda: self.engine.is_alive)
         self._stopping = asyncio.Event()
@@ -135,6 +136,7 @@ class Node:
             first = self.manifests.load()
             try:
                 self._start(stack, first)
+                leave_alone()
                 await self._serve(server)
             except KeyboardInterrupt:  # while starting
                 self._signal = signal.SIGINT
@@ -154,8 +156,9 @@ class Node:
             stack.callback(self.losses.close)
         self._prepare_clients(stack)
         tables = self.shared.tables
+        if self.shared.is_new:
+            stack.callback(self._give_ports_back_if_unused)
         reserve(settings.snat_ports, settings.reserved_path)
-        stack.callback(self._give_ports_back_if_unused)
         # What packets see changes from here on.
         self.next_hops = NextHops(
             tables,
@@ -176,7 +179,7 @@ class Node:
         self.in_force.apply(first)
         self.manifests.has_applied()
         self.shortages = Shortages(settings, tables, lambda: self.next_hops.rows_refused)
-        self.next_hops.when_addresses_change = self.in_force.reprogram
+        self.next_hops.when_addresses_change = self.addresses_changed.set
         self.engine.tidy(self.flows)
         self.masquerading = masquerading(
             settings.cluster_cidr, settings.snat_ports, settings.snat_addresses, Names(tables)
@@ -250,7 +253,8 @@ class Node:
             self.next_hops.let_go_all()
 
     def _give_ports_back_if_unused(self) -> None:
-        if not self.settings.link_pins():
+        """Give ports back if this start came to nothing."""
+        if not self._has_served and not self.settings.link_pins():
             give_back(self.settings.reserved_path)
 
     def _announce_start(self) -> None:
@@ -272,6 +276,7 @@ class Node:
             "next hops": self.next_hops.run,
             "rows of next hops": Reclaim(self.next_hops, self.flows, self.shared.tables).run,
             "interfaces": self._follow_interfaces,
+            "addresses": self.follow_addresses,
             "redirects": lambda: every(_LOOK_AT_REDIRECTS_S, self._watch_redirects),
             "sweep": self._sweep,
             "loads": self.loads.run,
@@ -339,6 +344,18 @@ class Node:
             await tick(self._links_changed, next_tick(_LOOK_AT_INTERFACES_S))
             self._links_changed.clear()
 
+    async def follow_addresses(self) -> None:
+        """Serve node ports at the addresses that the node has now; where that failed, try again."""
+        while True:
+            await self.addresses_changed.wait()
+            try:
+                self.in_force.reprogram()
+            except Error as error:
+                self.jobs.note("addresses", error)
+                await asyncio.sleep(_TRY_AGAIN_S)
+            else:
+                self.addresses_changed.clear()
+
     def _watch_redirects(self) -> None:
         """Have the kernel route what would leave by an interface that takes no redirected frames."""
         given = self.next_hops.given() if self.engine.redirects_natively else {}
@@ -364,7 +381,7 @@ class Node:
                 for problem in problems:
                     self.jobs.note("health check", problem)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LISTEN_AGAIN_S if problems else None):
+                    async with asyncio.timeout(_TRY_AGAIN_S if problems else None):
                         await self._checks_changed.wait()
         finally:
             self.health_checks.close()
@@ -375,18 +392,23 @@ class Node:
             cpu_s = await asyncio.to_thread(self._sweep_slice)
             if self._changed.is_set():
                 self._changed.clear()
-                await self._clear_up_behind(self.services.take_parted(), self.in_force.take_unswept())
+                await self._clear_up_behind()
             slices = -(-self.flows.slots // _SWEEP_SLOTS)
             await tick(self._changed, next_tick(seconds_of_a_slice(cpu_s, slices)))
 
-    async def _clear_up_behind(self, parted: Parted, unswept: Unswept | None) -> None:
+    async def _clear_up_behind(self) -> None:
+        """Clear up behind the changes until now; what fails is done with the next try."""
+        parted, unswept = self.services.take_parted(), self.in_force.take_unswept()
         try:
             await asyncio.to_thread(self.flows.wait_for_grace)
             self.clear_up(parted)
+            parted = Parted([], [])
             await asyncio.to_thread(self.strays.end, unswept)
             await asyncio.to_thread(self.engine.tidy, self.flows)
-        except Exception:
-            self.in_force.unswept = None  # what was taken is lost
+        except BaseException:
+            self.services.put_back(parted)
+            self.in_force.unswept = None  # of which connections some have been looked at
+            self._changed.set()
             raise
 
     def _sweep_slice(self) -> float:

@@ -126,18 +126,24 @@ class RawEngine(crew.Crew[Line]):
         self.attachments[line.name] = Attachment(line.interface.ifindex, self._why)
 
     def _leave(self, line: Line, flows: FlowTable) -> None:  # noqa: ARG002
-        self._end_workers([line])
-        self._close_sockets([line])
+        self._end(line)
         self.attachments.pop(line.name, None)
 
-    def _serve(self, line: Line, before: Interface) -> None:
-        if not line.sockets:
-            _open(line)
-            self._start_workers(line)
+    def _end(self, line: Line) -> None:
+        self._end_workers([line])
+        self._close_sockets([line])
+
+    def _serve(self, line: Line) -> None:
         if line.name not in self.attachments:
-            self._put_filter()
-            self._listen(line)
-        elif line.interface.name != before.name:
+            try:
+                _open(line)
+                self._start_workers(line)
+                self._put_filter()
+                self._listen(line)
+            except BaseException:
+                self._end(line)  # the next call begins from the beginning
+                raise
+        elif line.interface.name not in self._filter.interfaces:
             self._put_filter()
 
     # What the filter drops.

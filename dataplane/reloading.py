@@ -19,6 +19,9 @@ from lb.model import NodeView
 from lb.rows import vips_at
 from xdp.errors import ConfigError, Error
 
+_TRY_AGAIN_S = 10.0  # what was refused for a reason that may pass, such as rows that wait for a grace period
+_SHARE = 10  # trying again takes at most one part of so many of the time
+
 log = logging.getLogger(__name__)
 
 
@@ -37,6 +40,7 @@ class Reloading:
         self._is_in_step = False  # what was read last is what runs
         self._is_asked = False  # by somebody who wants to know what came of it
         self._is_wanted = asyncio.Event()
+        self._try_again_s = _TRY_AGAIN_S
 
     def watch(self) -> None:
         """From here on, what is written is not missed."""
@@ -90,6 +94,17 @@ class Reloading:
             self.watch()
             self.reload_all()
 
+    @property
+    def may_pass(self) -> bool:
+        """Return whether what was rejected is right: so it is tried again, though no file changes."""
+        return self.rejected is not None and not isinstance(self.rejected, ConfigError)
+
+    async def _until_wanted(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._try_again_s if self.may_pass else None):
+                await self._is_wanted.wait()
+        self._is_wanted.clear()
+
     async def run(self, in_force: InForce, strays: Strays) -> None:
         """Read the manifests again when asked to, one time after the other, and apply them if they are right.
 
@@ -97,9 +112,9 @@ class Reloading:
         """
         news = News(in_force.live.services, in_force.live.endpoints)
         while True:
-            await self._is_wanted.wait()
-            self._is_wanted.clear()
+            await self._until_wanted()
             is_asked, self._is_asked = self._is_asked, False
+            began_s = time.monotonic()
             names, self._changed_files = self._changed_files, set()
             is_in_step, self._is_in_step = self._is_in_step, False
             try:
@@ -124,10 +139,12 @@ class Reloading:
                     log.info("manifests read again as asked: nothing has changed")
                 self.has_applied()
             except Error as error:
+                if not self.may_pass or str(error) != str(self.rejected):  # once, however often it is tried
+                    kind = "manifests" if isinstance(error, ConfigError) else "configuration"
+                    trace = error if log.isEnabledFor(logging.DEBUG) else None
+                    log.error("%s not applied, what ran before goes on:\n%s", kind, error, exc_info=trace)
                 self.rejected = error
-                kind = "manifests" if isinstance(error, ConfigError) else "configuration"
-                trace = error if log.isEnabledFor(logging.DEBUG) else None
-                log.error("%s not applied, what ran before goes on:\n%s", kind, error, exc_info=trace)
+                self._try_again_s = max(_TRY_AGAIN_S, _SHARE * (time.monotonic() - began_s))
             except Exception:
                 self.reload_all()
                 raise
@@ -141,4 +158,4 @@ def _whatever_fails_is_wrong() -> Iterator[None]:
     except Error:
         raise
     except Exception as error:
-        raise Error(f"internal error: {type(error).__name__}: {error}; please report it") from error
+        raise ConfigError(f"internal error: {type(error).__name__}: {error}; please report it") from error

@@ -1,20 +1,23 @@
 """Ports that the kernel is not to give to connections of its own, because masqueraded ones leave from them.
 
-They are added to net.ipv4.ip_local_reserved_ports of the network namespace. A file says which ones were added, so that
-they are given back at the end, by whoever ends it: this node, `turnout detach`, or a successor with another range.
+They are added to net.ipv4.ip_local_reserved_ports of the network namespace. A file says which ones a node has there, so
+that they are given back at the end, by whoever ends it: this node, `turnout detach`, or a successor with another range.
+What an administrator has reserved is in no such file; what several nodes have stays until the last one ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataplane.settings import PortRange
 from xdp import sysctl
 from xdp.errors import Error
-from xdp.writing import remove, write
+from xdp.writing import explained, remove, write
 
 _SYSCTL = "net/ipv4/ip_local_reserved_ports"
 
@@ -22,26 +25,64 @@ log = logging.getLogger(__name__)
 
 
 def reserve(ports: PortRange, record: Path) -> None:
-    """Reserve `ports`, noting in `record` which ones were not reserved before; a log line says if that cannot be."""
+    """Reserve `ports`, noting in `record` which ones no administrator had; a log line says if that cannot be.
+
+    Those that the note names until now, and nobody needs any more, are given back.
+    """
     try:
-        give_back(record)
-        before = read_ports(sysctl.read(_SYSCTL))
-        added = set(range(ports.first, ports.last + 1)) - before
-        if added:
-            write(record, as_text(added) + "\n")
-            sysctl.write(_SYSCTL, as_text(before | added))
+        with _in_turn(record):
+            others, now = _of_others(record), read_ports(sysctl.read(_SYSCTL))
+            kept = now - (_noted(record) - others)  # of an administrator, and of other nodes
+            ours = set(range(ports.first, ports.last + 1)) - (kept - others)
+            write(record, f"{_namespace()} {as_text(ours)}\n")
+            _set(now, kept | ours)
     except Error as error:
-        with contextlib.suppress(Error):
-            remove(record)
         log.warning("ports %s are not reserved for masquerading: %s", ports, error)
 
 
 def give_back(record: Path) -> None:
-    """Take back what `reserve` noted in `record`, and the note. Error: the kernel refused it, or the file system."""
-    with contextlib.suppress(FileNotFoundError):
-        added = read_ports(record.read_text())
-        sysctl.write(_SYSCTL, as_text(read_ports(sysctl.read(_SYSCTL)) - added))
-        remove(record)
+    """Take back what only `record` names, and the note. Error: the kernel refused it, or the file system."""
+    if record.exists():
+        with _in_turn(record):
+            now = read_ports(sysctl.read(_SYSCTL))
+            _set(now, now - (_noted(record) - _of_others(record)))
+            remove(record)
+
+
+def _set(now: set[int], wanted: set[int]) -> None:
+    if now != wanted:
+        sysctl.write(_SYSCTL, as_text(wanted))
+
+
+@contextlib.contextmanager
+def _in_turn(record: Path) -> Iterator[None]:
+    """Keep others from changing the same while this does."""
+    with explained(record.parent, "cannot be locked"):
+        folder = os.open(record.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _noted(record: Path) -> set[int]:
+    """Return the ports of this network namespace that a note names."""
+    try:
+        namespace, _, ports = record.read_text().partition(" ")
+    except FileNotFoundError:
+        return set()
+    return read_ports(ports) if namespace == _namespace() else set()
+
+
+def _of_others(record: Path) -> set[int]:
+    """Return the ports that the notes of other nodes name."""
+    others = [path for path in record.parent.glob(f"*{record.suffix}") if path != record]
+    return {port for path in others for port in _noted(path)}
+
+
+def _namespace() -> str:
+    return str(Path("/proc/thread-self/ns/net").readlink())
 
 
 def read_ports(text: str) -> set[int]:

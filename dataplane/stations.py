@@ -62,10 +62,10 @@ class Stations:
         """Make these the addresses (`stations_of`), and say so where they cannot be compared."""
         if addresses == self._known:
             return
-        self._known = addresses
         words = words_of(addresses) if all(addresses) else words_of(())
         self._write(words)
         self._tell(frozenset(addresses) if words[0] else frozenset())
+        self._known = addresses  # and not before: what fails is tried again with the next call
         if addresses and not words[0]:
             why = f"{len(addresses)} of them, and room for {_ROOM}" if all(addresses) else "an interface has none"
             log.warning("frames are not compared with our MAC addresses (%s): those for other machines are served", why)

@@ -113,7 +113,8 @@ def _complaints(node: Node) -> list[str]:
     if node.manifests.rejected is not None:
         problems = str(node.manifests.rejected).splitlines()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        found.append(f"the configuration of before goes on, the new one is not valid: {problems[0]}{more}")
+        what = "cannot be applied yet" if node.manifests.may_pass else "is not valid"
+        found.append(f"the configuration of before goes on, the new one {what}: {problems[0]}{more}")
     found += node.engine.complaints()
     found += _complaints_of_clients(node)
     if node.announcer:

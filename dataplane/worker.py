@@ -51,6 +51,11 @@ class Thread:
         self._thread.start()
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it was started."""
+        return self._thread.ident is not None
+
+    @property
     def is_beating(self) -> bool:
         """Whether the loop has begun and not ended. Raises what ended it, if it did not end by itself."""
         if self.failure is not None:

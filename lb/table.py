@@ -323,7 +323,7 @@ class ServiceTable:
         return tuple((int(row["first"]), int(row["last"])) for row in self._tables.ranges[first : first + count])
 
     def apply(self, services: Iterable[ServiceRow], own: Collection[IPAddress] = ()) -> Change:
-        """Make the tables say `services` and nothing else. TableFullError: nothing has changed.
+        """Make the tables say `services` and nothing else. An error, as TableFullError: nothing has changed.
 
         `own` are the node's addresses, from now on. They are no VIPs, whatever frontends they have: all else there is
         the kernel's.
@@ -336,7 +336,7 @@ class ServiceTable:
     def update(self, services: Iterable[ServiceRow], without: Iterable[FrontendKey] = ()) -> Change:
         """Make the tables say `services` where their frontends are concerned, and leave all others as they are.
 
-        The frontends `without` go, those of `services` excepted. TableFullError: nothing has changed.
+        The frontends `without` go, those of `services` excepted. An error, as TableFullError: nothing has changed.
         """
         wanted = _wanted(services)
         removed = {*map(_packed_frontend, without)} - wanted.keys()
@@ -346,7 +346,7 @@ class ServiceTable:
         staged = _Staged()
         try:
             rows = self._stage(wanted, own, staged)
-        except TableFullError:
+        except BaseException:  # no room, or the network was asked for a way in vain
             self._unstage(staged)
             raise
         change = self._publish(rows, removed, staged)
@@ -510,7 +510,8 @@ class ServiceTable:
         for number in staged.pinned:
             self._names.release(number)
         for new in staged.rows:
-            self._give_row(new.number, new.first_slot, new.slots + new.content.members, new.first_range, new.ranges)
+            slots = new.slots and new.slots + new.content.members  # none of either, if there was no room for them
+            self._give_row(new.number, new.first_slot, slots, new.first_range, new.ranges)
         self._is_taken[staged.places] = 0
         for endpoint in staged.endpoints:
             self._leave_endpoint(endpoint, staged.unused)
@@ -600,6 +601,10 @@ class ServiceTable:
         """Return what `apply` has parted with since the last call: to be given to `release` after a grace period."""
         parted, self._parted = self._parted, Parted([], [])
         return parted
+
+    def put_back(self, parted: Parted) -> None:
+        """Part with what was taken once more: it was not released."""
+        self._parted = Parted(parted.rows + self._parted.rows, parted.endpoints + self._parted.endpoints)
 
     def vips(self) -> frozenset[int]:
         """Return all addresses that are VIPs, as numbers: those of frontends, and not the node's own."""

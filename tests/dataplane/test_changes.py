@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dataplane import jobs, reloading
+from dataplane import node as node_module
 from dataplane.in_force import InForce
 from dataplane.nexthops import NextHops
 from lb.live import Live
+from lb.table import Change
 from tests.memory_node import MemoryNode
 from tests.packets import syn, udp
-from tests.services import Service
+from tests.services import Service, write_manifests
 from xdp.addresses import address_of
+from xdp.errors import TableFullError
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
 
@@ -203,3 +209,132 @@ def test_what_vips_of_the_nodes_own_do_not_concern_is_planned_alone(node):
     external = service("b", {"port": 30080}, externalIPs=[own])
     node.reload(external, slice_of("b", "10.2.0.1"))
     assert not node.reload(external, slice_of("b", "10.2.0.1", "10.2.0.2"))
+
+
+class Refusing:
+    """Has tables refuse what they are told, for as long as it is asked to."""
+
+    def __init__(self, node: MemoryNode, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+        self.tries = 0
+        self.is_over = False
+        self._error = error
+        self._apply = node._node.services.apply
+        monkeypatch.setattr(node._node.services, "apply", self.apply)
+        for module in (node_module, reloading):
+            monkeypatch.setattr(module, "_TRY_AGAIN_S", 0.001)
+
+    def apply(self, *arguments: Any) -> Change:
+        self.tries += 1
+        if not self.is_over:
+            raise self._error
+        return self._apply(*arguments)
+
+
+async def until(is_so: Callable[[], object], job: Coroutine[Any, Any, None]) -> None:
+    """Run a job until something is so."""
+    running = asyncio.create_task(job)
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - whatever a job does in its thread
+            await asyncio.sleep(0.001)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+async def why(node: MemoryNode) -> list[str]:
+    """Return what is not as it should be; in a thread, as `status` has an event loop of its own."""
+    return list((await asyncio.to_thread(node.status))["why"])
+
+
+def test_an_address_that_came_when_tables_were_full_is_served_as_soon_as_they_are_not(node, monkeypatch):
+    port = service("c", {"port": 80, "nodePort": 30080}, clusterIP="10.96.0.3", type="NodePort")
+    node.reload(port, slice_of("c", *HOSTS["c"]))
+    monkeypatch.setattr(node._node.next_hops, "node_port_addresses", lambda _: (ip_address("192.0.2.1"),))
+    refusing = Refusing(node, monkeypatch, TableFullError("no room"))
+
+    async def scenario() -> None:
+        node._node.addresses_changed.set()
+        await until(lambda: refusing.tries > 2, node._node.follow_addresses())
+        assert "addresses: TableFullError: no room" in await why(node)
+        refusing.is_over = True
+        await until(lambda: "192.0.2.1:30080" in node.programmed(), node._node.follow_addresses())
+        refusing.tries = 0
+        await until(lambda: True, node._node.follow_addresses())
+        assert refusing.tries == 0
+
+    asyncio.run(scenario())
+
+
+def test_manifests_that_were_refused_for_a_reason_that_passes_are_tried_again(node, monkeypatch, caplog):
+    node.apply(Service("b", node.vip(1, 80), (node.endpoint("web-1"),)))
+    refusing = Refusing(node, monkeypatch, TableFullError("no room"))
+    manifests, in_force = node._node.manifests, node._node.in_force
+    write_manifests(node._file, [Service("b", node.vip(2, 80), (node.endpoint("web-1"),))])
+
+    async def scenario() -> None:
+        manifests.reload_all()
+        await until(lambda: refusing.tries > 2, manifests.run(in_force, node._node.strays))
+        told = (await why(node))[0]
+        assert told == "the configuration of before goes on, the new one cannot be applied yet: no room"
+        assert caplog.text.count("no room") == 1
+        refusing.is_over = True
+        await until(lambda: manifests.rejected is None, manifests.run(in_force, node._node.strays))
+        assert list(node.programmed()) == [node.vip(2, 80)]
+
+    asyncio.run(scenario())
+
+
+def test_manifests_that_are_wrong_are_read_again_when_they_change(node, monkeypatch):
+    monkeypatch.setattr(reloading, "_TRY_AGAIN_S", 0.001)
+    manifests = node._node.manifests
+    node.apply(Service("b", node.vip(1, 80), (node.endpoint("web-1"),)))
+    node._file.write_text("{")
+
+    async def scenario() -> None:
+        manifests.reload_all()
+        await until(lambda: manifests.rejected, manifests.run(node._node.in_force, node._node.strays))
+        read = manifests.desired
+        assert "is not valid" in (await why(node))[0]
+        ended = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.1, ended.set)
+        await until(ended.is_set, manifests.run(node._node.in_force, node._node.strays))
+        assert manifests.desired == read
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("failing", ["grace", "connections", "filter"])
+def test_what_a_change_leaves_behind_is_cleared_up_though_it_fails_the_first_time(node, monkeypatch, failing):
+    whole, done = node._node, []
+    monkeypatch.setattr(jobs, "_BEGIN_AGAIN_S", 0.001)
+
+    def step(name: str, do: Callable[..., object] = lambda *_: None) -> Callable[..., None]:
+        def stepped(*arguments: object) -> None:
+            done.append((name, *arguments))
+            if name == failing and [each[0] for each in done].count(name) == 1:
+                raise OSError("no such luck")
+            do(*arguments)
+
+        return stepped
+
+    both = tuple(map(node.endpoint, ("web-1", "web-2")))
+    node.apply(Service("b", node.vip(1, 80), both))
+    monkeypatch.setattr(whole.flows, "wait_for_grace", step("grace"))
+    monkeypatch.setattr(whole.services, "release", step("room", whole.services.release))
+    monkeypatch.setattr(whole.strays, "end", step("connections", whole.strays.end))
+    monkeypatch.setattr(whole.engine, "tidy", step("filter"), raising=False)
+    write_manifests(node._file, [Service("b", node.vip(1, 80), both[:1])])
+    whole.in_force.apply(whole.manifests.load())
+
+    async def scenario() -> None:
+        async with asyncio.TaskGroup() as group:
+            (task,) = whole.jobs.start(group, {"sweep": whole._sweep})
+            async with asyncio.timeout(20):
+                while [each[0] for each in done].count("filter") < 1 + (failing == "filter"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            task.cancel()
+
+    asyncio.run(scenario())
+    released = [parted for name, parted in (each[:2] for each in done if each[0] == "room") if parted]
+    assert [(len(parted.rows), len(parted.endpoints)) for parted in released] == [(1, 1)]
+    assert [each[0] for each in done[-4:]] == ["grace", "room", "connections", "filter"]

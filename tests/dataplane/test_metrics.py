@@ -154,6 +154,16 @@ def in_loop(scenario, answer=lambda *_: STATUS):
     return asyncio.run(run())
 
 
+def test_no_thread_wakes_up_to_see_whether_somebody_asks():
+    before = set(threading.enumerate())
+
+    async def run():
+        with serve(("127.0.0.1", 0), lambda *_: STATUS):
+            assert set(threading.enumerate()) == before
+
+    asyncio.run(run())
+
+
 def is_answered(port):
     with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         return b"turnout_up 1" in answer.read()

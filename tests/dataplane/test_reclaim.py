@@ -389,6 +389,19 @@ def test_flows_follow_a_withdrawn_route_to_the_one_that_covers_it_and_its_row_is
     assert row not in site.rows().values()
 
 
+def test_rows_that_have_come_to_one_router_are_freed_together_and_it_is_followed_still() -> None:
+    routers = [GATEWAY, neighbour("10.0.0.1"), neighbour("10.0.0.2")]
+    site = Site(World([LAN, DEFAULT, *many_routes(1, "10.0.0.1"), route("101.0.0.0/24", 2, "10.0.0.2")], routers))
+    set_routes(site.world, site.node, [LAN, DEFAULT])
+    site.free()
+    assert "0.0.0.0/0" in site.rows()
+    assert not {"100.0.0.0/24", "101.0.0.0/24"} & site.rows().keys()
+    site.world.tell(neighbour("10.1.0.1", M1, ifindex=3))
+    site.node.turn()
+    assert site.world.mac(lookup(site.node.hops, wire("100.0.0.7"))) == M1
+    assert GATEWAY.key not in site.world.returned, "it is needed by the default route"
+
+
 def test_flows_of_ipv6_follow_their_routes() -> None:
     routers = [neighbour("2001:db8::1"), neighbour("2001:db8::2", M2)]
 

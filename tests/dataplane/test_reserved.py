@@ -65,6 +65,49 @@ def test_C12_a_successor_with_other_ports_gives_those_of_its_predecessor_back(in
     assert sysctl.read(SYSCTL) == ""
 
 
+@pytest.mark.root
+def test_C12_nodes_that_share_ports_give_them_back_when_the_last_has_no_use_for_them(inside: None, tmp_path: Path):
+    first, second, third = (tmp_path / f"{name}.ports" for name in ("first", "second", "third"))
+    sysctl.write(SYSCTL, "8080,61005-61009")
+    reserved.reserve(PortRange(61000, 61099), first)
+    reserved.reserve(PortRange(61050, 61199), second)
+    reserved.reserve(PortRange(61000, 61099), first)  # a restart
+    reserved.give_back(first)
+    assert sysctl.read(SYSCTL) == "8080,61005-61009,61050-61199"
+    reserved.reserve(PortRange(61190, 61199), third)
+    reserved.give_back(second)
+    assert sysctl.read(SYSCTL) == "8080,61005-61009,61190-61199"
+    reserved.give_back(third)
+    assert sysctl.read(SYSCTL) == "8080,61005-61009"
+
+
+@pytest.mark.root
+def test_C12_a_node_of_another_network_namespace_has_no_part_in_them(inside: None, world: World, tmp_path: Path):
+    here, there = tmp_path / "here.ports", tmp_path / "there.ports"
+    reserved.reserve(PortRange(61000, 61099), here)
+    with world["client"].entered():
+        reserved.reserve(PortRange(61000, 61099), there)
+    reserved.give_back(here)
+    assert sysctl.read(SYSCTL) == ""
+    with world["client"].entered():
+        assert sysctl.read(SYSCTL) == "61000-61099"
+        reserved.give_back(there)
+        assert sysctl.read(SYSCTL) == ""
+
+
+@pytest.mark.root
+def test_C12_what_a_node_reserved_in_another_network_namespace_is_not_taken_back_here(
+    inside: None, world: World, tmp_path: Path
+):
+    record = tmp_path / "node.ports"
+    with world["client"].entered():
+        reserved.reserve(PortRange(61000, 61099), record)
+    sysctl.write(SYSCTL, "61000-61099")
+    reserved.give_back(record)
+    assert sysctl.read(SYSCTL) == "61000-61099"
+    assert not record.exists()
+
+
 def test_C12_what_cannot_be_reserved_is_said_and_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -75,6 +75,22 @@ def test_what_cannot_be_compared_is_told_once(caplog: pytest.LogCaptureFixture):
     assert "an interface has none" in caplog.messages[1]
 
 
+def test_what_could_not_be_told_is_told_the_next_time():
+    told = []
+
+    def tell(addresses: frozenset[bytes]) -> None:
+        told.append(addresses)
+        if len(told) == 1:
+            raise OSError("no netlink")
+
+    stations = Stations(lambda _: None, tell)
+    with pytest.raises(OSError, match="no netlink"):
+        stations.follow((mac(1),))
+    stations.follow((mac(1),))
+    stations.follow((mac(1),))
+    assert told == [frozenset({mac(1)})] * 2
+
+
 @pytest.mark.root
 def test_the_kernel_tells_what_is_on_top_of_what():
     def of(name: str) -> bytes:

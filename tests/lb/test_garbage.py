@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lb.garbage import no_collections
+from lb.garbage import leave_alone, no_collections
 
 
 class Cycle:
@@ -46,5 +46,16 @@ def test_a_great_many_objects_are_never_looked_at_and_go_with_the_last_reference
     is_there = weakref.ref(kept := Cycle())
     del kept, made
     assert gc.get_freeze_count() < frozen + 200_000
+    gc.collect()
+    assert is_there() is None
+
+
+def test_what_is_left_alone_is_never_looked_at_and_what_was_garbage_has_gone():
+    garbage, kept = weakref.ref(Cycle()), Cycle()
+    leave_alone()
+    assert garbage() is None
+    assert not any(each is kept for each in gc.get_objects())
+    is_there = weakref.ref(made := Cycle())
+    del made
     gc.collect()
     assert is_there() is None

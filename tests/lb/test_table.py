@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -13,7 +14,7 @@ from lb import compiled, maglev
 from lb.rows import ServiceRow
 from lb.table import ServiceTable
 from tests.packets import DNS_VIP, VIP, Address, address
-from xdp.addresses import number_of
+from xdp.addresses import IPAddress, number_of
 from xdp.byteorder import swap16, swap32
 from xdp.errors import TableFullError
 from xdp.names import Names
@@ -397,6 +398,42 @@ def test_what_finds_no_room_changes_nothing(what: str):
         assert rows.endpoints(first) == {(int(host), port) for host, port in ports[0].endpoints}
     rows.writer.apply(ports[:1])  # and room is left as before
     rows.writer.release(rows.writer.take_parted())
+
+
+def test_what_finds_no_slots_gives_back_none_for_its_members():
+    """They lie behind its slots: those that begin the table are another row's."""
+    rows = Rows(replace(CAPACITY, endpoints=512, maglev_slots=1000))
+    rows.writer.apply([WEB])
+    many = port_of(*((C[0] + host, 8080) for host in range(400)), frontends=((VIP[0], 443),), affinity_s=600)
+    with pytest.raises(TableFullError, match="Maglev slots"):
+        rows.writer.apply([WEB, many])
+    rows.writer.apply([WEB, DNS])
+    assert rows.endpoints(VIP) == {A, B}
+    assert rows.endpoints(DNS_VIP, UDP) == {C}
+
+
+def test_an_error_of_the_network_changes_nothing_and_the_next_try_is_as_the_first():
+    def hop_of(host: IPAddress) -> int:
+        if is_unreachable:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+        return int(host) & 3
+
+    is_unreachable = False
+    rows, never = Rows(), Rows()
+    for each in (rows, never):
+        each.writer = ServiceTable(each.tables, SEED, hop_of)
+        each.writer.apply([DNS])
+    is_unreachable = True
+    with pytest.raises(OSError, match="No buffer space"):
+        rows.writer.apply([DNS, WEB, WEB6])
+    assert rows.row(VIP) == compiled.MISS
+    assert pinned(rows) == {}
+    is_unreachable = False
+    for each in (rows, never):
+        each.writer.apply([DNS, WEB, WEB6])
+    assert rows.snapshot() == never.snapshot()
+    assert rows.endpoints(VIP) == {A, B}
+    assert pinned(rows) == pinned(never)
 
 
 def test_a_successor_with_the_same_configuration_writes_nothing(rows: Rows):

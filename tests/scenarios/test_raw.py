@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from dataplane.settings import DEFAULT_SNAT_PORTS
 from perf import clients
 from perf.world import World
 from tests.daemon import Daemon
@@ -58,6 +59,11 @@ def _services(site: Site) -> Iterator[None]:
 def tables(site: Site) -> list[str]:
     """Return the nftables tables of the node."""
     return site.world.node.run(["nft", "list", "tables"]).stdout.split("\n")[:-1]
+
+
+def reserved_ports(site: Site) -> str:
+    """Return the ports that the kernel gives to nobody by itself."""
+    return site.world.node.run(["cat", "/proc/sys/net/ipv4/ip_local_reserved_ports"]).stdout.strip()
 
 
 def reasons(site: Site) -> dict[str, int]:
@@ -353,7 +359,9 @@ def test_what_is_left_after_sigterm(site, flags):
         assert daemon.wait() == 0
         assert len(tables(site)) == bool(flags)
         assert ask(0.2) is None
+    assert reserved_ports(site) == str(DEFAULT_SNAT_PORTS)
     daemon.turnout("detach")
+    assert reserved_ports(site) == ""
     assert tables(site) == []
     assert not daemon.settings.table_folder.exists()
 
