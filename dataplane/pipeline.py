@@ -38,7 +38,7 @@ _WITH_PORTS = wire.ETHERNET_BYTES + wire.IPV4_BYTES + 4
 @inlined
 def _may_answer_arp(tables, link, now):
     """Tell whether another question for a VIP may be answered in this second, and count that it is."""
-    if np.int32(np.uint32(now) - link.since) >= np.int32(tables.control[0].hertz):
+    if np.uint32(np.uint32(now) - link.since) >= tables.control[0].hertz:  # unsigned: it began at any time
         link.since = now
         link.answers = 0
     if link.answers == _ARP_ANSWERS:
