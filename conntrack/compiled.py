@@ -369,8 +369,11 @@ def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out,
     _prefetch_tags(tables, reply_hashed)
     _prefetch_tags(tables, hashed)
 
-    if _locate(tables, reply_hashed, reply_addrs, reply_ports, protocol, MISS) != MISS:
-        return TAKEN
+    old = _locate(tables, reply_hashed, reply_addrs, reply_ports, protocol, MISS)
+    if old != MISS:
+        if not is_expired(tables, old, now):
+            return TAKEN
+        withdraw(tables, old)  # whose a packet's key is over is not asked either, swept or not
     reply = _claim(tables, reply_hashed)
     if reply == FULL:
         return FULL

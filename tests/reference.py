@@ -1127,6 +1127,9 @@ class Reference:
             sources = self._ports_of(addresses, key)
         for source in sources:
             translated = Key(source, (endpoint[0], 0) if key.is_echo else endpoint, key.protocol)
+            taken = self.flows.get(translated.turned())
+            if taken and self._is_expired(taken[0], now):
+                self.withdraw(taken[0])
             if translated.turned() not in self.flows:
                 connection = Connection(key, translated, state, service.timeouts, [now, now])
                 for way in states.BOTH:

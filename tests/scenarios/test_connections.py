@@ -272,6 +272,22 @@ def test_C5_what_has_expired_is_no_connection_for_answers_either(node):
 
 
 @_moment
+def test_C5_what_has_expired_keeps_no_client_s_port_from_another_connection(node):
+    """The endpoint gets the same from either VIP, so that a reply is one connection's only."""
+    endpoint = node.endpoint("web-1", PORT)
+    one, other = (Service(name, node.vip(number, 80), (endpoint,)) for number, name in ((1, "one"), (2, "other")))
+    node.apply(one, other)
+    client = node.client()
+    assert goes_to(node, syn(client, one.at), client, node.at("web-1", PORT))
+    node.advance(59)
+    assert node.send(syn(client, other.at)).reason is Reason.REPLY_CLASH
+    node.advance(2)  # and nobody has swept
+    assert goes_to(node, syn(client, other.at), client, node.at("web-1", PORT))
+    assert comes_back(node, syn_ack(node.at("web-1", PORT), client), other, client, node.at("web-1", PORT))
+    assert [flow["frontend"] for flow in node.flows(client=text_of(client))] == [text_of(other.at)]
+
+
+@_moment
 def test_C6_C7_a_flood_of_unreplied_datagrams_evicts_no_open_connection(node):
     service = Service("web", node.vip(1, 80), (node.endpoint("web-1", PORT),))
     flood = Service("dns", node.vip(10, 53), (node.endpoint("web-2", PORT),), "UDP")

@@ -187,6 +187,21 @@ static inline bool is_elsewhere(const struct tuple *tuple, u64 hash, u32 besides
 	return false;
 }
 
+/* Whether a reply's key belongs to another connection. One that has expired gives it up: it is not swept, or not yet. */
+static inline bool is_taken(const struct tuple *reply, u64 hash, u32 now, const struct machine *rules,
+			    const struct control *words)
+{
+	struct flow *flow;
+
+	if (!is_elsewhere(reply, hash, NO_SLOT))
+		return false;
+	flow = find_by_tag(reply, hash);
+	if (!flow || !is_expired(flow, rules->timeout[flow->state], now, words))
+		return true;
+	retire(flow, now);
+	return is_elsewhere(reply, hash, NO_SLOT);
+}
+
 static inline u64 words_of(u64 value)
 {
 	return (value & 0xffff) + (value >> 16 & 0xffff) + (value >> 32 & 0xffff) + (value >> 48);
@@ -439,7 +454,7 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 	struct endpoint *endpoint;
 	struct next_hop *way;
 	enum reason reason;
-	bool is_taken = true;
+	bool is_free = false;
 	u64 hash, reply_hash;
 
 	if (!state)
@@ -482,11 +497,11 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 		reply = turned(&after);
 		reply_hash = hash_tuple(&reply, words->hash_key[0], words->hash_key[1]);
 		fetch_home(reply_hash);
-		is_taken = is_elsewhere(&reply, reply_hash, NO_SLOT);
-		if (!is_taken)
+		is_free = !is_taken(&reply, reply_hash, passage->now, rules, words);
+		if (is_free)
 			break;
 	}
-	if (is_taken)
+	if (!is_free)
 		return REASON_REPLY_CLASH;
 	passage->slot = insert(&who.tuple, &after, state | service->timeouts, out, back, passage->now, rules, words, &reason);
 	return passage->slot == NO_SLOT ? reason : REASON_ADMITTED;
