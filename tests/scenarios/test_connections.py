@@ -263,6 +263,23 @@ def test_C5_either_direction_keeps_a_connection(node):
 
 
 @_moment
+def test_C5_a_client_that_begins_again_does_not_keep_a_connection_whose_endpoint_is_dead(node):
+    """Its SYNs go to the endpoint, which would answer them if it knew of the connection, or of none."""
+    service = serve(node, WEB, "web-1")
+    client, endpoint = open_connection(node, service)
+    node.advance(7990)
+    assert goes_to(node, syn(client, service.at), client, endpoint)
+    assert node.flow(client)["expires_s"] == 10
+    node.send(ack(endpoint, client), "web-1")  # it knows
+    assert node.flow(client)["expires_s"] == 8000
+    node.advance(7990)
+    serve(node, WEB, "web-2")
+    assert goes_to(node, syn(client, service.at), client, endpoint)
+    node.advance(11)
+    assert goes_to(node, syn(client, service.at), client, node.at("web-2", PORT))
+
+
+@_moment
 def test_C5_what_has_expired_is_no_connection_for_answers_either(node):
     service, client = serve(node, DNS, "web-1"), node.client()
     node.send(udp(client, service.at))

@@ -180,7 +180,7 @@ static inline struct result hand_over(struct xdp_md *ctx, const struct packet *p
 	if (rewrite_any(ctx, packet, flow, 0, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	advance(flow, event, rules);
-	touch(flow, now, 1, length);
+	touch(flow, event, now, 1, length);
 	return pass(REASON_TO_KERNEL);
 }
 
@@ -198,7 +198,7 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 	advance(flow, event, rules);
 	if (rewrite_any(ctx, packet, flow, hop, is_ipv6))
 		return pass(REASON_TOO_SHORT);
-	touch(flow, now, 1, length);
+	touch(flow, event, now, 1, length);
 	/* Back out of the same interface, too: on a veth, XDP_TX does not wake a peer that has GRO and no program. */
 	return (struct result){ bpf_redirect(hop->ifindex, 0), REASON_FORWARDED };
 }
