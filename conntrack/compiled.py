@@ -43,7 +43,7 @@ from xdp.hash import (
     tag_of,
 )
 from xdp.jit import compiled, inlined
-from xdp.schema import Direction, Limit, Protocol, State, Tag
+from xdp.schema import Direction, Event, Limit, Protocol, State, Tag
 
 MISS = -1  # no such flow
 FULL = -2  # no slot in either bucket
@@ -60,7 +60,8 @@ _LANE = np.uint64(0xFFFF)
 _ONE = np.uint64(1)
 _ORIGINAL = np.uint8(Direction.ORIGINAL)
 _REPLY = np.uint8(Direction.REPLY)
-_ESTABLISHED, _RESET = np.uint8(State.ESTABLISHED), np.uint8(State.RESET)
+_SYN_RECEIVED, _ESTABLISHED, _RESET = map(np.uint8, (State.SYN_RECEIVED, State.ESTABLISHED, State.RESET))
+_SYN = int(Event.SYN)
 _STATE_BITS, _SET_BITS = np.uint8(Limit.STATE_BITS), np.uint8(~Limit.STATE_BITS & 0xFF)
 _PUBLISHED, _NOT_PUBLISHED = np.uint8(1), np.uint8(0)
 _IPV6, _ICMP = int(Protocol.IPV6), int(Protocol.ICMP)
@@ -369,8 +370,11 @@ def insert(tables, addrs, ports, new_addrs, new_ports, protocol, state, hop_out,
     _prefetch_tags(tables, reply_hashed)
     _prefetch_tags(tables, hashed)
 
-    if _locate(tables, reply_hashed, reply_addrs, reply_ports, protocol, MISS) != MISS:
-        return TAKEN
+    old = _locate(tables, reply_hashed, reply_addrs, reply_ports, protocol, MISS)
+    if old != MISS:
+        if not is_expired(tables, old, now):
+            return TAKEN
+        withdraw(tables, old)  # whose a packet's key is over is not asked either, swept or not
     reply = _claim(tables, reply_hashed)
     if reply == FULL:
         return FULL
@@ -453,7 +457,10 @@ def drop_early(tables, addrs, ports, new_addrs, new_ports, protocol, now):
 
 @inlined
 def touch(tables, slot, event, length, now):
-    """Note a packet of `length` bytes at `slot`: counters, last-seen, and the state of both records if it changes."""
+    """Note a packet of `length` bytes at `slot`: counters, last-seen, and the state of both records if it changes.
+
+    A SYN of the client on an open connection does not keep it (find.c).
+    """
     flows, rules = tables.flows, tables.machine[0]
     record = flows[slot]
     state = record.state
@@ -461,7 +468,8 @@ def touch(tables, slot, event, length, now):
     if new != state:
         record.state = new
         flows[record.peer].state = new
-    record.last_seen = now
+    if event != _SYN or record.direction != _ORIGINAL or state & _STATE_BITS <= _SYN_RECEIVED:
+        record.last_seen = now
     record.packets += np.uint64(1)
     record.bytes += np.uint64(length)
 

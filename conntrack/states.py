@@ -20,8 +20,8 @@ BOTH = (ORIGINAL, REPLY)
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 _OPEN = (S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.ESTABLISHED)
-_UNREPLIED = (S.SYN_SENT, S.ADOPTED)
-_TCP = (*_OPEN, S.FIN_ORIGINAL, S.FIN_REPLY, S.TIME_WAIT, S.CLOSING)
+_UNREPLIED = (S.SYN_SENT, S.ADOPTED, S.ADOPTED_FIN)
+_TCP = (*_OPEN, S.ADOPTED_FIN, S.FIN_ORIGINAL, S.FIN_REPLY, S.TIME_WAIT, S.CLOSING)
 
 # (state, direction, event) -> next state. What is not listed stays as it is.
 TRANSITIONS: dict[tuple[State, Direction, Event], State] = {
@@ -32,16 +32,23 @@ TRANSITIONS: dict[tuple[State, Direction, Event], State] = {
     (S.SYN_RECEIVED, ORIGINAL, E.DATA): S.ESTABLISHED,
     (S.ADOPTED, REPLY, E.ACK): S.ESTABLISHED,
     (S.ADOPTED, REPLY, E.DATA): S.ESTABLISHED,
+    (S.ADOPTED, REPLY, E.SYN_ACK): S.SYN_RECEIVED,  # the older one is reset, and a SYN sent again is answered
+    (S.ADOPTED, ORIGINAL, E.FIN): S.ADOPTED_FIN,  # the first packet's, too
+    (S.ADOPTED_FIN, REPLY, E.ACK): S.FIN_ORIGINAL,
+    (S.ADOPTED_FIN, REPLY, E.DATA): S.FIN_ORIGINAL,
     # A FIN from one side keeps the other. What only the client has said anything on stays unreplied, whatever it says:
     # a flood of SYN and FIN, or SYN, RST and ACK, must not make connections that last (C6).
     **{(s, ORIGINAL, E.FIN): S.FIN_ORIGINAL for s in _OPEN if s not in _UNREPLIED},
     **{(s, REPLY, E.FIN): S.FIN_REPLY for s in _OPEN},
+    (S.ADOPTED_FIN, REPLY, E.FIN): S.TIME_WAIT,
     (S.FIN_ORIGINAL, REPLY, E.FIN): S.TIME_WAIT,
     (S.FIN_REPLY, ORIGINAL, E.FIN): S.TIME_WAIT,
-    # A RST shortens a flow's life and never ends it, so a blind one does no harm: data revives the flow (C3).
+    # A RST shortens a flow's life and never ends it, so a blind one does no harm: data revives the flow (C3). For as
+    # long as an open one once both sides have gone on: what one side had sent before it saw the RST may come late.
     **{(s, ORIGINAL, E.RST): S.CLOSING for s in _TCP if s != S.TIME_WAIT and s not in _UNREPLIED},
     **{(s, REPLY, E.RST): S.CLOSING for s in _TCP if s != S.TIME_WAIT},
-    **{(S.CLOSING, way, event): S.ESTABLISHED for way in BOTH for event in (E.ACK, E.DATA)},
+    **{(S.CLOSING, ORIGINAL, event): S.ADOPTED for event in (E.ACK, E.DATA)},
+    **{(S.CLOSING, REPLY, event): S.SYN_RECEIVED for event in (E.ACK, E.DATA)},
     (S.UDP_UNREPLIED, REPLY, E.DATA): S.UDP_REPLIED,
 }
 
@@ -63,6 +70,7 @@ TIMEOUT_S: dict[State, float] = {
     S.SYN_SENT: 60,
     S.SYN_RECEIVED: 60,
     S.ADOPTED: 60,
+    S.ADOPTED_FIN: 60,
     S.ESTABLISHED: 8000,
     S.FIN_ORIGINAL: 8000,  # half-closed connections may stay silent for as long as open ones
     S.FIN_REPLY: 8000,
@@ -76,7 +84,7 @@ TIMEOUT_S: dict[State, float] = {
 
 # What a Service may call them.
 NAMED: dict[str, tuple[State, ...]] = {
-    "syn": (S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED),
+    "syn": (S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.ADOPTED_FIN),
     "established": (S.ESTABLISHED, S.FIN_ORIGINAL, S.FIN_REPLY),
     "closing": (S.CLOSING,),
     "time-wait": (S.TIME_WAIT,),
@@ -89,7 +97,7 @@ AT_ONCE = 0xFFFFFFFF  # a timeout of -1 jiffies
 
 # Who goes first when both buckets are full: never an established connection (C6, C7).
 EARLY_DROP: dict[State, int] = {
-    **dict.fromkeys((S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.UDP_UNREPLIED, S.ECHO), 1),
+    **dict.fromkeys((S.SYN_SENT, S.SYN_RECEIVED, S.ADOPTED, S.ADOPTED_FIN, S.UDP_UNREPLIED, S.ECHO), 1),
     **dict.fromkeys((S.CLOSING, S.TIME_WAIT, S.RESET), 2),
 }
 

@@ -233,21 +233,24 @@ def publish_routes6(hops, starts, highs, lows, targets):
 
 
 @compiled
-def _host_place(hosts, address):
-    """Return where an address is in `hosts`, or the empty place where it would be. Never full: twice the rows."""
+def _find_host(hosts, address):
+    """Return (place, word) of an address in `hosts`, or of the empty place where it would be.
+
+    It is never full: twice the rows. What is at the place may be another word a moment later, of another host.
+    """
     last = len(hosts) - 1
     place = np.int64((np.uint64(address) * np.uint64(GOLDEN)) >> np.uint64(32)) & last
     while True:
         word = load_acquire(hosts, place)
         if word == 0 or word >> np.uint64(32) == np.uint64(address):
-            return place
+            return place, word
         place = (place + 1) & last
 
 
 @compiled
 def host_row(hops, address):
     """Return the row of a host (address, or its name's number), MISS if it has none."""
-    word = load_acquire(hops.hosts, _host_place(hops.hosts, address))
+    _, word = _find_host(hops.hosts, address)
     return np.int64(word & np.uint64(_LOW)) if word != 0 else MISS
 
 
@@ -256,8 +259,8 @@ def set_host_row(hops, address, row):
     """Change `hops`: an address, or a name's number, has this row from now on."""
     word = np.uint64(address) << np.uint64(32) | np.uint64(row)
     while True:
-        place = _host_place(hops.hosts, address)
-        if compare_and_swap(hops.hosts, place, load_acquire(hops.hosts, place), word):  # XDP adds hosts, too
+        place, found = _find_host(hops.hosts, address)
+        if compare_and_swap(hops.hosts, place, found, word):  # XDP adds hosts, too
             return
 
 
@@ -287,8 +290,8 @@ def _remove_at(hosts, hole):
 @compiled
 def remove_host(hops, epochs, address):
     """Change `hops`: an address, or a name's number, has no row any more. Who has just missed another tries again."""
-    place = _host_place(hops.hosts, address)
-    if load_acquire(hops.hosts, place) != 0:
+    place, word = _find_host(hops.hosts, address)
+    if word != 0:
         _remove_at(hops.hosts, place)
         fetch_add(epochs, 0, np.uint32(1))
 
@@ -307,7 +310,7 @@ def mend_hosts(hops, used):
         address, row = word >> np.uint64(32), np.int64(word & np.uint64(_LOW))
         if used[row] == _FREE_ROW:
             _remove_at(hosts, place)
-        elif _host_place(hosts, address) != place:
+        elif _find_host(hosts, address)[0] != place:
             _remove_at(hosts, place)
             if host_row(hops, address) == MISS:
                 set_host_row(hops, address, row)

@@ -38,7 +38,7 @@ _WITH_PORTS = wire.ETHERNET_BYTES + wire.IPV4_BYTES + 4
 @inlined
 def _may_answer_arp(tables, link, now):
     """Tell whether another question for a VIP may be answered in this second, and count that it is."""
-    if np.int32(np.uint32(now) - link.since) >= np.int32(tables.control[0].hertz):
+    if np.uint32(np.uint32(now) - link.since) >= tables.control[0].hertz:  # unsigned: it began at any time
         link.since = now
         link.answers = 0
     if link.answers == _ARP_ANSWERS:
@@ -80,6 +80,34 @@ def _answer_arp(node, frames, start, length, now):
 
 
 @inlined
+def _answer_other(node, frames, start, found, family, now):
+    """What is neither TCP nor summed UDP in one piece, nor of a flow: ours if it is to a VIP. As `_handle_rest`."""
+    tables, packet = node.tables, node.packet[0]
+    nowhere = np.uint32(NOWHERE)
+    if not services.is_vip(tables, np.uint32(packet.addrs >> np.uint64(32)), family):
+        if found == Reason.VIP_ECHO:
+            return Reason.OTHER_ICMP, nowhere
+        if found == Reason.UNSUMMED:
+            return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, nowhere
+        return found, nowhere
+    if packet.ttl <= 1:
+        return Reason.TTL_EXPIRED, nowhere
+    if found == Reason.TOO_SHORT or (not family and not wire.has_sound_checksum(frames, start, packet)):
+        return Reason.MALFORMED, nowhere
+    if packet.source_routed:
+        return Reason.SOURCE_ROUTED, nowhere
+    if found == Reason.UNSUMMED:
+        return found, nowhere
+    if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
+        if family:
+            return answers6.answer_echo(node, frames, start, now)
+        return answers.answer_echo(node, frames, start, now)
+    if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
+        return Reason.FORWARDED, nowhere
+    return Reason.NOT_SERVED, nowhere
+
+
+@inlined
 def _begin_ipv6(node, frames, start, length, longest, now):
     """Parse an IPv6 packet. Return (reason, egress); FORWARDED and NOWHERE: to go on with names for addresses."""
     tables, packet = node.tables, node.packet[0]
@@ -109,7 +137,7 @@ def _begin_ipv6(node, frames, start, length, longest, now):
         return _follow(node, frames, start, length, longest, now)
     if found == Reason.FLOW_FRAGMENT:
         return fragments.lead(node, now), np.uint32(NOWHERE)
-    return _answer_other6(node, frames, start, found, now)
+    return _answer_other(node, frames, start, found, _IPV6, now)
 
 
 @inlined
@@ -118,32 +146,6 @@ def _is_of_flow(node, now):
     packet = node.packet[0]
     slot = flows.find(node.tables, packet.addrs, packet.ports, packet.protocol)
     return slot != flows.MISS and not flows.is_expired(node.tables, slot, now)
-
-
-@inlined
-def _answer_other6(node, frames, start, found, now):
-    """What is neither TCP nor summed UDP in one piece: ours if it is to a VIP. As `_handle_rest`."""
-    tables, packet = node.tables, node.packet[0]
-    nowhere = np.uint32(NOWHERE)
-    if not services.is_vip(tables, np.uint32(packet.addrs >> np.uint64(32)), _IPV6):
-        if found == Reason.VIP_ECHO:
-            return Reason.OTHER_ICMP, nowhere
-        if found == Reason.UNSUMMED:
-            return Reason.OTHER_FRAGMENT if packet.fragment else Reason.NOT_OURS, nowhere
-        return found, nowhere
-    if packet.ttl <= 1:
-        return Reason.TTL_EXPIRED, nowhere
-    if found == Reason.TOO_SHORT:
-        return Reason.MALFORMED, nowhere
-    if packet.source_routed:
-        return Reason.SOURCE_ROUTED, nowhere
-    if found == Reason.UNSUMMED:
-        return found, nowhere
-    if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
-        return answers6.answer_echo(node, frames, start, now)
-    if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
-        return Reason.FORWARDED, nowhere
-    return Reason.NOT_SERVED, nowhere
 
 
 @inlined
@@ -164,27 +166,7 @@ def _handle_rest(node, frames, start, length, longest, found, now):
         if _is_of_flow(node, now):
             return Reason.FORWARDED, nowhere
         found = np.int64(Reason.OTHER_ICMP)
-    return _answer_other(node, frames, start, found, now)
-
-
-@inlined
-def _answer_other(node, frames, start, found, now):
-    """Another protocol, or ICMP that is no error: ours if it is to a VIP. As `_handle_rest`."""
-    tables, packet = node.tables, node.packet[0]
-    nowhere = np.uint32(NOWHERE)
-    if not services.is_vip(tables, np.uint32(packet.addrs >> np.uint64(32)), 0):
-        return Reason.OTHER_ICMP if found == Reason.VIP_ECHO else found, nowhere
-    if packet.ttl <= 1:
-        return Reason.TTL_EXPIRED, nowhere
-    if found == Reason.TOO_SHORT or not wire.has_sound_checksum(frames, start, packet):
-        return Reason.MALFORMED, nowhere
-    if packet.source_routed:
-        return Reason.SOURCE_ROUTED, nowhere
-    if found == Reason.VIP_ECHO and tables.control[0].ping == _ANSWER:
-        return answers.answer_echo(node, frames, start, now)
-    if found == Reason.VIP_ECHO and tables.control[0].ping == _FORWARD:
-        return Reason.FORWARDED, nowhere
-    return Reason.NOT_SERVED, nowhere
+    return _answer_other(node, frames, start, found, 0, now)
 
 
 @compiled

@@ -107,6 +107,8 @@ def _retry_held(node, originals, queue, scratch, now, counters):
             reason, egress = judge(node, originals, queue.held, start, length, now)
         if egress == AWAITED and holding.is_patient(node, reason, since, now):
             _hold(queue, scratch, queue.held, start, length, held.count[0], reason, since)
+        elif egress == AWAITED:  # without news it is not `node.packet[0]`, which is what would be refused
+            counters.packets[reason] += np.uint64(1)
         elif reason < _SENT:
             packetrings.send(queue, queue.held, start, length, egress, reason, counters)
         else:

@@ -76,18 +76,32 @@ def overwrite(slots, first, fresh):
         store_release(slots, first + index, fresh[index])
 
 
+@inlined
+def _service_at(tables, place, wanted):
+    """Return the row of the Service port behind the frontend `wanted` if it is at a place, or MISS.
+
+    A place is used again as soon as it is free: what it says is believed if it is the same frontend's after that.
+    """
+    keys = tables.frontend_keys
+    if load_acquire(keys, place) != wanted:
+        return np.int64(MISS)
+    row = np.int64(load_acquire(tables.frontend_services, place))
+    return row if load_acquire(keys, place) == wanted else np.int64(MISS)
+
+
 @compiled
 def find_frontend(tables, addr, port, protocol):
     """Return the row of the Service port behind (address, port, protocol), or MISS. Port and protocol 0: of a VIP."""
-    keys = tables.frontend_keys
     wanted = frontend_key(addr, port, protocol)
-    first, second = frontend_places(tables.control[0].hash_key, len(keys), addr, port, protocol)
+    first, second = frontend_places(tables.control[0].hash_key, len(tables.frontends), addr, port, protocol)
     for place in range(first, first + _WAYS):
-        if load_acquire(keys, place) == wanted:
-            return np.int64(tables.frontends[place].service)
+        row = _service_at(tables, place, wanted)
+        if row != MISS:
+            return row
     for place in range(second, second + _WAYS):
-        if load_acquire(keys, place) == wanted:
-            return np.int64(tables.frontends[place].service)
+        row = _service_at(tables, place, wanted)
+        if row != MISS:
+            return row
     return np.int64(MISS)
 
 

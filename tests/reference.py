@@ -549,9 +549,11 @@ class Connection:
         return self.translated if way == Direction.ORIGINAL else self.original.turned()
 
     def touch(self, way: Direction, event: Event, length: int, now: int) -> None:
-        """Note a packet."""
+        """Note a packet. A SYN of the client on an open connection does not keep it."""
         self.state = states.TRANSITIONS.get((self.state, way, event), self.state)
-        self.last_seen[way] = now
+        is_opening = self.state in (State.SYN_SENT, State.SYN_RECEIVED)
+        if event != Event.SYN or way != Direction.ORIGINAL or is_opening:
+            self.last_seen[way] = now
         self.packets[way] += 1
         self.bytes[way] += length
 
@@ -1127,6 +1129,9 @@ class Reference:
             sources = self._ports_of(addresses, key)
         for source in sources:
             translated = Key(source, (endpoint[0], 0) if key.is_echo else endpoint, key.protocol)
+            taken = self.flows.get(translated.turned())
+            if taken and self._is_expired(taken[0], now):
+                self.withdraw(taken[0])
             if translated.turned() not in self.flows:
                 connection = Connection(key, translated, state, service.timeouts, [now, now])
                 for way in states.BOTH:

@@ -89,8 +89,8 @@ def _other_of(tables, first, second, besides):
 
 
 @inlined
-def _claim(tables, first, second):
-    """Claim a free row for an address, in the emptier bucket; return it, or NOBODY."""
+def _free_row(tables, first, second):
+    """Return a free row for an address, in the emptier bucket, or NOBODY."""
     one, other = _places(tables, first, second)
     best, most = np.int64(NOBODY), 0
     for start in (one, other):
@@ -114,7 +114,7 @@ def intern(tables, first, second):
             if state == _ALIVE or (state == _DYING and compare_and_swap(states, row, _DYING, _ALIVE)):
                 return row
             continue
-        row = _claim(tables, first, second)
+        row = _free_row(tables, first, second)
         if row == NOBODY:
             return row
         if not compare_and_swap(states, row, _FREE, _CLAIMED):

@@ -81,8 +81,8 @@ class Tables(Bundle):
     `tags` is the flat array of u64 words (BUCKET_WORDS per bucket), `maglev` that of endpoint rows, `hosts` that of
     words; the others have one structured row per entry. The last ones are the fields of rows that go through atomic
     accesses: whether a flow is published, names (state, pins, how many), both words of an affinity, a Service's turn,
-    an endpoint's load, a frontend's key, a worker's heartbeat, turn and the word that says since when something waits
-    for it.
+    an endpoint's load, a frontend's key and Service port, a worker's heartbeat, turn and the word that says since when
+    something waits for it.
     """
 
     tags: npt.NDArray[np.uint64]
@@ -111,6 +111,7 @@ class Tables(Bundle):
     name_pins: npt.NDArray[np.uint32]
     name_count: npt.NDArray[np.uint64]
     frontend_keys: npt.NDArray[np.uint64]
+    frontend_services: npt.NDArray[np.uint32]
     affinity_words: npt.NDArray[np.uint64]
     round_robin: npt.NDArray[np.uint32]
     loads: npt.NDArray[np.uint32]
@@ -133,6 +134,7 @@ class Tables(Bundle):
             "loads": arrays["endpoints"]["load"],
             "affinity_words": arrays["affinity"].view(np.uint64),
             "frontend_keys": arrays["frontends"].view(np.uint64)[::2],
+            "frontend_services": arrays["frontends"]["service"],
             "heartbeats": arrays["workers"]["heartbeat"],
             "turns": arrays["workers"]["turn"],
             "waiting_since": arrays["workers"]["waiting_since"],

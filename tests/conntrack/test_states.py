@@ -156,8 +156,19 @@ def test_c2_a_syn_begins_anew_on_what_is_closing_only():
 def test_c3_a_rst_shortens_a_connection_s_life_and_data_revives_it(state: State, way: Direction):
     assert through(state, (way, E.RST)) is S.CLOSING
     assert states.TIMEOUT_S[S.CLOSING] == 10
-    for other in BOTH:
-        assert through(state, (way, E.RST), (other, E.ACK)) is S.ESTABLISHED
+    for first in BOTH:
+        revived = through(state, (way, E.RST), (first, E.ACK))
+        assert states.TIMEOUT_S[revived] == 60
+        assert through(revived, (Direction(1 - first), E.ACK)) is S.ESTABLISHED
+
+
+@pytest.mark.parametrize("late", BOTH)
+@pytest.mark.parametrize("state", [S.ESTABLISHED, S.FIN_ORIGINAL, S.FIN_REPLY])
+def test_c3_what_crosses_a_rst_makes_no_connection_that_lasts(state: State, late: Direction):
+    """However much one side has sent before it saw the RST of the other."""
+    reached = through(state, (Direction(1 - late), E.RST), *[(late, E.ACK)] * 9)
+    assert states.TIMEOUT_S[reached] == 60
+    assert states.EARLY_DROP[reached] == 1
 
 
 @pytest.mark.parametrize("state", [S.SYN_SENT, S.ADOPTED])
@@ -170,8 +181,15 @@ def test_c6_what_one_side_says_alone_never_makes_a_connection_that_lasts(first: 
     reached = {first}
     for _ in states.TIMEOUT_S:
         reached |= {through(state, (ORIGINAL, event)) for state in reached for event in Event if event < E.EVENTS}
-    assert reached == {first}
-    assert states.EARLY_DROP[first] == 1
+    assert reached <= {first, S.ADOPTED_FIN}
+    assert {(states.EARLY_DROP[state], states.TIMEOUT_S[state]) for state in reached} == {(1, states.TIMEOUT_S[first])}
+
+
+def test_c6_nor_does_a_client_alone_whom_the_endpoint_has_refused():
+    reached = {S.CLOSING}
+    for _ in states.TIMEOUT_S:
+        reached |= {through(state, (ORIGINAL, event)) for state in reached for event in Event if event < E.EVENTS}
+    assert max(states.TIMEOUT_S[state] for state in reached) == 60
 
 
 def test_c3_a_rst_does_not_shorten_time_wait():
@@ -183,6 +201,21 @@ def test_c11_a_connection_met_in_mid_stream_is_adopted_until_a_reply_proves_it()
         assert FIRST_STATE[event] is S.ADOPTED
     assert through(S.ADOPTED, (ORIGINAL, E.ACK)) is S.ADOPTED
     assert through(S.ADOPTED, (REPLY, E.ACK)) is S.ESTABLISHED
+
+
+@pytest.mark.parametrize("answer", [[E.FIN], [E.ACK, E.FIN], [E.DATA, E.ACK, E.FIN]])
+def test_c11_a_connection_met_at_its_client_s_fin_closes_with_the_endpoint_s(answer: list[Event]):
+    met = through(FIRST_STATE[E.FIN], (ORIGINAL, E.FIN))
+    assert through(met, *((REPLY, event) for event in answer), (ORIGINAL, E.ACK)) is S.TIME_WAIT
+    assert through(met, (REPLY, E.ACK)) is S.FIN_ORIGINAL
+    assert through(met, (REPLY, E.RST)) is S.CLOSING
+
+
+def test_c2_a_handshake_after_a_challenge_ack_establishes():
+    challenged = through(S.SYN_SENT, (REPLY, E.ACK), (ORIGINAL, E.RST), (ORIGINAL, E.SYN))
+    assert challenged is S.ADOPTED
+    assert through(challenged, (REPLY, E.SYN_ACK)) is S.SYN_RECEIVED
+    assert through(challenged, (REPLY, E.SYN_ACK), (ORIGINAL, E.ACK)) is S.ESTABLISHED
 
 
 def test_a_rst_begins_no_connection():

@@ -78,6 +78,20 @@ def test_a_reply_that_belongs_to_another_connection_is_refused_and_nothing_stays
     assert (tags(flows) == before).all()
 
 
+@pytest.mark.parametrize(("state", "seconds"), [(State.SYN_SENT, 61), (State.RESET, 0)])
+def test_a_reply_of_a_connection_that_is_over_is_another_s_at_once(state: State, seconds: int, flows: Flows):
+    old = flows.insert(1, state)
+    flows.clock.advance(seconds)
+    addrs, _, new_addrs, new_ports = key(1)
+    other_vip = np.uint64(int(addrs) ^ 1 << 63)
+    now, hop = np.uint32(flows.clock.now()), np.uint32(1)
+    slot = compiled.insert(flows.tables, other_vip, np.uint32(5), new_addrs, new_ports, TCP, np.uint8(1), hop, hop, now)
+    assert slot >= 0
+    assert flows.find(1) == MISS
+    assert flows.tables.flows[flows.find_reply(1)]["peer"] == slot
+    assert tags(flows)[old] == Tag.WITHDRAWN, "whoever is looking at it may go on"
+
+
 def test_withdrawing_either_direction_withdraws_both(flows: Flows):
     for find in (flows.find, flows.find_reply):
         flows.insert(1)

@@ -143,6 +143,16 @@ def test_F078_whoever_counts_what_is_left_for_all_learns_less_of_another_client_
     assert best_guess(left[0], left[CLIENT_ANSWERS]) < 0.75
 
 
+@pytest.mark.parametrize("start", [10_000, 1 << 31, (1 << 31) + 10_000, (1 << 32) - 300], ids=hex)
+def test_so_many_neighbours_are_answered_in_a_second_whatever_the_clock_says(node, start):
+    """A worker's first question comes at any time: jiffies begin five minutes before they wrap."""
+    node.tables.control[0]["answers_arp"] = 1
+    for second in range(3):
+        now = start + second * node.hertz & 0xFFFFFFFF
+        found = [node.pipeline.send(packets.arp(), now).reason for _ in range(Limit.ARP_ANSWERS + 1)]
+        assert found == [Reason.ARP_ANSWERED] * Limit.ARP_ANSWERS + [Reason.ARP_LIMITED]
+
+
 def best_guess(without: list[int], with_them: list[int]) -> float:
     """Return how often the best bound between two sorts of counts tells which is which; a coin does half the time."""
     bounds = sorted({*without, *with_them})

@@ -258,7 +258,10 @@ def test_c3_a_blind_rst_does_no_harm(node: NodeUnderTest):
     endpoint = node.connect()
     assert node.send(packets.rst()).reason == Reason.FORWARDED
     assert node.state() is State.CLOSING
+    node.clock.advance(9)
     assert node.send(packets.data(endpoint, CLIENT)).reason == Reason.FORWARDED
+    node.clock.advance(59)
+    assert node.send(packets.ack()).reason == Reason.FORWARDED
     assert node.state() is State.ESTABLISHED
     node.clock.advance(7999)
     assert node.send(packets.data()).reason == Reason.FORWARDED

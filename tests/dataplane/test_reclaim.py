@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,8 +32,11 @@ from tests.dataplane.test_nexthops import (
     route,
     wire,
 )
+from xdp.atomic import load_acquire, store_release
 from xdp.byteorder import swap32
 from xdp.clock import JiffyClock
+from xdp.hash import GOLDEN
+from xdp.jit import compiled as compile_it
 from xdp.names import Names
 from xdp.schema import HopState, Limit, Protocol, RouteTarget, RowUse, State
 from xdp.tables import Capacity, Tables
@@ -299,6 +304,72 @@ def test_hosts_that_cannot_be_found_and_those_without_a_row_are_mended() -> None
     missing = {address for address in rows if host_row(hops, address) == MISS}
     assert missing == {gone} | {address for address, row in rows.items() if row == 5}
     assert all(host_row(hops, address) == row for address, row in rows.items() if address not in missing)
+
+
+def alike(count: int, tables: Tables) -> np.ndarray:
+    """Return an array of `count` addresses for each of many places of `hosts` that they are at home in."""
+    addresses = np.arange(0x0A000000, 0x0A000000 + 16 * len(tables.hosts), dtype=np.uint64)
+    homes = (addresses * np.uint64(GOLDEN) >> np.uint64(32)) & np.uint64(len(tables.hosts) - 1)
+    in_order = np.argsort(homes, kind="stable")
+    _, firsts, each = np.unique(homes[in_order], return_index=True, return_counts=True)
+    return np.array([addresses[in_order[first : first + count]] for first in firsts[each >= count]])
+
+
+@compile_it
+def _move_about(hops: Any, epochs: Any, addresses: Any, rounds: Any) -> None:
+    """Have the second of three addresses lie behind the first, then before the third, again and again."""
+    first, second, third = addresses[0], addresses[1], addresses[2]
+    for _ in range(rounds):
+        hops_compiled.set_host_row(hops, first, np.uint32(1))
+        hops_compiled.set_host_row(hops, second, np.uint32(2))
+        hops_compiled.remove_host(hops, epochs, first)
+        hops_compiled.set_host_row(hops, third, np.uint32(3))
+        hops_compiled.remove_host(hops, epochs, second)
+        hops_compiled.remove_host(hops, epochs, third)
+
+
+@compile_it
+def _rows_found(hops: Any, address: Any, rounds: Any, rows: Any) -> None:
+    """Count in `rows` which rows an address is said to have; none is 0."""
+    for _ in range(rounds):
+        rows[max(host_row(hops, address), 0)] += np.int64(1)
+
+
+def test_while_hosts_move_nobody_is_sent_to_another_one() -> None:
+    tables = Tables.in_memory(Capacity(connections=1, frontends=4, services=2, maglev_slots=16, next_hops=256))
+    hops, rows, rounds = hops_compiled.new_hops(tables, 16), np.zeros(4, np.int64), np.int64(3_000_000)
+    addresses = alike(3, tables)[0]
+    _rows_found(hops, addresses[1], np.int64(0), rows)  # compiled before anybody moves
+    with ThreadPoolExecutor() as pool:
+        moving = pool.submit(_move_about, hops, tables.control["next_hop_epoch"], addresses, rounds)
+        while not moving.done():
+            _rows_found(hops, addresses[1], np.int64(1_000_000), rows)
+        moving.result()
+    assert rows[2] > 0
+    assert rows[[1, 3]].tolist() == [0, 0]
+
+
+@compile_it
+def _add_in_step(hops: Any, addresses: Any, own: Any, other: Any) -> None:
+    """Add the hosts of one column, each at the moment in which another one adds its own."""
+    for number in range(len(addresses)):
+        store_release(own, 0, np.uint64(number))
+        while load_acquire(other, 0) < np.uint64(number):
+            pass
+        hops_compiled.set_host_row(hops, addresses[number], np.uint32(1))
+    store_release(own, 0, np.uint64(len(addresses)))
+
+
+def test_of_two_that_add_hosts_at_the_same_place_at_once_neither_is_lost() -> None:
+    tables = Tables.in_memory(Capacity(connections=1, frontends=4, services=2, maglev_slots=16, next_hops=65_536))
+    hops, addresses = hops_compiled.new_hops(tables, 16), alike(2, tables)[::8].copy()
+    steps = np.zeros(1, np.uint64), np.zeros(1, np.uint64)
+    with ThreadPoolExecutor() as pool:
+        adding = [
+            pool.submit(_add_in_step, hops, addresses[:, each].copy(), steps[each], steps[1 - each]) for each in (0, 1)
+        ]
+    assert [each.result() for each in adding] == [None, None]
+    assert not [address for address in addresses.ravel().tolist() if host_row(hops, address) == MISS]
 
 
 # Routes.

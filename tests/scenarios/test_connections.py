@@ -167,8 +167,42 @@ def test_C3_a_reset_shortens_a_connection_and_data_revives_it(node, blind):
     assert flow["state"] == "closing"
     assert flow["expires_s"] <= 10
     assert goes_to(node, data(client, service.at), client, endpoint)
-    assert node.flow(client)["state"] == "established"
+    assert 10 < node.flow(client)["expires_s"] <= 60
     assert comes_back(node, data(endpoint, client), service, client, endpoint)
+    assert node.flow(client)["state"] == "established"
+
+
+@_moment
+@pytest.mark.faults(59)
+@pytest.mark.parametrize("closed", ["nobody", "client", "endpoint"])
+@pytest.mark.parametrize("dead", ["client", "endpoint"])
+def test_C3_what_crosses_a_reset_keeps_no_connection_whose_ends_are_gone(node, dead, closed):
+    service = serve(node, WEB, "web-1")
+    client, endpoint = open_connection(node, service)
+    there, back = (client, service.at, "client"), (endpoint, client, "web-1")
+    for source, destination, host in {"nobody": [], "client": [there], "endpoint": [back]}[closed]:
+        node.send(fin(source, destination), host)
+    one, other = (there, back) if dead == "client" else (back, there)
+    node.send(rst(one[0], one[1]), one[2])
+    for _ in range(2):
+        assert node.send(ack(other[0], other[1]), other[2]).reason is Reason.FORWARDED
+    assert node.flow(client)["expires_s"] == 60
+    node.advance(61)
+    node.sweep()
+    assert node.flows(client=text_of(client)) == []
+
+
+def test_C2_a_handshake_after_a_challenge_ACK_is_one_as_any_other(node):
+    """The endpoint knows an older connection: it asks, the client resets that one, and tries again."""
+    service, client = serve(node, WEB, "web-1"), node.client()
+    endpoint = node.at("web-1", PORT)
+    assert goes_to(node, syn(client, service.at), client, endpoint)
+    assert comes_back(node, ack(endpoint, client), service, client, endpoint)
+    assert goes_to(node, rst(client, service.at), client, endpoint)
+    assert goes_to(node, syn(client, service.at), client, endpoint)
+    assert comes_back(node, syn_ack(endpoint, client), service, client, endpoint)
+    assert goes_to(node, ack(client, service.at), client, endpoint)
+    assert node.flow(client)["state"] == "established"
 
 
 @pytest.mark.faults(59)
@@ -192,6 +226,7 @@ def test_C3_a_reset_without_a_connection_is_dropped(node):
         ("fin_original", 8000),
         ("time_wait", 60),
         ("closing", 10),
+        ("adopted", 60),
     ],
 )
 def test_C5_a_connection_lasts_for_the_timeout_of_its_state(node, state, seconds):
@@ -202,7 +237,8 @@ def test_C5_a_connection_lasts_for_the_timeout_of_its_state(node, state, seconds
         ("syn_received", "web-1", syn_ack(endpoint, client)),
         ("established", "client", ack(client, service.at)),
         ("closing", "client", rst(client, service.at)),  # data revives it
-        ("established", "client", data(client, service.at)),
+        ("adopted", "client", data(client, service.at)),
+        ("established", "web-1", data(endpoint, client)),
         ("fin_original", "client", fin(client, service.at)),
         ("time_wait", "web-1", fin(endpoint, client)),
     ]
@@ -263,12 +299,45 @@ def test_C5_either_direction_keeps_a_connection(node):
 
 
 @_moment
+def test_C5_a_client_that_begins_again_does_not_keep_a_connection_whose_endpoint_is_dead(node):
+    """Its SYNs go to the endpoint, which would answer them if it knew of the connection, or of none."""
+    service = serve(node, WEB, "web-1")
+    client, endpoint = open_connection(node, service)
+    node.advance(7990)
+    assert goes_to(node, syn(client, service.at), client, endpoint)
+    assert node.flow(client)["expires_s"] == 10
+    node.send(ack(endpoint, client), "web-1")  # it knows
+    assert node.flow(client)["expires_s"] == 8000
+    node.advance(7990)
+    serve(node, WEB, "web-2")
+    assert goes_to(node, syn(client, service.at), client, endpoint)
+    node.advance(11)
+    assert goes_to(node, syn(client, service.at), client, node.at("web-2", PORT))
+
+
+@_moment
 def test_C5_what_has_expired_is_no_connection_for_answers_either(node):
     service, client = serve(node, DNS, "web-1"), node.client()
     node.send(udp(client, service.at))
     node.advance(31)
     sent = node.send(udp(node.at("web-1", PORT), client), "web-1")
     assert (sent.left, sent.reason) == ([], Reason.NOT_OURS)
+
+
+@_moment
+def test_C5_what_has_expired_keeps_no_client_s_port_from_another_connection(node):
+    """The endpoint gets the same from either VIP, so that a reply is one connection's only."""
+    endpoint = node.endpoint("web-1", PORT)
+    one, other = (Service(name, node.vip(number, 80), (endpoint,)) for number, name in ((1, "one"), (2, "other")))
+    node.apply(one, other)
+    client = node.client()
+    assert goes_to(node, syn(client, one.at), client, node.at("web-1", PORT))
+    node.advance(59)
+    assert node.send(syn(client, other.at)).reason is Reason.REPLY_CLASH
+    node.advance(2)  # and nobody has swept
+    assert goes_to(node, syn(client, other.at), client, node.at("web-1", PORT))
+    assert comes_back(node, syn_ack(node.at("web-1", PORT), client), other, client, node.at("web-1", PORT))
+    assert [flow["frontend"] for flow in node.flows(client=text_of(client))] == [text_of(other.at)]
 
 
 @_moment
@@ -477,7 +546,7 @@ def test_C10_a_service_that_takes_over_the_address_gets_new_connections_only(nod
 
 
 @pytest.mark.faults(58)
-@pytest.mark.parametrize("frame", [ack, data, fin])
+@pytest.mark.parametrize("frame", [ack, data])
 def test_C11_a_packet_from_the_middle_of_a_connection_is_adopted(node, frame):
     service, client = serve(node, WEB, "web-1", "web-2", "web-3"), node.client()
     host, _ = node.send(frame(client, service.at)).only
@@ -486,6 +555,20 @@ def test_C11_a_packet_from_the_middle_of_a_connection_is_adopted(node, frame):
     assert comes_back(node, data(endpoint, client), service, client, endpoint)
     assert node.flow(client)["state"] == "established"
     assert goes_to(node, data(client, service.at), client, endpoint)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_C11_a_connection_met_at_its_last_packets_is_closed_by_them(node, asks):
+    service, client = serve(node, WEB, "web-1", "web-2", "web-3"), node.client()
+    host, _ = node.send(fin(client, service.at)).only
+    endpoint = node.at(host, PORT)
+    assert node.flow(client)["state"] == "adopted_fin"
+    if asks:
+        assert comes_back(node, ack(endpoint, client), service, client, endpoint)
+        assert node.flow(client)["state"] == "fin_original"
+    assert comes_back(node, fin(endpoint, client), service, client, endpoint)
+    assert goes_to(node, ack(client, service.at), client, endpoint)
+    assert node.flow(client)["state"] == "time_wait"
 
 
 @_moment

@@ -176,6 +176,18 @@ def test_a_client_s_port_that_an_endpoint_knows_already_gets_another_endpoint_or
 
 
 @pytest.mark.parametrize("xdp", [200], indirect=True)
+def test_what_has_expired_keeps_no_client_s_port_with_nobody_to_sweep(xdp: Kernel):
+    assert xdp.send(syn_of(4000, VIPS[0]))[0] == Reason.ADMITTED
+    age(xdp, 61)
+    assert xdp.send(syn_of(4000, VIPS[1]))[0] == Reason.ADMITTED
+    source = (CLIENT[0], 4000)
+    assert xdp.slot_of(source, VIPS[0]) == compiled.MISS
+    assert assert_pairs(xdp.tables, 16) == 1
+    assert xdp.send(packets.syn_ack(ENDPOINT, source))[0] == Reason.FORWARDED
+    assert xdp.tables.flows[xdp.slot_of(source, VIPS[1])]["state"] == State.SYN_RECEIVED
+
+
+@pytest.mark.parametrize("xdp", [200], indirect=True)
 def test_a_client_on_the_link_that_nobody_knows_is_answered_where_it_came_from(xdp: Kernel):
     """With userspace away nobody can ask for its MAC address; its frame has it."""
     stranger = address("10.9.0.77:4000")

@@ -633,6 +633,20 @@ def test_c8_the_same_of_ipv6(is_stalled: bool, twins: Twins):
     assert twins.send(packets.syn(CLIENT6, VIP6)).reason == Reason.ADMITTED
 
 
+@pytest.mark.parametrize("is_reply", [False, True], ids=["client", "endpoint"])
+@pytest.mark.parametrize("state", [State.SYN_SENT, State.SYN_RECEIVED, State.ADOPTED, State.ESTABLISHED])
+def test_a_syn_of_the_client_keeps_no_open_connection(state: State, is_reply: bool, twins: Twins):
+    endpoint, key = connected(twins), Key(CLIENT, VIP, Protocol.TCP)
+    twins.put(key, state)
+    twins.age(50)
+    before = flows_of(twins.tables)
+    assert twins.send(packets.syn(endpoint, CLIENT) if is_reply else packets.syn()).reason == Reason.FORWARDED
+    after, sent = flows_of(twins.tables), before[key].peer if is_reply else key
+    assert after[sent].packets == before[sent].packets + 1
+    is_kept = is_reply or state in (State.SYN_SENT, State.SYN_RECEIVED)
+    assert (after[sent].last_seen != before[sent].last_seen) == is_kept
+
+
 def test_either_direction_keeps_a_connection(twins: Twins):
     endpoint = connected(twins)
     for direction in (packets.data(endpoint, CLIENT), packets.data(), packets.data(endpoint, CLIENT)):

@@ -187,6 +187,21 @@ static inline bool is_elsewhere(const struct tuple *tuple, u64 hash, u32 besides
 	return false;
 }
 
+/* Whether a reply's key belongs to another connection. One that has expired gives it up: it is not swept, or not yet. */
+static inline bool is_taken(const struct tuple *reply, u64 hash, u32 now, const struct machine *rules,
+			    const struct control *words)
+{
+	struct flow *flow;
+
+	if (!is_elsewhere(reply, hash, NO_SLOT))
+		return false;
+	flow = find_by_tag(reply, hash);
+	if (!flow || !is_expired(flow, rules->timeout[flow->state], now, words))
+		return true;
+	retire(flow, now);
+	return is_elsewhere(reply, hash, NO_SLOT);
+}
+
 static inline u64 words_of(u64 value)
 {
 	return (value & 0xffff) + (value >> 16 & 0xffff) + (value >> 32 & 0xffff) + (value >> 48);
@@ -292,21 +307,21 @@ static inline u32 insert(const struct tuple *before, const struct tuple *after, 
 }
 
 /* The word of `hosts` for an address or a name (host order): its own, or the free one where it would be; none if it is far
- * off. */
-static inline u64 *host_word(u32 address)
+ * off. `seen` is what it said, 0 if it is free: it may be another's a moment later. */
+static inline u64 *host_word(u32 address, u64 *seen)
 {
 	u32 place = address * 0x9e3779b97f4a7c15ULL >> 32, n;
 	struct host *host;
-	u64 word;
 
+	*seen = 0;
 #pragma nounroll
 	for (n = 0; n < HOST_TRIES; n++) {
 		place &= HOSTS_ROWS - 1;
 		host = hosts.lookup(&place);
 		if (!host)
 			return 0;
-		word = *(volatile u64 *)host;
-		if (!word || word >> 32 == address)
+		*seen = *(volatile u64 *)host;
+		if (!*seen || *seen >> 32 == address)
 			return (u64 *)host;
 		place++;
 	}
@@ -341,7 +356,7 @@ static inline u32 learn(struct xdp_md *ctx, __be32 client, u64 *word, const bool
 	struct name *name = is_ipv6 ? name_of(client) : 0;
 	struct ethernet *ethernet = data;
 	struct next_hop *hop;
-	u64 fresh;
+	u64 fresh, seen;
 	u32 row;
 
 	if ((void *)(ethernet + 1) > end)
@@ -359,11 +374,12 @@ static inline u32 learn(struct xdp_md *ctx, __be32 client, u64 *word, const bool
 	if (name)
 		__sync_fetch_and_add(&name->pins, 1);
 	fresh = (u64)__builtin_bswap32(client) << 32 | row;
-	if (!__sync_bool_compare_and_swap(word, 0, fresh)) {
+	seen = __sync_val_compare_and_swap(word, 0, fresh);
+	if (seen) {
 		if (name)
 			__sync_fetch_and_add(&name->pins, -1);
 		*(volatile u64 *)&hop->mtu = 0; /* nobody has found it */
-		return *(volatile u64 *)word >> 32 == fresh >> 32 ? *(volatile u64 *)word : 0;
+		return seen >> 32 == fresh >> 32 ? seen : 0;
 	}
 	*(volatile u8 *)&hop->used = ROW_OF_HOST;
 	__sync_fetch_and_add(&words->learned, 1); /* the control plane looks for the row from here on */
@@ -374,11 +390,11 @@ static inline u32 learn(struct xdp_md *ctx, __be32 client, u64 *word, const bool
  * may be. `key` says where it is looked for among the routes. */
 static inline u32 way_back(struct xdp_md *ctx, __be32 client, const struct prefix *key, bool may_learn, struct control *words)
 {
-	u64 *word = host_word(__builtin_bswap32(client));
+	u64 seen, *word = host_word(__builtin_bswap32(client), &seen);
 	u32 *target;
 
-	if (word && *(volatile u64 *)word)
-		return *(volatile u64 *)word;
+	if (word && seen)
+		return seen;
 	target = routes.lookup((struct prefix *)key);
 	if (!target || *target == TARGET_NO_ROUTE)
 		return 0;
@@ -439,7 +455,7 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 	struct endpoint *endpoint;
 	struct next_hop *way;
 	enum reason reason;
-	bool is_taken = true;
+	bool is_free = false;
 	u64 hash, reply_hash;
 
 	if (!state)
@@ -482,11 +498,11 @@ static inline enum reason admit(struct xdp_md *ctx, struct passage *passage, con
 		reply = turned(&after);
 		reply_hash = hash_tuple(&reply, words->hash_key[0], words->hash_key[1]);
 		fetch_home(reply_hash);
-		is_taken = is_elsewhere(&reply, reply_hash, NO_SLOT);
-		if (!is_taken)
+		is_free = !is_taken(&reply, reply_hash, passage->now, rules, words);
+		if (is_free)
 			break;
 	}
-	if (is_taken)
+	if (!is_free)
 		return REASON_REPLY_CLASH;
 	passage->slot = insert(&who.tuple, &after, state | service->timeouts, out, back, passage->now, rules, words, &reason);
 	return passage->slot == NO_SLOT ? reason : REASON_ADMITTED;

@@ -70,12 +70,10 @@ static inline void write_place(struct bpf_sock_addr *ctx, const u64 addr[2], u32
 static inline enum reason find_service(const struct place *place, u32 protocol, const struct control *words, u32 *row)
 {
 	u32 addr = place->family ? find_name(place->addr[0], place->addr[1], words) : place->addr[1] >> 32;
-	struct frontend *frontend = find_frontend(addr, place->port, protocol | place->family, words);
 	struct service *service;
 
-	if (!frontend)
+	if (!find_frontend(addr, place->port, protocol | place->family, words, row))
 		return is_vip_of(addr, place->family, words) ? REASON_NOT_SERVED : REASON_NOT_OURS;
-	*row = frontend->service;
 	service = services.lookup(row);
 	if (!service)
 		return REASON_NOT_OURS;

@@ -198,7 +198,7 @@ static inline enum reason handle(struct __sk_buff *skb)
 	if (frames > 1)
 		bytes += (frames - 1) * header_bytes(skb, &packet);
 	advance(flow, event, rules);
-	touch(flow, now, frames ? frames : 1, bytes);
+	touch(flow, event, now, frames ? frames : 1, bytes);
 	translate(skb, &packet, flow);
 	return reaches_itself(flow) ? REASON_TO_KERNEL : REASON_FORWARDED;
 }

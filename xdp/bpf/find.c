@@ -123,10 +123,17 @@ static inline void advance(struct flow *flow, u8 event, const struct machine *ru
 	}
 }
 
-/* A packet of this direction was seen now: so many frames of so many bytes on the wire. */
-static inline void touch(struct flow *flow, u32 now, u32 frames, u32 bytes)
+/* Whether a packet is a SYN of the client on an open connection. It begins again from the same port: an endpoint that is
+ * there would answer, and one that is dead is not to be held on to for as long as it tries. nf_conntrack ignores them, too. */
+static inline bool begins_again(const struct flow *flow, u8 event)
 {
-	if (flow->last_seen != now)  /* a line that nobody dirties stays shared */
+	return event == EVENT_SYN && flow->direction == ORIGINAL && (flow->state & STATE_BITS) > STATE_SYN_RECEIVED;
+}
+
+/* A packet of this direction was seen now: so many frames of so many bytes on the wire. */
+static inline void touch(struct flow *flow, u8 event, u32 now, u32 frames, u32 bytes)
+{
+	if (flow->last_seen != now && !begins_again(flow, event))  /* a line that nobody dirties stays shared */
 		flow->last_seen = now;
 	flow->packets += frames;
 	flow->bytes += bytes;

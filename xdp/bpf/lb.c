@@ -180,7 +180,7 @@ static inline struct result hand_over(struct xdp_md *ctx, const struct packet *p
 	if (rewrite_any(ctx, packet, flow, 0, is_ipv6))
 		return pass(REASON_TOO_SHORT);
 	advance(flow, event, rules);
-	touch(flow, now, 1, length);
+	touch(flow, event, now, 1, length);
 	return pass(REASON_TO_KERNEL);
 }
 
@@ -198,7 +198,7 @@ static inline struct result forward(struct xdp_md *ctx, const struct packet *pac
 	advance(flow, event, rules);
 	if (rewrite_any(ctx, packet, flow, hop, is_ipv6))
 		return pass(REASON_TOO_SHORT);
-	touch(flow, now, 1, length);
+	touch(flow, event, now, 1, length);
 	/* Back out of the same interface, too: on a veth, XDP_TX does not wake a peer that has GRO and no program. */
 	return (struct result){ bpf_redirect(hop->ifindex, 0), REASON_FORWARDED };
 }
@@ -296,6 +296,8 @@ static inline bool has_sound_checksum(struct xdp_md *ctx, const struct packet *p
 static inline struct result handle_rest(struct xdp_md *ctx, const struct packet *packet, enum reason found, u32 family,
 					u32 now, const struct control *words)
 {
+	u32 row;
+
 	if (found == REASON_UNSUMMED && packet->datagram)
 		found = REASON_VIP_FRAGMENT; /* userspace is to drop it, so that the others do not wait for it */
 	if (found == REASON_VIP_FRAGMENT && is_followed(packet, now, words))
@@ -312,7 +314,7 @@ static inline struct result handle_rest(struct xdp_md *ctx, const struct packet 
 	    (!family && found != REASON_FLOW_FRAGMENT && !has_sound_checksum(ctx, packet)))
 		return drop(REASON_MALFORMED);
 	if (found == REASON_ICMP_ERROR && !find_frontend(packet->tuple.addrs >> 32, packet->tuple.ports >> 16,
-							 packet->tuple.protocol, words))
+							 packet->tuple.protocol, words, &row))
 		found = REASON_OTHER_ICMP;
 	if (found == REASON_OTHER_ICMP || (found == REASON_VIP_ECHO && words->ping == PING_DROP))
 		return drop(REASON_NOT_SERVED);
@@ -509,11 +511,11 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 				   const bool is_ipv6, const struct machine *rules, const struct control *words)
 {
 	u32 destination = packet->tuple.addrs >> 32, row, reader;
-	struct frontend *frontend = find_frontend(destination, packet->tuple.ports >> 16, packet->tuple.protocol, words);
+	bool is_frontend = find_frontend(destination, packet->tuple.ports >> 16, packet->tuple.protocol, words, &row);
 	struct service *service;
 	struct result result;
 
-	if (!frontend && !is_vip_of(destination, is_ipv6 ? PROTOCOL_IPV6 : 0, words))
+	if (!is_frontend && !is_vip_of(destination, is_ipv6 ? PROTOCOL_IPV6 : 0, words))
 		return pass(REASON_NOT_OURS);
 	if (packet->ttl <= 1)
 		return pass(REASON_TTL_EXPIRED);
@@ -522,9 +524,8 @@ static inline struct result decide(struct xdp_md *ctx, const struct packet *pack
 	if (!has_sound_lengths(ctx, packet, is_ipv6) || (!is_ipv6 && !has_sound_checksum(ctx, packet)))
 		return drop(REASON_MALFORMED);
 	reader = reader_of(ctx, words);
-	if (!frontend)
+	if (!is_frontend)
 		return punt(reader, drop(REASON_NOT_SERVED), REASON_VIP_STRAY);
-	row = frontend->service;
 	service = services.lookup(&row);
 	/* Now or never: what is given back from userspace, as it was, would come by here again in generic mode. */
 	if (service && service->mid_stream == MID_STREAM_PASS && rules->first_state[question->event & 7] == STATE_ADOPTED)

@@ -148,8 +148,9 @@ enum extension {
 enum state {
 	STATE_FREE,
 	STATE_SYN_SENT,
-	STATE_SYN_RECEIVED,
-	STATE_ADOPTED,        /* picked up in mid-stream, no reply seen yet */
+	STATE_SYN_RECEIVED,   /* the endpoint has answered, or has gone on after a RST: the client has not yet */
+	STATE_ADOPTED,        /* picked up in mid-stream, or gone on with after a RST: no reply seen yet */
+	STATE_ADOPTED_FIN,    /* the same, and the client has closed */
 	STATE_ESTABLISHED,
 	STATE_FIN_ORIGINAL,   /* the client has closed, the endpoint may still send */
 	STATE_FIN_REPLY,

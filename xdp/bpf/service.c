@@ -7,34 +7,13 @@ TABLE(struct service, services, SERVICES_ROWS);
 TABLE(struct maglev_line, maglev, MAGLEV_ROWS);
 TABLE(struct endpoint, endpoints, ENDPOINTS_ROWS);
 
-/* Service: the frontend of (address, port, protocol), or none. */
-static inline struct frontend *find_frontend(u32 addr, u16 port, u32 protocol, const struct control *words)
+/* Service: whether (address, port, protocol) is a frontend, and its row of services. A place is used again as soon as it is
+ * free: what it says is believed if it is the same frontend's after that. */
+static inline bool find_frontend(u32 addr, u16 port, u32 protocol, const struct control *words, u32 *service)
 {
 	struct tuple key = { addr, port, protocol };
 	u64 hash = hash_tuple(&key, words->hash_key[0], words->hash_key[1]);
 	u64 wanted = (u64)1 << 56 | (u64)protocol << 48 | (u64)port << 32 | addr;
-	u32 first = first_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
-	u32 second = second_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
-	struct frontend *frontend;
-	u32 place;
-	int way;
-
-#pragma unroll
-	for (way = 0; way < 2 * FRONTEND_WAYS; way++) {
-		place = (way < FRONTEND_WAYS ? first : second) + way % FRONTEND_WAYS;
-		frontend = frontends.lookup(&place);
-		if (frontend && *(u64 *)frontend == wanted)
-			return frontend;
-	}
-	return 0;
-}
-
-/* Whether an address of a family (0 or PROTOCOL_IPV6) is a VIP: has a frontend, and is none of the node's own. Looked at
- * where no flow was found. */
-static inline bool is_vip_of(u32 addr, u32 family, const struct control *words)
-{
-	struct tuple key = { addr, 0, family };
-	u64 hash = hash_tuple(&key, words->hash_key[0], words->hash_key[1]);
 	u32 place = first_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS, way;
 	struct frontend *frontend;
 
@@ -43,8 +22,20 @@ static inline bool is_vip_of(u32 addr, u32 family, const struct control *words)
 		if (way == FRONTEND_WAYS)
 			place = second_place(hash, FRONTENDS_ROWS / FRONTEND_WAYS) * FRONTEND_WAYS;
 		frontend = frontends.lookup(&place);
-		if (frontend && *(u64 *)frontend == ((u64)1 << 56 | (u64)family << 48 | addr))
+		if (!frontend || *(volatile u64 *)frontend != wanted)
+			continue;
+		*service = *(volatile u32 *)&frontend->service;
+		if (*(volatile u64 *)frontend == wanted)
 			return true;
 	}
 	return false;
+}
+
+/* Whether an address of a family (0 or PROTOCOL_IPV6) is a VIP: has a frontend, and is none of the node's own. Looked at
+ * where no flow was found. */
+static inline bool is_vip_of(u32 addr, u32 family, const struct control *words)
+{
+	u32 service;
+
+	return find_frontend(addr, 0, family, words, &service);
 }
