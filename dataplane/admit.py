@@ -26,7 +26,7 @@ _DESTINATION = np.uint64(0xFFFFFFFF00000000)  # of both addresses
 _ADOPTED = int(State.ADOPTED)
 _NO_PORT, _NO_ADDRESS, _PORT_IS_LOST = -4, -5, -6  # beside what flows.insert returns
 _PORTS_TRIED = 64  # with nine tenths of the ports taken, one new connection of a thousand finds none
-_ENDPOINTS_TRIED = 8  # when replies would clash: with two thirds of a client's ports taken, 4 % of new flows fail
+_ENDPOINTS_TRIED = 8  # when replies would clash; with the last, other ports of the client are tried
 
 
 @inlined
@@ -78,22 +78,17 @@ def _may_leave_from(node, source, port):
 
 
 @inlined
-def _insert_masqueraded(node, endpoint, state, hop_back, now):
-    """Insert the packet's connection from a port of the node: the client's own, if it may be, else any of its class.
+def _insert_from_a_port(node, endpoint, address, sources, choices, state, hop_back, now):
+    """Insert the packet's connection from a port of `address`: the client's own, if it may be, else any of its class.
 
     Of an echo request, from an identifier: the client's own, or any.
 
     To allocate a port *is* to insert the reply's key: TAKEN means another one. The five-tuple and the table's secret
     give where to begin and how far to go on (double hashing), so that no two connections try the same ports in the same
     order: with a common step, runs of taken ports grow. NO_PORT: all that were tried are taken.
-    Where addresses were given to come from, each try draws one of these, too; by way of the kernel none is of use.
+    Where there are `choices`, each try draws one of these `sources`, too.
     """
     tables, packet, masquerading = node.tables, node.packet[0], node.masquerading
-    sources = masquerading.sources6 if packet.protocol & _IPV6 else masquerading.sources
-    choices = 0 if tables.next_hops[np.int64(endpoint.next_hop)].state == _KERNEL else len(sources)
-    own = _source_towards(tables, packet, endpoint)
-    if own == 0 and choices == 0:
-        return np.int64(_NO_ADDRESS)
     port = np.uint64(swapped16(packet.ports & np.uint32(0xFFFF)))
     first, count = (np.uint64(0), np.uint64(1 << 16)) if _is_echo(packet) else range_for(masquerading, port)
     hash_key = tables.control[0].hash_key
@@ -102,7 +97,7 @@ def _insert_masqueraded(node, endpoint, state, hop_back, now):
         port = first + ((tried >> np.uint64(32)) * count >> np.uint64(32))
     step = hash_tuple(packet.addrs, packet.ports, packet.protocol, hash_key[0], hash_key[1]) | np.uint64(1)
     for _ in range(_PORTS_TRIED):
-        source = sources[np.int64((tried & _LOW) * np.uint64(choices) >> np.uint64(32))] if choices else own
+        source = sources[np.int64((tried & _LOW) * np.uint64(choices) >> np.uint64(32))] if choices else address
         if _may_leave_from(node, source, port):
             new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(source)
             slot = _insert(node, endpoint, new_addrs, swapped16(port), state, hop_back, now)
@@ -114,16 +109,31 @@ def _insert_masqueraded(node, endpoint, state, hop_back, now):
 
 
 @inlined
-def _begin(node, service, endpoint, state, hop_back, frames, start, now):
-    """Insert the packet's connection to an endpoint; return its slot, FULL, TAKEN, or why it has no source."""
-    packet = node.packet[0]
-    first = np.uint8(state | service.timeouts)
-    if is_masqueraded(node, service, endpoint, frames, start):
-        if state == _ADOPTED:
-            return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
-        return _insert_masqueraded(node, endpoint, first, hop_back, now)
-    new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(np.uint32(packet.addrs))
-    return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), first, hop_back, now)
+def _begin(node, service, endpoint, state, hop_back, frames, start, now, is_last):
+    """Insert the packet's connection to an endpoint; return its slot, FULL, TAKEN, or why it has no source.
+
+    A masqueraded one comes from a port of the node. One that is not keeps its client's address and port; in the last
+    try the address alone: endpoints know this port already. So does the kernel (net/netfilter/nf_nat_core.c).
+    Its port is one of those that masquerading has: of clients that choose theirs as Linux does, none has these.
+    """
+    tables, packet, masquerading = node.tables, node.packet[0], node.masquerading
+    first, client = np.uint8(state | service.timeouts), np.uint32(packet.addrs)
+    is_hidden, is_known = is_masqueraded(node, service, endpoint, frames, start), state == _ADOPTED
+    if is_hidden and is_known:
+        return np.int64(_PORT_IS_LOST)  # the one that the endpoint knows the connection by
+    if not is_hidden and (is_known or not is_last):
+        new_addrs = np.uint64(endpoint.addr) << np.uint64(32) | np.uint64(client)
+        return _insert(node, endpoint, new_addrs, np.uint16(packet.ports), first, hop_back, now)
+    sources = masquerading.sources6 if packet.protocol & _IPV6 else masquerading.sources
+    address, choices = client, 0
+    if is_hidden:
+        address = _source_towards(tables, packet, endpoint)
+        # By way of the kernel, addresses that were given to come from are of no use.
+        choices = 0 if tables.next_hops[np.int64(endpoint.next_hop)].state == _KERNEL else len(sources)
+        if address == 0 and choices == 0:
+            return np.int64(_NO_ADDRESS)
+    slot = _insert_from_a_port(node, endpoint, address, sources, choices, first, hop_back, now)
+    return np.int64(flows.TAKEN) if slot == _NO_PORT and not is_hidden else slot
 
 
 @inlined
@@ -179,7 +189,8 @@ def admit(node, frames, start, length, longest, row, event, now):
         if reason != Reason.FORWARDED:
             packet.next_hop = endpoint.next_hop
             return reason, egress
-        slot = _begin(node, service, endpoint, state, np.uint32(hop_back), frames, start, now)
+        is_last = attempt == _ENDPOINTS_TRIED - 1
+        slot = _begin(node, service, endpoint, state, np.uint32(hop_back), frames, start, now, is_last)
         if slot >= 0:
             services.count_begun(tables, service, chosen)
             if service.needs & _AFFINITY:

@@ -1104,7 +1104,8 @@ class Reference:
             refusal = self._refusal(self._hop_to(endpoint[0]), packet.ttl, len(frame))
             if refusal != Reason.FORWARDED:
                 return self._refused(refusal, frame)
-            begun = self._begin(packet.key, service, endpoint, state, now)
+            is_last = attempt == _TRIES - 1
+            begun = self._begin(packet.key, service, endpoint, state, now, is_last=is_last)
             if begun == Reason.ADMITTED:
                 self.loads[endpoint] += service.scheduler == Scheduler.LEAST_CONNECTIONS
                 if service.affinity_s:
@@ -1114,7 +1115,7 @@ class Reference:
                 return Outcome(begun, frame)
         return Outcome(Reason.REPLY_CLASH, frame)
 
-    def _begin(self, key: Key, service: Service, endpoint: Address, state: State, now: int) -> Reason:
+    def _begin(self, key: Key, service: Service, endpoint: Address, state: State, now: int, *, is_last: bool) -> Reason:
         """Note a connection to an endpoint; return ADMITTED, or why it cannot be."""
         sources: Iterable[Address] = [key.source]
         is_masqueraded = self._is_masqueraded(service, endpoint, key.source[0])
@@ -1127,6 +1128,8 @@ class Reference:
             if not addresses[0]:
                 return Reason.NO_SNAT_ADDRESS
             sources = self._ports_of(addresses, key)
+        elif is_last and state != State.ADOPTED:
+            sources = self._ports_of((key.source[0],), key)
         for source in sources:
             translated = Key(source, (endpoint[0], 0) if key.is_echo else endpoint, key.protocol)
             taken = self.flows.get(translated.turned())

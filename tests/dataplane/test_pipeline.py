@@ -610,7 +610,7 @@ def test_c5_an_error_about_an_expired_connection_of_which_nobody_knows_the_endpo
 
 
 def test_two_vips_in_front_of_one_endpoint_do_not_mix_one_client_port_up():
-    """The reply could not be told apart: the second connection gets another endpoint, or none."""
+    """The reply could not be told apart: the second connection gets another endpoint, if there is one."""
     both = {(*vip, TCP): Service((ENDPOINT, OTHER_ENDPOINT)) for vip in (VIP, OTHER_VIP)}
     node = NodeUnderTest(both)
     first = node.connect(CLIENT, VIP)
@@ -621,12 +621,16 @@ def test_two_vips_in_front_of_one_endpoint_do_not_mix_one_client_port_up():
         assert node.send(reply).frame == packets.rewritten(reply, vip, CLIENT, macs_to(CLIENT))
 
 
-def test_two_vips_in_front_of_a_single_endpoint_clash():
-    node = NodeUnderTest({(*vip, TCP): Service((ENDPOINT,)) for vip in (VIP, OTHER_VIP)})
-    node.connect(CLIENT, VIP)
-    frame = packets.syn(CLIENT, OTHER_VIP)
+def test_a_client_port_comes_to_a_single_endpoint_through_as_many_vips_as_there_are_ports_to_come_from():
+    vips = [(VIP[0] + number, VIP[1]) for number in range(len(FREE) + 2)]
+    node = NodeUnderTest({(*vip, TCP): Service((ENDPOINT,)) for vip in vips})
+    for vip in vips[:-1]:
+        assert node.send(packets.syn(CLIENT, vip)).reason == Reason.ADMITTED
+    sources = [flows_of(node.tables)[Key(CLIENT, vip, TCP)].after.source for vip in vips[:-1]]
+    assert (sources[0], set(sources[1:])) == (CLIENT, {(CLIENT[0], port) for port in FREE})
+    frame = packets.syn(CLIENT, vips[-1])
     assert node.send(frame) == (Reason.REPLY_CLASH, frame, 0)
-    assert node.connect(OTHER_CLIENT, OTHER_VIP) == ENDPOINT
+    assert node.connect(OTHER_CLIENT, vips[-1]) == ENDPOINT
 
 
 def test_c7_a_full_table_drops_and_makes_room_among_the_unreplied():

@@ -16,6 +16,7 @@ from tests.packets import (
     ack,
     data,
     icmp_error,
+    ports_of,
     rewritten,
     syn,
     syn_ack,
@@ -215,10 +216,25 @@ def test_two_vips_with_one_endpoint_never_mix_the_answers_of_one_client_port(nod
     node.apply(one, two)
     client, endpoint = node.client(), node.at("web-1", 8080)
     node.send(syn(client, one.at))
-    sent = node.send(syn(client, two.at))  # the reply could not be told apart
+    sent = node.send(syn(client, two.at))  # from its port, the reply could not be told apart
+    other = client[0], ports_of(sent.only[1])[0]
+    assert (sent.reason, sent.only) == (Reason.ADMITTED, delivered(node, syn(client, two.at), other, endpoint))
+    assert 61000 <= other[1] <= 65535
+    for service, known_as in ((one, client), (two, other)):
+        frame = syn_ack(endpoint, known_as)
+        assert node.send(frame, "web-1").only == answered(node, frame, service, client)
+        segment = data(client, service.at, b"x" * 100)
+        assert node.send(segment).only == delivered(node, segment, known_as, endpoint)
+
+
+def test_a_connection_in_its_middle_is_known_by_its_port_and_no_other(node):
+    one = node.of_family(WEB).with_endpoints(node.endpoint("web-1"))
+    two = Service("shop", node.vip(2, 443), one.endpoints)
+    node.apply(one, two)
+    client = node.client()
+    node.send(syn(client, one.at))
+    sent = node.send(data(client, two.at, b"x"))
     assert (sent.left, sent.passed, sent.reason) == ([], [], Reason.REPLY_CLASH)
-    frame = syn_ack(endpoint, client)
-    assert node.send(frame, "web-1").only == answered(node, frame, one, client)
 
 
 def test_a_client_port_that_is_taken_at_one_endpoint_is_given_another(node):
