@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,6 +25,7 @@ from xdp import kept
 from xdp.words import words_of
 
 _DIGEST_BYTES = 16
+_loading = threading.Lock()  # of threads that come at once each would make an engine, and all code but one's would go
 _ENTRY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)  # a call of it lets other threads run
 
 
@@ -95,10 +97,11 @@ def _engine() -> Any:
 
 def entry(code: Code) -> Callable[[Sequence[Any]], Any]:
     """Put object code into memory; return what calls it with a sequence of arguments."""
-    engine = _engine()
-    engine.add_object_file(binding.ObjectFileRef.from_data(code.machine_code))
-    engine.finalize_object()
-    function = _ENTRY(engine.get_function_address(code.entry))
+    with _loading:
+        engine = _engine()
+        engine.add_object_file(binding.ObjectFileRef.from_data(code.machine_code))
+        engine.finalize_object()
+        function = _ENTRY(engine.get_function_address(code.entry))
     pack, unpack = struct.Struct(f"={code.words}Q").pack, struct.Struct(f"={''.join(code.formats)}").unpack
     room = ctypes.c_uint64 * len(code.formats)
     enums = {at: getattr(importlib.import_module(module), name) for at, (module, name) in code.enums.items()}

@@ -208,3 +208,30 @@ def test_what_another_process_is_compiling_is_waited_for(tmp_path: Path) -> None
         assert wait_until(lambda: wants(second.pid, lock), 30)
         code.write_bytes(made)
     assert second.communicate()[0].split()[1] == "found"
+
+
+def test_threads_that_come_first_at_once_have_one_engine_between_them():
+    """The code of a second one goes when it does: those that call it crash."""
+    script = """
+import threading, time
+import numpy as np
+from conntrack import compiled
+from xdp import calls
+
+make, made = calls.binding.create_mcjit_compiler, []
+
+def slowly(*arguments):
+    made.append(arguments)
+    time.sleep(0.2)
+    return make(*arguments)
+
+calls.binding.create_mcjit_compiler = slowly
+tags, found = np.zeros(64, np.uint64), np.zeros(4, np.int64)
+threads = [threading.Thread(target=compiled.claimed_slots, args=(tags, found)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(made) == 1, made
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=True)
