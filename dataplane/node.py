@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from conntrack.table import FlowTable, seconds_of_a_slice
-from dataplane import administered, opening, views
+from dataplane import administered, namespace, opening, views
 from dataplane.announce import Announcer
 from dataplane.connecting import Connecting, detach_hooks
 from dataplane.context import Masquerading, masquerading
@@ -144,6 +144,7 @@ class Node:
 
     def _start(self, stack: contextlib.ExitStack, first: Live) -> None:
         settings = self.settings
+        namespace.need_the_same(settings, "run")
         self.netdev = stack.enter_context(NetDev([socket.AF_INET, socket.AF_INET6]))
         interfaces = [self.netdev.interface(name) for name in settings.interfaces]
         opened = opening.open_node(stack, settings, interfaces, lambda: self._has_served)
@@ -154,6 +155,8 @@ class Node:
             stack.callback(self.losses.close)
         self._prepare_clients(stack)
         tables = self.shared.tables
+        namespace.note(settings)
+        stack.callback(self._forget_namespace_if_unused)
         reserve(settings.snat_ports, settings.reserved_path)
         stack.callback(self._give_ports_back_if_unused)
         # What packets see changes from here on.
@@ -252,6 +255,10 @@ class Node:
     def _give_ports_back_if_unused(self) -> None:
         if not self.settings.link_pins():
             give_back(self.settings.reserved_path)
+
+    def _forget_namespace_if_unused(self) -> None:
+        if not self._has_served and not self.settings.link_pins():
+            remove(self.settings.namespace_path)
 
     def _announce_start(self) -> None:
         ports = len(self.in_force.snapshot.ports)
@@ -446,6 +453,7 @@ class Node:
             removing.maps(settings.pins)
             removing.files(settings.table_folder)
             remove(settings.administered_path)
+            remove(settings.namespace_path)
             self.in_force.whereabouts.forget()
             log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
         elif goes_on:
@@ -455,4 +463,5 @@ class Node:
         else:
             self.engine.detach()
             self.next_hops.let_go_all()
+            remove(settings.namespace_path)
             log.info("stopped; the next start goes on with the connections, `turnout detach` forgets them")

@@ -132,6 +132,11 @@ class Settings:
         return self.run_folder / f"{self.name}.ports"
 
     @property
+    def namespace_path(self) -> Path:
+        """The file that says which network namespace the node works in."""
+        return self.run_folder / f"{self.name}.namespace"
+
+    @property
     def administered_path(self) -> Path:
         """The file that says which endpoints an operator wants drained, or in maintenance."""
         return self.run_folder / f"{self.name}.administered"

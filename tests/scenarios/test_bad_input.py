@@ -142,6 +142,7 @@ def assert_nothing_was_touched(world: World) -> None:
     assert not SETTINGS.socket_path.exists()
     assert not SETTINGS.table_folder.exists()
     assert not SETTINGS.filter_record.exists()
+    assert not SETTINGS.namespace_path.exists()
     assert world.node.run(["nft", "list", "tables"]).stdout == ""
     for name in ("eth0", "eth1"):
         shown = json.loads(world.node.run(["ip", "-j", "link", "show", name]).stdout)
@@ -444,6 +445,20 @@ def test_ctrl_c_leaves_nothing(world, web):
         assert wait_until(lambda: "managed" in world.node.run(["ip", "neigh", "show"]).stdout, 5)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(10) == 0
+    assert_nothing_was_touched(world)
+
+
+@pytest.mark.parametrize("flags", [(), ("--engine", "raw", "--on-exit", "keep")], ids=["xdp", "raw"])
+def test_in_another_network_namespace_nothing_is_taken_up_or_away(world, web, flags):
+    with daemon(world, web, *flags):
+        pass
+    way = f"nsenter --net=/run/netns/{world.node.namespace} turnout"
+    left = [path for path in (SETTINGS.pins, SETTINGS.table_folder) if path.exists()]
+    for command in (["detach"], ["run", "-f", web, "-i", "eth0"]):
+        done = turnout(world["client"], *command)
+        assert_one_line(done, 1, "works in another network namespace", f"{way} {command[0]} --name {NAME}")
+    assert [path for path in (SETTINGS.pins, SETTINGS.table_folder) if path.exists()] == left != []
+    assert turnout(world.node, "detach").returncode == 0
     assert_nothing_was_touched(world)
 
 
