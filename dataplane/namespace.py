@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from dataplane.settings import DEFAULT_NAME, Settings
+from dataplane.settings import Settings
 from xdp.errors import Error
 from xdp.writing import remove, write
 
@@ -35,8 +35,7 @@ def need_the_same(settings: Settings, command: str) -> None:
         for record in (settings.offloads_path, settings.reserved_path, settings.namespace_path):
             remove(record)
         return
-    name = "" if settings.name == DEFAULT_NAME else f" --name {settings.name}"
-    cure = f"`nsenter --net={place} turnout {command}{name}`" if place else "`lsns -t net` shows which there are"
+    cure = f"`nsenter --net={place} turnout {command}{settings.flag}`" if place else "`lsns -t net` shows which there are"
     otherwise = ", or give this one another --name" if command == "run" else ""
     raise Error(f"node {settings.name!r} works in another network namespace; {command} it there: {cure}{otherwise}")
 

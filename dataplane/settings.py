@@ -112,6 +112,11 @@ class Settings:
         return "external" if self.cluster_cidr else "none"
 
     @property
+    def flag(self) -> str:
+        """What commands that mean this node are given behind their own name: nothing for the default."""
+        return "" if self.name == DEFAULT_NAME else f" --name {self.name}"
+
+    @property
     def socket_path(self) -> Path:
         """Where the control socket listens."""
         return self.run_folder / f"{self.name}.sock"
