@@ -186,6 +186,10 @@ class Settings:
         """Return the links of XDP programs that are pinned, whichever interface they are on."""
         return self._pins_of(_LINK)
 
+    def link_pins_of_all(self) -> list[Path]:
+        """Return the links of XDP programs that any node has pinned, each in the folder of its node."""
+        return sorted(self.bpffs.glob(f"*/{_LINK}*"))
+
     def egress_pins(self) -> list[Path]:
         """Return the others."""
         return self._pins_of(_EGRESS)

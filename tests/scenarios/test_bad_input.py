@@ -208,13 +208,23 @@ def test_another_xdp_program_is_left_alone(world, web):
         link = links.create_xdp(program, socket.if_nametoindex("eth1"), "native")
     try:
         done = turnout(world.node, *run_args(web))
-        assert_one_line(done, 1, "eth1: another XDP program (native, id ", "ip link set", "xdp off")
+        cure = f"end its owner, of whom `bpftool link show id {links.info(link).id}` tells"
+        assert_one_line(done, 1, "eth1: another XDP program (native, id ", cure)
         assert not SETTINGS.pins.exists()
         assert links.info(link).ifindex
     finally:
         os.close(link)
         os.close(program)
     assert_nothing_was_touched(world)
+
+
+def test_an_interface_that_another_node_serves_is_told_with_how_to_end_that(world, web):
+    with daemon(world, web):
+        for name in ("eth0", "eth1"):
+            done = turnout(world.node, "run", "-f", web, "-i", name, "--name", f"{NAME}-2")
+            cure = f"`turnout detach --name {NAME}`, or be its successor with --name {NAME}"
+            assert_one_line(done, 1, f"{name}: is served by turnout node '{NAME}'; stop that and {cure}")
+    assert not replace(SETTINGS, name=f"{NAME}-2").pins.exists()
 
 
 # Two instructions: the result is XDP_PASS, and the end.
