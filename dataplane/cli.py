@@ -419,6 +419,8 @@ def _administrator(state: str, text: str, *more: Callable[[Any], Any]) -> None:
         settings = _named(name)
         said = {"endpoints": list(endpoints), "state": state}
         data = _ask(settings, "administer", said if deadline is None else {**said, "deadline_s": deadline})
+        for port in sorted({port for row in data for port in row["without_endpoint"]}):
+            _say(f"warning: {port} has no endpoint left for new clients; they are refused")
         if wait is not None:
             data = _wait_until_idle(settings, [row["address"] for row in data], wait)
         _end_with_the_reader()

@@ -35,7 +35,9 @@ def need_the_same(settings: Settings, command: str) -> None:
         for record in (settings.offloads_path, settings.reserved_path, settings.namespace_path):
             remove(record)
         return
-    cure = f"`nsenter --net={place} turnout {command}{settings.flag}`" if place else "`lsns -t net` shows which there are"
+    cure = (
+        f"`nsenter --net={place} turnout {command}{settings.flag}`" if place else "`lsns -t net` shows which there are"
+    )
     otherwise = ", or give this one another --name" if command == "run" else ""
     raise Error(f"node {settings.name!r} works in another network namespace; {command} it there: {cure}{otherwise}")
 

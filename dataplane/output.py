@@ -11,6 +11,7 @@ from typing import IO, Any
 _BAR = 20  # characters
 _WIDEST = 100_000  # columns of what is not a terminal: nothing is cut off
 _TOP_REASONS = 8
+_TOP_PORTS = 4  # of Services
 
 Row = Mapping[str, Any]
 
@@ -71,6 +72,8 @@ def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append((label, f"{path}: " + ", ".join(f"{word(kind)} {count:,}" for kind, count in counts.items())))
     if any(status["taken_out"].values()):
         lines.append(("taken out", _taken_out(status["taken_out"])))
+    if (without := status["without_endpoint"])["count"]:
+        lines.append(("refusing", _without_endpoint(without)))
     if status["sockets"]:
         counts = [f"{kind} {count:,}" for kind, count in status["sockets"].items() if kind != "reasons"]
         lines.append(("sockets", ", ".join(counts)))
@@ -103,6 +106,11 @@ def _taken_out(counts: Row) -> str:
     within = "" if left_s is None else f" (next deadline in {duration(left_s)})"
     lost = f"; {ended:,} connections ended by that" if ended else ""
     return f"{counts['drain']:,} drained{within}, {counts['maint']:,} in maintenance{lost}"
+
+
+def _without_endpoint(without: Row) -> str:
+    more = "" if without["count"] <= _TOP_PORTS else f" and {without['count'] - _TOP_PORTS:,} more"
+    return printable(", ".join(without["ports"][:_TOP_PORTS])) + f"{more}: no endpoint for new clients"
 
 
 def _interface_line(interface: Row) -> str:

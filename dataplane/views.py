@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dataplane.node import Node
 
 _TROUBLE_SHOWN_S = 60.0
-_MOST_TOLD = 100  # endpoints of which all that is wrong is told one by one
+_MOST_TOLD = 100  # endpoints or Service ports of which all that is wrong is told one by one
 _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 
 
@@ -174,6 +174,7 @@ def status(node: Node) -> dict[str, Any]:
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
         "snat_ports_left_out": len(node.occupied.ports) if node.occupied else 0,
         "taken_out": taken_out(node),
+        "without_endpoint": without_endpoint(node),
         "revision": {"desired": node.manifests.desired, "programmed": node.manifests.programmed},
         "applied_at_s": round(node.manifests.applied_at_s, 3),
         "packets": packets(node),
@@ -192,6 +193,12 @@ def taken_out(node: Node) -> dict[str, Any]:
         "next_deadline_s": _left_s(node, node.deadlines.next_s()),
         "ended": node.strays.ended_out,
     }
+
+
+def without_endpoint(node: Node) -> dict[str, Any]:
+    """Return how many Service ports refuse new clients, as they have no endpoint, and the first of them."""
+    keys = sorted({port.key for port in node.in_force.without_endpoint.values()})
+    return {"count": len(keys), "ports": keys[:_MOST_TOLD]}
 
 
 def interfaces(node: Node) -> list[dict[str, Any]]:
@@ -390,19 +397,27 @@ def places_of(node: Node, text: str) -> set[Place]:
 
 
 def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
-    """Return endpoints with what an operator wants of them, and how many connections to each are open."""
+    """Return endpoints with what an operator wants of them, and how many connections to each are open.
+
+    Each with those of its Service ports that have no endpoint for new clients.
+    """
     names = Names(node.shared.tables)
     rows = np.zeros(len(places), ENDPOINT)
     for row, place in zip(rows, places, strict=True):
         address, port, _ = known_as((*place, 0), names)
         row["addr"], row["port"] = swap32(address), swap16(port)
     here = node.in_force.here
+    without: dict[Place, set[str]] = {}
+    for refusing in list(node.in_force.without_endpoint.values()):  # at once: the event loop may be changing it
+        for endpoint in refusing.endpoints:
+            without.setdefault((endpoint.address, endpoint.port), set()).add(refusing.key)
     return [
         {
             "address": with_port(*place),
             "state": here.said_of(place).state.value,
             "deadline_s": _left_s(node, here.said_of(place).deadline_s),
             "open": int(count),
+            "without_endpoint": sorted(without.get(place, ())),
         }
         for place, count in zip(places, node.flows.count_open(rows), strict=True)
     ]

@@ -112,6 +112,19 @@ def test_status_looks_at_no_service_and_at_no_next_hop_that_is_well(node, monkey
     assert more == "20 more endpoints are out of reach; `turnout get nexthops` lists all"
 
 
+def test_service_ports_without_an_endpoint_are_counted_as_they_change(node):
+    def told():
+        return node.status()["without_endpoint"]["ports"]
+
+    b, c = service("b", {"port": 80}, clusterIP="10.96.0.2"), service("c", {"port": 80}, clusterIP="10.96.0.3")
+    node.reload(b, c, slice_of("b", "10.2.0.1"))
+    assert told() == ["default/c:80"]
+    node.reload(b, c, slice_of("b"), slice_of("c", "10.2.0.1"))
+    assert told() == ["default/b:80"]
+    node.reload(c, slice_of("c", "10.2.0.1"))
+    assert told() == []
+
+
 def test_who_is_no_endpoint_any_more_need_not_be_in_reach(node):
     one = service("b", {"port": 80}, clusterIP="10.96.0.2")
     node.reload(one, slice_of("b", "10.2.0.1"))

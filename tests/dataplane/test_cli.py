@@ -301,6 +301,7 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
             "            userspace: received 4, forwarded 3, passed 0, dropped 1, punt-lost 1, originated 0",
             "            egress: received 50, forwarded 30, passed 20",
             "taken out   2 drained (next deadline in 9 min 59 s), 1 in maintenance; 17 connections ended by that",
+            "refusing    shop/old:http: no endpoint for new clients",
             "sockets     led 12, passed 30, refused 1",
             "reasons     FORWARDED 1,200",
             "            NEW_FLOW 4",
@@ -354,7 +355,7 @@ def test_filters_of_flows_are_the_nodes_work(tmp_path):
 
 @pytest.mark.faults(87)
 def test_what_is_said_of_an_endpoint_is_answered_with_its_deadline(tmp_path):
-    row = {"address": "10.0.1.2:8080", "state": "drain", "deadline_s": 59.9, "open": 3}
+    row = {"address": "10.0.1.2:8080", "state": "drain", "deadline_s": 59.9, "open": 3, "without_endpoint": ["a/b:c"]}
     other = {**row, "address": "10.0.1.3:8080", "deadline_s": None}
     with node(tmp_path, administer=[row, other]) as asked:
         told = turnout("drain", "10.0.1.2", "10.0.1.3:8080", "--deadline", "60", run_folder=tmp_path)
@@ -364,6 +365,7 @@ def test_what_is_said_of_an_endpoint_is_answered_with_its_deadline(tmp_path):
         ["10.0.1.2:8080", "drain", "in", "59", "s", "3"],
         ["10.0.1.3:8080", "drain", "-", "3"],
     ]
+    assert told.stderr == "warning: a/b:c has no endpoint left for new clients; they are refused\n"
     assert asked == [
         ("administer", {"endpoints": ["10.0.1.2", "10.0.1.3:8080"], "state": "drain", "deadline_s": 60}),
         ("administer", {"endpoints": ["10.0.1.2"], "state": "drain"}),
