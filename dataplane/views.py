@@ -251,6 +251,7 @@ def _shown(connection: Connection, service: str | None, offloaded: bool, address
         "protocol": Protocol(protocol & ~Protocol.IPV6).name,
         "client": shown(connection.client),
         "frontend": shown(connection.frontend),
+        "snat": shown(connection.source) if connection.source != connection.client else None,
         "endpoint": shown(connection.endpoint),
         "service": service,
         "state": connection.state.name.lower(),
@@ -287,16 +288,21 @@ def flows(
 ) -> list[dict[str, Any]]:
     """Return the connections, filtered; an address matches with or without a port, a Service with or without its port.
 
-    Records are chosen while they are arrays: there may be a million.
+    Records are chosen while they are arrays: there may be a million. UsageError: there is no such Service, or no such
+    endpoint; one that has gone and has connections still is one.
     """
     names, addresses = _services_by_frontend(node), Names(node.shared.tables)
     originals, replies = node.flows.records()
     wanted = np.ones(len(originals), bool)
     if endpoint is not None:
         wanted &= _is_at(originals, "new_dst", endpoint, addresses)
+        if not wanted.any():
+            places_of(node, endpoint)
     if client is not None:
         wanted &= _is_at(originals, "src", client, addresses)
     if service is not None:
+        if not any(service in (port.key, port.key.partition(":")[0]) for port in node.in_force.snapshot.ports):
+            raise UsageError(f"{service} is no Service; `turnout get services` lists them as NAMESPACE/NAME:PORT")
         keys = [key for key, name in names.items() if service in (name, name.partition(":")[0])]
         wanted &= np.isin(_frontend_keys(originals), np.array([_frontend_key(*key) for key in keys], np.uint64))
     chosen = np.flatnonzero(wanted)[:limit]

@@ -17,7 +17,8 @@ from lb.live import Live
 from tests.memory_node import MemoryNode
 from tests.packets import syn, udp
 from tests.services import Service
-from xdp.addresses import address_of
+from xdp.addresses import address_of, number_of
+from xdp.errors import UsageError
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
 
@@ -216,3 +217,20 @@ def test_what_vips_of_the_nodes_own_do_not_concern_is_planned_alone(node):
     external = service("b", {"port": 30080}, externalIPs=[own])
     node.reload(external, slice_of("b", "10.2.0.1"))
     assert not node.reload(external, slice_of("b", "10.2.0.1", "10.2.0.2"))
+
+
+def test_flows_of_a_service_or_an_endpoint_that_is_none_are_an_error(node):
+    near = str(next(iter(node.networks[0].hosts.values())).address.ip)
+    one = service("b", {"port": 80}, clusterIP="10.96.0.2")
+    node.reload(one, slice_of("b", near))
+    for filters in ({"service": "default/b"}, {"service": "default/b:80"}, {"endpoint": near}):
+        assert node.flows(**filters) == []
+    for wrong in ("default/c", "b", "default/b:81", "default/b:"):
+        with pytest.raises(UsageError, match=f"^{wrong} is no Service; `turnout get services` lists them"):
+            node.flows(service=wrong)
+    with pytest.raises(UsageError, match=r"^10.2.0.9:80 is no endpoint of any Service; `turnout get endpoints`"):
+        node.flows(endpoint="10.2.0.9:80")
+    node.send(syn(node.client(), (number_of(ip_address("10.96.0.2")), 80)))
+    assert len(node.flows(endpoint=near)) == 1
+    node.reload(one, slice_of("b", "10.2.0.1"))
+    assert len(node.flows(endpoint=near)) == 1, "one that has gone, and has connections"
