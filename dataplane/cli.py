@@ -372,7 +372,7 @@ def _show(kind: str, name: str | None, output: str, options: dict[str, Any]) -> 
     if output == "json":
         click.echo(as_json(data))
     else:
-        show_table(kind, data)
+        show_table(f"{kind}-wide" if output == "wide" else kind, data)
         if not data:
             _say(f"no {kind}")
 
@@ -390,14 +390,14 @@ _getter("reasons", "Packets by what became of them.")
     examples="""
     turnout get flows --limit 20
     turnout get flows --service shop/web:http --client 192.0.2.7
-    turnout get flows --endpoint 10.244.1.5:8080 -o json
+    turnout get flows --endpoint 10.244.1.5:8080 -o wide
     """,
 )
 @click.option("--service", metavar="NS/NAME[:PORT]", help="Only connections to this Service.")
 @click.option("--endpoint", metavar="IP[:PORT]", help="Only connections that this endpoint serves.")
 @click.option("--client", metavar="IP[:PORT]", help="Only connections of this client.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="At most so many.")
-@output("table", "json")
+@output("table", "wide", "json")
 @common
 def flows(name: str | None, output: str, **filters: Any) -> None:
     """Connections: who talks to whom, and how much."""

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 _BAR = 20  # characters
-_WIDEST = 100_000  # columns of what is not a terminal: nothing is cut off
 _TOP_REASONS = 8
 _TOP_PORTS = 4  # of Services
 
@@ -149,27 +148,34 @@ def show_status(name: str, status: Mapping[str, Any], stream: IO[str] | None = N
 
 
 def show_table(kind: str, data: Any, stream: IO[str] | None = None) -> None:
-    """Print what `get` answers as a table with a line of headings."""
-    from rich.table import Table
+    """Print what `get` answers as a table with a line of headings, each row a line, however narrow the terminal is."""
     from rich.text import Text
 
     rows = [_COLUMNS[kind](row) for row in _rows(data)] if kind in _COLUMNS else [_plain(row) for row in _rows(data)]
-    headings = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        is_number = all(isinstance(row.get(heading), int | float) for row in rows)
-        table.add_column(heading.upper(), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(row.get(heading, ""))) for heading in headings))
-    if rows:
-        _console(stream).print(table)
+    if not rows:
+        return
+    columns = [_column(heading, rows) for heading in dict.fromkeys(name for row in rows for name in row)]
+    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+    stream = stream or sys.stdout
+    _console(stream).print(Text(head, "bold"), soft_wrap=True)
+    stream.writelines(f"{line}\n" for line in lines)
+
+
+def _column(heading: str, rows: Sequence[Row]) -> list[str]:
+    """Return a column's cells, the heading first, all of a width: numbers to the right, all else to the left."""
+    from rich.cells import cell_len
+
+    is_number = all(isinstance(row.get(heading), int | float) for row in rows)
+    cells = [heading.upper(), *(_cell(row.get(heading, "")) for row in rows)]
+    widths = [cell_len(cell) for cell in cells]
+    padding = [" " * (max(widths) - width) for width in widths]
+    return [f"{pad}{cell}" if is_number else f"{cell}{pad}" for cell, pad in zip(cells, padding, strict=True)]
 
 
 def _console(stream: IO[str] | None) -> Any:
     from rich.console import Console
 
-    stream = stream or sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else _WIDEST, highlight=False, markup=False, emoji=False)
+    return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -237,10 +243,17 @@ def _flow(row: Row) -> dict[str, Any]:
         "endpoint": row["endpoint"],
         "service": row["service"],
         "state": row["state"],
-        "offloaded": row["offloaded"],
         "packets": f"{row['packets']['original']}/{row['packets']['reply']}",
-        "bytes": f"{row['bytes']['original']}/{row['bytes']['reply']}",
         "idle": f"{row['idle_s']:.1f} s",
+    }
+
+
+def _wide_flow(row: Row) -> dict[str, Any]:
+    return {
+        **_flow(row),
+        "snat": row["snat"],
+        "offloaded": row["offloaded"],
+        "bytes": f"{row['bytes']['original']}/{row['bytes']['reply']}",
         "expires": f"{row['expires_s']:.0f} s",
     }
 
@@ -254,5 +267,6 @@ def _administered(row: Row) -> dict[str, Any]:
 _COLUMNS: Mapping[str, Callable[[Row], dict[str, Any]]] = {
     "services": _service,
     "flows": _flow,
+    "flows-wide": _wide_flow,
     "administered": _administered,
 }

@@ -52,6 +52,7 @@ FLOW = {
     "protocol": "TCP",
     "client": "192.0.2.1:4000",
     "frontend": "10.96.0.10:80",
+    "snat": "10.0.1.1:61000",
     "endpoint": "10.0.1.2:8080",
     "service": "shop/web:http",
     "state": "established",
@@ -172,7 +173,7 @@ def test_the_version_is_told():
         (["status", "more"], "got unexpected extra argument (more)"),
         (["get", "flowz"], "turnout get: no such command 'flowz'. Did you mean 'flows'?"),
         (["get", "flows", "--limit", "0"], "0 is not in the range x>=1"),
-        (["get", "flows", "-o", "yaml"], "'yaml' is not one of 'table', 'json'"),
+        (["get", "flows", "-o", "yaml"], "'yaml' is not one of 'table', 'wide', 'json'"),
         (["validate"], "turnout validate: no manifests; give them with -f PATH"),
     ],
 )
@@ -329,6 +330,7 @@ def test_tables_have_headings_and_a_line_for_each(tmp_path):
     with node(tmp_path, services=[SERVICE], flows=[FLOW], reasons={"NEW_FLOW": 3}, nexthops=[]):
         services = turnout("get", "services", run_folder=tmp_path).stdout.splitlines()
         flows = turnout("get", "flows", run_folder=tmp_path).stdout.splitlines()
+        wide = turnout("get", "flows", "-o", "wide", run_folder=tmp_path).stdout.splitlines()
         reasons = turnout("get", "reasons", run_folder=tmp_path).stdout.splitlines()
         nothing = turnout("get", "nexthops", run_folder=tmp_path)
     assert [line.split() for line in services] == [
@@ -337,6 +339,8 @@ def test_tables_have_headings_and_a_line_for_each(tmp_path):
     ]
     assert flows[0].split()[:6] == ["PROTOCOL", "CLIENT", "FRONTEND", "ENDPOINT", "SERVICE", "STATE"]
     assert flows[1].split()[1:4] == ["192.0.2.1:4000", "10.96.0.10:80", "10.0.1.2:8080"]
+    assert wide[0].split()[:9] == [*flows[0].split()[:8], "SNAT"]
+    assert "10.0.1.1:61000" in wide[1].split()
     assert [line.split() for line in reasons] == [["REASON", "PACKETS"], ["NEW_FLOW", "3"]]
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no nexthops\n")
 
