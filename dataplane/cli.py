@@ -155,7 +155,7 @@ def turnout() -> None:
     cls=Command,
     examples="""
     turnout run -f web.yaml -i eth0
-    turnout run -f manifests/ -i eth0 eth1 --metrics 127.0.0.1:9100
+    turnout run -f manifests/ -i eth0 eth1 --metrics 127.0.0.1:17420
     kubectl get svc,endpointslices -A -o yaml | turnout run -f - -i eth0
     turnout run --config turnout.yaml
     """,
@@ -260,6 +260,7 @@ def validate(config: str | None, **flags: Any) -> None:
     settings = _settings(config, flags)
     if not settings.files:
         raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
+    from dataplane.output import counted
     from lb import manifests, notes
     from lb.model import NodeView
     from lb.resolve import resolve
@@ -279,7 +280,8 @@ def validate(config: str | None, **flags: Any) -> None:
     if not found.services:
         _say(f"note: {where}: no Service found: there is nothing to serve")
     endpoints = sum(len(part.endpoints) for part in found.slices)
-    _say(f"valid: {len(found.services)} Services, {len(found.slices)} EndpointSlices, {endpoints} endpoints")
+    told = {"Service": len(found.services), "EndpointSlice": len(found.slices), "endpoint": endpoints}
+    _say(f"valid: {', '.join(counted(count, word) for word, count in told.items())}")
 
 
 @turnout.command(
@@ -441,7 +443,7 @@ def _wait_until_idle(settings: Settings, places: list[str], seconds: float) -> A
 
     Meanwhile an endpoint may go from the manifests: its connections go on.
     """
-    from dataplane.output import countdown
+    from dataplane.output import countdown, counted
 
     deadline = time.monotonic() + seconds
     with countdown("connections") as tell:
@@ -452,7 +454,8 @@ def _wait_until_idle(settings: Settings, places: list[str], seconds: float) -> A
                 return data
             tell(left)
             if time.monotonic() >= deadline:
-                raise TimedOutError(f"{left:,} connections are open after {seconds:g} s; the endpoints stay drained")
+                are_open = f"{counted(left, 'connection')} still open"
+                raise TimedOutError(f"{are_open} after {seconds:g} s; the endpoints stay drained")
             time.sleep(min(_DRAIN_POLL_S, max(0.0, deadline - time.monotonic())))
 
 

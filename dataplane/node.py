@@ -33,6 +33,7 @@ from dataplane.lost import Losses
 from dataplane.netdev import NetDev
 from dataplane.nexthops import NextHops
 from dataplane.occupied import Occupied
+from dataplane.output import counted
 from dataplane.rawengine import RawEngine
 from dataplane.reclaim import Reclaim
 from dataplane.reloading import Reloading
@@ -265,7 +266,7 @@ class Node:
         for name, attachment in self.engine.attachments.items():
             how = f"XDP {attachment.mode}" if attachment.mode else "packet sockets"
             log.info("%s: %s%s", name, how, f" ({attachment.why})" if attachment.why else "")
-        log.info("serving %d Service ports, engine %s", ports, self.engine.name)
+        log.info("serving %s, engine %s", counted(ports, "Service port"), self.engine.name)
 
     # Serving.
 

@@ -16,6 +16,7 @@ from dataplane import views
 from dataplane.detach import remove_raw
 from dataplane.engine import Engine
 from dataplane.netdev import Interface
+from dataplane.output import counted
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
 from xdp import files, links, loader, maps, mounts, rcu, removing
@@ -111,7 +112,8 @@ def _open_flows(
         return flows
     shared.tables.workers[:] = 0  # of a predecessor that was killed: nobody is to wait for its turns
     abandoned = flows.take_over()
-    log.info("took over %d connections%s", flows.used(), f", {abandoned} slots given up" if abandoned else "")
+    lost = f", {counted(abandoned, 'slot')} given up" if abandoned else ""
+    log.info("took over %s%s", counted(flows.used(), "connection"), lost)
     return flows
 
 

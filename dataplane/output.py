@@ -39,6 +39,11 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
+def counted(count: int, word: str) -> str:
+    """Return a number of things, named by `word`, which takes an s for more than one: 1 Service, 2,000 Services."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def bar(used: int, capacity: int) -> str:
     """Return `used` of `capacity` as a bar with its numbers."""
     share = used / capacity if capacity else 0.0
@@ -54,8 +59,8 @@ _NEXT = {"failed": "look at the log of `turnout run`", "degraded": "turnout get 
 def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (label, text) for each line of the status; the first is the verdict."""
     state = str(status["state"])
-    served = f"{status['services']:,} Services, {status['endpoints']:,} endpoints, up {duration(status['uptime_s'])}"
-    lines = [(state.upper(), f"node {name}: {served}")]
+    served = f"{counted(status['services'], 'Service')}, {counted(status['endpoints'], 'endpoint')}"
+    lines = [(state.upper(), f"node {name}: {served}, up {duration(status['uptime_s'])}")]
     lines += [("  why", printable(reason)) for reason in status["why"]]
     if state in _NEXT:
         lines.append(("  next", _next_step(status)))
@@ -103,7 +108,7 @@ def _next_step(status: Mapping[str, Any]) -> str:
 def _taken_out(counts: Row) -> str:
     left_s, ended = counts["next_deadline_s"], counts["ended"]
     within = "" if left_s is None else f" (next deadline in {duration(left_s)})"
-    lost = f"; {ended:,} connections ended by that" if ended else ""
+    lost = f"; {counted(ended, 'connection')} ended by that" if ended else ""
     return f"{counts['drain']:,} drained{within}, {counts['maint']:,} in maintenance{lost}"
 
 
@@ -117,7 +122,7 @@ def _interface_line(interface: Row) -> str:
     is_raw = interface["engine"] == "raw" and not interface["why"].startswith("not attached")
     without = "raw" if is_raw else "not attached"
     name, mode = printable(interface["name"]), printable(interface["xdp_mode"] or without)
-    return f"{name} {mode}, {interface['rx_packets']:,} packets received{why}"
+    return f"{name} {mode}, {counted(interface['rx_packets'], 'packet')} received{why}"
 
 
 def _top_reasons(reasons: Mapping[str, int]) -> list[str]:

@@ -309,7 +309,7 @@ def _read_endpoint(text: str) -> tuple[str, int]:
     except ValueError:
         is_right = False
     if not is_right or not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
-        raise ValueError(f"{text!r} is not ADDR:PORT; expected an address like 127.0.0.1:9100 or [::1]:9100")
+        raise ValueError(f"{text!r} is not ADDR:PORT; expected an address like 127.0.0.1:17420 or [::1]:17420")
     return address, int(number)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from conntrack.table import Connection
 from dataplane.netdev import FORWARDING, Interface
+from dataplane.output import counted
 from lb.model import AdminState, Endpoint, Place
 from lb.rows import Here, echo_protocol, frontends_of, known_as
 from xdp.addresses import read_place, with_port
@@ -149,9 +150,10 @@ def _out_of_reach(node: Node) -> Iterator[str]:
     for hop in node.next_hops.describe(set(numbers[:_MOST_TOLD].tolist())):
         if hop["state"] == "foreign":
             unless = f" ({node.engine.why_no_egress})" if node.engine.why_no_egress else ""
+            here = f"the nodeName {node.settings.node_name}" if node.settings.node_name else "--node-name"
             yield (
                 f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; "
-                f"add -i {hop['interface']}, or the nodeName {node.settings.node_name} if it is on this node{unless}"
+                f"add -i {hop['interface']}, or {here} if it is on this node{unless}"
             )
         else:
             yield f"endpoint {hop['destination']}: no route, or its neighbour does not answer"
@@ -215,7 +217,7 @@ def interfaces(node: Node) -> list[dict[str, Any]]:
         mode, why = (attachment.mode, attachment.why) if attachment else (None, "not attached: see `turnout status`")
         found.append(shown(name, given.get(name), node.engine.name, mode, why))
     for name, count in sorted(local.items()):
-        why = f"{count} endpoint{'s' if count > 1 else ''} on this node"
+        why = f"{counted(count, 'endpoint')} on this node"
         found.append(shown(name, here.get(name), "kernel", None, why))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,19 @@ def test_service_ports_without_an_endpoint_are_counted_as_they_change(node):
     assert told() == ["default/b:80"]
     node.reload(c, slice_of("c", "10.2.0.1"))
     assert told() == []
+
+
+@pytest.mark.parametrize(("name", "cure"), [("", "--node-name"), ("one", "the nodeName one")])
+def test_an_endpoint_behind_an_interface_that_is_not_given_is_told_with_what_to_give(tmp_path, monkeypatch, name, cure):
+    node = MemoryNode(tmp_path)
+    node._node.settings = replace(node._node.settings, node_name=name)
+    node.reload(service("b", {"port": 80}, clusterIP="10.96.0.2"), slice_of("b", "10.2.0.1"))
+    hop = {"state": "foreign", "destination": "10.2.0.1", "interface": "eth7"}
+    monkeypatch.setattr(NextHops, "describe", lambda *_: [hop])
+    expected = (
+        f"endpoint 10.2.0.1: reached through eth7, which is not given; add -i eth7, or {cure} if it is on this node"
+    )
+    assert node.status()["why"] == [expected]
 
 
 def test_who_is_no_endpoint_any_more_need_not_be_in_reach(node):

@@ -162,7 +162,7 @@ def test_the_version_is_told():
         (["run", "--engine", "xpd"], "'--engine': 'xpd' is not one of auto, xdp, afxdp, raw; did you mean \"xdp\"?"),
         (["run", "--capacity", "0"], "'0' is not a number of connections; expected 1 to 500000000"),
         (["run", "--capacity", "many"], "'many' is not a number of connections"),
-        (["run", "--metrics", "9100"], "'9100' is not ADDR:PORT; expected an address like 127.0.0.1:9100"),
+        (["run", "--metrics", "9100"], "'9100' is not ADDR:PORT; expected an address like 127.0.0.1:17420"),
         (["run", "--allow-external-ips", "10.0.0.1/8"], "10.0.0.1/8 has host bits set; expected a network like"),
         (["run", "-i", "a/b"], "'a/b' is no name of an interface; see `ip -br link`"),
         (["run", "--on-exit", ""], "'' is not one of keep, detach"),
@@ -208,7 +208,7 @@ def test_valid_manifests_exit_0_and_what_is_not_honoured_is_named(web):
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
         "note: Service shop/web: spec.ports[1].protocol: SCTP is not forwarded yet; this port is left out",
-        "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
+        "valid: 1 Service, 1 EndpointSlice, 2 endpoints",
     ]
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from dataplane.output import as_json, bar, duration, printable, show_table
+from dataplane.output import as_json, bar, counted, duration, printable, show_table
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,10 @@ from dataplane.output import as_json, bar, duration, printable, show_table
 )
 def test_a_span_of_time_has_its_two_largest_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_thing_is_not_told_in_the_plural():
+    assert [counted(count, "Service") for count in (0, 1, 2000)] == ["0 Services", "1 Service", "2,000 Services"]
 
 
 @pytest.mark.parametrize(

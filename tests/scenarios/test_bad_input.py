@@ -198,6 +198,10 @@ def test_a_missing_manifest_is_refused(world, tmp_path):
 def test_an_interface_that_does_not_exist_is_refused_with_a_suggestion(world, web):
     done = turnout(world.node, "run", "-f", web, "-i", "eht0")
     assert_one_line(done, 2, 'eht0: no such interface in this network namespace; did you mean "eth0"?')
+    done = turnout(world.node, "run", "-f", web, "-i", "eth0,eth1")
+    assert_one_line(
+        done, 2, "eth0,eth1: no such interface", "; several are given with spaces between them: -i eth0 eth1"
+    )
     assert_nothing_was_touched(world)
 
 
