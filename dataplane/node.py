@@ -423,8 +423,8 @@ class Node:
         self._lost_seen = lost
 
     def look_for_shortages(self) -> None:
-        """Say so when new connections have found no room since the last call."""
-        for what, words in self.shortages.news():
+        """Say so when new connections have found no room since the last call, or come to nothing."""
+        for what, words in (*self.shortages.news(), *self.engine.unfinished()):
             self.jobs.note(what, words)
 
     async def _follow_clients(self, clients: Connecting, led: LedSockets) -> None:
