@@ -157,7 +157,8 @@ class Node:
         self._prepare_clients(stack)
         tables = self.shared.tables
         namespace.note(settings)
-        stack.callback(self._forget_namespace_if_unused)
+        if self.shared.is_new:
+            stack.callback(self._forget_namespace_if_unused)
         reserve(settings.snat_ports, settings.reserved_path)
         stack.callback(self._give_ports_back_if_unused)
         # What packets see changes from here on.

@@ -91,7 +91,7 @@ def test_L_a_client_that_keeps_its_connection_alive_is_reset_at_the_deadline_and
     assert goes_on(node, web, other, "web-2")
     assert node.status()["taken_out"] == {"drain": 0, "maint": 2, "next_deadline_s": None, "ended": 1}
     assert "the deadline of the drain has passed" in caplog.text
-    assert "1 connections ended: their endpoint is in maintenance" in caplog.text
+    assert "1 connection ended: their endpoint is in maintenance" in caplog.text
     assert {node.send(syn(node.client(), web.at)).only[0] for _ in range(20)} == {"web-2"}
 
 
