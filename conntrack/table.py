@@ -35,6 +35,7 @@ class Connection:
     protocol: int
     client: tuple[int, int]
     frontend: tuple[int, int]
+    source: tuple[int, int]  # as the endpoint sees it: the client, unless it is masqueraded
     endpoint: tuple[int, int]
     state: State
     packets: tuple[int, int]  # original, reply
@@ -282,6 +283,7 @@ class FlowTable:
             protocol=int(original["protocol"]),
             client=(swap32(original["src_addr"]), swap16(original["src_port"])),
             frontend=(swap32(original["dst_addr"]), swap16(original["dst_port"])),
+            source=(swap32(original["new_src_addr"]), swap16(original["new_src_port"])),
             endpoint=(swap32(original["new_dst_addr"]), swap16(original["new_dst_port"])),
             state=state,
             packets=(int(original["packets"]), int(reply["packets"])),

@@ -103,19 +103,20 @@ class Announcer:
 
     def announce(self, vips: Collection[int], interfaces: Mapping[str, Interface], now: float) -> None:
         """Have these VIPs, which packets can reach by now, announced where they have not been."""
+        up = {name: interface for name, interface in interfaces.items() if interface.is_up}
         fresh = {
             name
-            for name, interface in interfaces.items()
-            if interface.is_up and not (name in self._sockets and _is_same(self._interfaces.get(name), interface))
+            for name, interface in up.items()
+            if name not in self._sockets or not _is_same(self._interfaces[name], interface)
         }
         wanted = frozenset(vips)
-        for name in self._sockets.keys() - interfaces.keys() | fresh & self._sockets.keys():
+        for name in self._sockets.keys() - (up.keys() - fresh):  # one that is down, too: it is new when it comes up
             self._sockets.pop(name).close()
             self._listeners.pop(name).close()
         for name in fresh:
             with contextlib.suppress(OSError):  # it went away again; else the next call tries again
-                self._sockets[name] = _open(interfaces[name])
-                self._listeners[name] = _Listener(interfaces[name], self._sockets[name])
+                self._sockets[name] = _open(up[name])
+                self._listeners[name] = _Listener(up[name], self._sockets[name])
         groups = {group_of(vip) for vip in wanted if is_ipv6(vip)}
         for listener in self._listeners.values():
             listener.join(groups)
@@ -123,7 +124,7 @@ class Announcer:
         self._due.extend(_Due(now, name, vip, _TIMES) for name in opened for vip in sorted(wanted))
         old = sorted(self._sockets.keys() - fresh)
         self._due.extend(_Due(now, name, vip, _TIMES) for name in old for vip in sorted(wanted - self._vips))
-        self._interfaces = {name: interface for name, interface in interfaces.items() if interface.is_up}
+        self._interfaces = up
         self._vips = wanted
 
     def turn(self, now: float) -> None:
@@ -257,8 +258,8 @@ def _open_icmpv6(name: str) -> socket.socket:
     return sock
 
 
-def _is_same(known: Interface | None, interface: Interface) -> bool:
-    return known is not None and (known.ifindex, known.mac) == (interface.ifindex, interface.mac)
+def _is_same(known: Interface, interface: Interface) -> bool:
+    return (known.ifindex, known.mac) == (interface.ifindex, interface.mac)
 
 
 def _open(interface: Interface) -> socket.socket:

@@ -155,7 +155,7 @@ def turnout() -> None:
     cls=Command,
     examples="""
     turnout run -f web.yaml -i eth0
-    turnout run -f manifests/ -i eth0 eth1 --metrics 127.0.0.1:9100
+    turnout run -f manifests/ -i eth0 eth1 --metrics 127.0.0.1:17420
     kubectl get svc,endpointslices -A -o yaml | turnout run -f - -i eth0
     turnout run --config turnout.yaml
     """,
@@ -260,6 +260,7 @@ def validate(config: str | None, **flags: Any) -> None:
     settings = _settings(config, flags)
     if not settings.files:
         raise click.UsageError("no manifests; give them with -f PATH", click.get_current_context())
+    from dataplane.output import counted
     from lb import manifests, notes
     from lb.documents import undotted
     from lb.model import NodeView
@@ -282,7 +283,8 @@ def validate(config: str | None, **flags: Any) -> None:
     if not found.services:
         _say(f"note: {where}: no Service found: there is nothing to serve")
     endpoints = sum(len(part.endpoints) for part in found.slices)
-    _say(f"valid: {len(found.services)} Services, {len(found.slices)} EndpointSlices, {endpoints} endpoints")
+    counts = {"Service": len(found.services), "EndpointSlice": len(found.slices), "endpoint": endpoints}
+    _say(f"valid: {', '.join(counted(count, word) for word, count in counts.items())}")
 
 
 @turnout.command(
@@ -375,7 +377,7 @@ def _show(kind: str, name: str | None, output: str, options: dict[str, Any]) -> 
     if output == "json":
         click.echo(as_json(data))
     else:
-        show_table(kind, data)
+        show_table(f"{kind}-wide" if output == "wide" else kind, data)
         if not data:
             _say(f"no {kind}")
 
@@ -393,14 +395,14 @@ _getter("reasons", "Packets by what became of them.")
     examples="""
     turnout get flows --limit 20
     turnout get flows --service shop/web:http --client 192.0.2.7
-    turnout get flows --endpoint 10.244.1.5:8080 -o json
+    turnout get flows --endpoint 10.244.1.5:8080 -o wide
     """,
 )
 @click.option("--service", metavar="NS/NAME[:PORT]", help="Only connections to this Service.")
 @click.option("--endpoint", metavar="IP[:PORT]", help="Only connections that this endpoint serves.")
 @click.option("--client", metavar="IP[:PORT]", help="Only connections of this client.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="COUNT", help="At most so many.")
-@output("table", "json")
+@output("table", "wide", "json")
 @common
 def flows(name: str | None, output: str, **filters: Any) -> None:
     """Connections: who talks to whom, and how much."""
@@ -422,6 +424,8 @@ def _administrator(state: str, text: str, *more: Callable[[Any], Any]) -> None:
         settings = _named(name)
         said = {"endpoints": list(endpoints), "state": state}
         data = _ask(settings, "administer", said if deadline is None else {**said, "deadline_s": deadline})
+        for port in sorted({port for row in data for port in row["without_endpoint"]}):
+            _say(f"warning: {port} has no endpoint left for new clients; they are refused")
         if wait is not None:
             data = _wait_until_idle(settings, [row["address"] for row in data], wait)
         _end_with_the_reader()
@@ -442,7 +446,7 @@ def _wait_until_idle(settings: Settings, places: list[str], seconds: float) -> A
 
     Meanwhile an endpoint may go from the manifests: its connections go on.
     """
-    from dataplane.output import countdown
+    from dataplane.output import countdown, counted
 
     deadline = time.monotonic() + seconds
     with countdown("connections") as tell:
@@ -453,7 +457,8 @@ def _wait_until_idle(settings: Settings, places: list[str], seconds: float) -> A
                 return data
             tell(left)
             if time.monotonic() >= deadline:
-                raise TimedOutError(f"{left:,} connections are open after {seconds:g} s; the endpoints stay drained")
+                are_open = f"{counted(left, 'connection')} still open"
+                raise TimedOutError(f"{are_open} after {seconds:g} s; the endpoints stay drained")
             time.sleep(min(_DRAIN_POLL_S, max(0.0, deadline - time.monotonic())))
 
 

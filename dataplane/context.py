@@ -29,8 +29,14 @@ _PORTS = 1 << 16
 
 # Where a packet loop's answers go back: its interface, the MAC address there (the first byte lowest), and how many
 # answers to ARP it has given in the second that began at `since` (jiffies). `kernel` is the descriptor of what hands
-# frames to the kernel there (dataplane/handback.py).
-LINK = np.dtype([("mac", "u8"), ("ifindex", "u4"), ("since", "u4"), ("answers", "u4"), ("kernel", "i4")])
+# frames to the kernel there (dataplane/handback.py). Of `begun` first packets of connections, `unfinished` had a
+# checksum that a device was to finish.
+LINK = np.dtype(
+    [
+        *(("mac", "u8"), ("ifindex", "u4"), ("since", "u4"), ("answers", "u4"), ("kernel", "i4")),
+        *(("begun", "u8"), ("unfinished", "u8")),
+    ]
+)
 
 
 def _new_link() -> npt.NDArray[np.void]:

@@ -19,13 +19,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from dataplane.settings import Settings, interface_of
 from xdp.errors import ConfigError, Error, MissingFeatureError, NotRunningError, TimedOutError, UsageError
 from xdp.writing import explained
-
-if TYPE_CHECKING:
-    from dataplane.settings import Settings
 
 COMMANDS = ("status", "services", "endpoints", "flows", "nexthops", "interfaces", "reasons", "administer")
 _OPTIONS: Mapping[str, Mapping[str, type]] = {
@@ -309,9 +307,22 @@ def _not_running(settings: Settings, error: OSError) -> Error:
         return ConfigError(f"{settings.socket_path}: too long for a socket; give a shorter --name")
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
         others = sorted(path.stem for path in settings.run_folder.glob("*.sock") if path.stem != settings.name)
-        cure = f"; with --name there may be {', '.join(others)}" if others else "; start it with `turnout run`"
-        return NotRunningError(f"node {settings.name!r} is not running{cure}")
+        apart = f" (others, with --name: {', '.join(others)})" if others else ""
+        return NotRunningError(f"node {settings.name!r} is not running; {_what_goes_on(settings)}{apart}")
     return NotRunningError(f"node {settings.name!r} does not answer: {error.strerror or error}")
+
+
+def _what_goes_on(settings: Settings) -> str:
+    """Return what a node that does not run has left, and what can be done, in words."""
+    served: list[str] = []
+    with contextlib.suppress(OSError):  # of others
+        served = [interface_of(pin) for pin in settings.link_pins()]
+    if not served:
+        return f"start it with `turnout run{settings.flag}`"
+    return (
+        f"its programs on {', '.join(served)} go on forwarding: `turnout run{settings.flag}` takes over, "
+        f"`turnout detach{settings.flag}` ends it"
+    )
 
 
 def _error_of(refusal: Any) -> Error:

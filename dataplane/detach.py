@@ -14,8 +14,8 @@ from xdp.errors import Error, UsageError
 def detach(settings: Settings, interfaces: Sequence[str] = ()) -> list[str]:
     """Take the node's programs off `interfaces` (all, if none are named) and return what was removed, in words.
 
-    The tables go with the last link. Error: the node runs; UsageError: the node has no link to one of `interfaces`
-    although it has others.
+    The tables go with the last link. Error: the node runs, or works in another network namespace; UsageError: the node
+    has no link to one of `interfaces` although it has others.
     """
     try:
         with Lock(settings):
@@ -26,11 +26,12 @@ def detach(settings: Settings, interfaces: Sequence[str] = ()) -> list[str]:
 
 
 def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
-    from dataplane import reserved
+    from dataplane import namespace, reserved
     from dataplane.offloads import Offloads
     from xdp import loader, removing
     from xdp.writing import remove
 
+    namespace.need_the_same(settings, "detach")
     pins = {interface_of(pin): pin for pin in settings.link_pins()}
     removed = [] if interfaces and pins else remove_raw(settings)
     if unknown := [name for name in interfaces if name not in pins]:
@@ -39,11 +40,12 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
         interfaces = ()
     for name, pin in pins.items():
         if not interfaces or name in interfaces:
+            link = loader.link_at(pin)
             loader.detach(pin)
             loader.detach(settings.egress_pin(name))
-            _let_neighbours_go(name)
-            with contextlib.suppress(OSError):
-                Offloads(settings.offloads_path).restore([socket.if_nametoindex(name)])
+            if link is not None and link.ifindex:  # else the interface has gone, and its neighbours with it
+                _let_neighbours_go(link.ifindex)
+                Offloads(settings.offloads_path).restore([link.ifindex])
             removed.append(f"{name}: the programs and their links")
     if settings.pins.is_dir() and not settings.link_pins():
         if settings.hook_pins():
@@ -61,6 +63,7 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
         for path in (settings.offloads_path, settings.administered_path, settings.whereabouts_path):
             remove(path)
         reserved.give_back(settings.reserved_path)
+        remove(settings.namespace_path)
     with contextlib.suppress(OSError):
         settings.socket_path.unlink()  # of a daemon that was killed
     return removed
@@ -75,24 +78,21 @@ def remove_raw(settings: Settings) -> list[str]:
 
     removed = []
     for name in ingress.remove(settings.filter_record) or ():
-        _let_neighbours_go(name)
+        with contextlib.suppress(OSError):  # it has gone, and its neighbours with it
+            _let_neighbours_go(socket.if_nametoindex(name))
         removed.append(f"{name}: the ingress filter")
     if removing.files(settings.table_folder):
         removed.append(f"{settings.table_folder}: the tables")
     return removed
 
 
-def _let_neighbours_go(interface: str) -> None:
-    """Give the neighbour entries that the node had asked for on `interface` back to the kernel."""
+def _let_neighbours_go(ifindex: int) -> None:
+    """Give the neighbour entries that the node had asked for on an interface back to the kernel."""
     from dataplane.mirror import left_with_the_kernel
     from dataplane.netdev import NetDev
     from xdp import links
 
-    try:
-        ifindex = socket.if_nametoindex(interface)
-    except OSError:
-        return  # it has gone, and its neighbours with it
     if links.xdp_state(ifindex) is not None:
-        return  # one of the same name in another namespace was meant: here, a node is at work
+        return  # one of the same number in another namespace was meant: here, a node is at work
     with NetDev() as netdev, contextlib.suppress(OSError):
         netdev.let_go(left_with_the_kernel(netdev.neighbours(), [ifindex]))

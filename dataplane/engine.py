@@ -14,13 +14,14 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from conntrack.table import FlowTable
 from dataplane import crew, vlans, wire
 from dataplane.afxdp import Socket, Umem
+from dataplane.checksums import Checksums, begun
 from dataplane.context import Masquerading
 from dataplane.crew import need_ethernet
 from dataplane.handback import open_handback
@@ -77,6 +78,7 @@ class Engine(crew.Crew[Line]):
         self._umem: Umem | None = None
         self._ports = new_ports()
         self._offloads = Offloads(settings.offloads_path)
+        self._checksums = Checksums()
         self.attachments: dict[str, Attachment] = {}
         self.egress_attachments: dict[str, Attachment] = {}
 
@@ -313,6 +315,12 @@ class Engine(crew.Crew[Line]):
         self._close(self._lines.values(), flows)
         self._umem.close()
         self._umem = Umem(*wanted)
+
+    def unfinished(self) -> Iterator[tuple[str, str]]:
+        """Yield (interface, words) where packets have come since the last call whose checksums nobody finishes."""
+        yield from self._checksums.news(
+            {line.interface.name: begun([each.node.link[0] for each in line.workers]) for line in self._lines.values()}
+        )
 
     def complaints(self) -> list[str]:
         """Return what is wrong with the interfaces, in words."""

@@ -17,7 +17,7 @@ from dataplane.whereabouts import Whereabouts
 from lb.incarnations import Incarnations
 from lb.live import Live, Plan
 from lb.model import AdminState, NotHonoured, Place, Said, ServicePort, Snapshot
-from lb.rows import Here, hidden_node_ports, known_as, local_addresses, rows_of, vips_at
+from lb.rows import Here, has_endpoint, hidden_node_ports, known_as, local_addresses, rows_of, vips_at
 from lb.table import Change, ServiceTable
 from xdp.addresses import IPAddress, number_of
 from xdp.errors import Error
@@ -61,6 +61,7 @@ class InForce:
         self.whereabouts = Whereabouts(settings.whereabouts_path)
         self.unswept: Unswept | None = None  # None: connections of all Services
         self.vips: frozenset[int] = frozenset()  # to be announced
+        self.without_endpoint: dict[object, ServicePort] = {}  # that have none for new clients, by their identity
         self._hidden: set[NotHonoured] = set()  # node ports, by VIPs of the node's own
 
     @property
@@ -95,6 +96,9 @@ class InForce:
         left = self.live.commit(plan)
         self._next_hops.leave(left)
         self._note_who_is_where(plan.before, plan.after)
+        for port in plan.before:
+            self.without_endpoint.pop(port.identity, None)
+        self._note_without_endpoint(plan.after)
         self._follow_vips([*plan.before, *plan.after])
         self._forget_gone(self._may_have_gone(plan), left)
         if self._engine.needs_rows:
@@ -144,10 +148,15 @@ class InForce:
         with self._engine.expecting(rows, own):
             change = self._services.apply(rows, own)
         self.here, self.unswept = here, None
+        self.without_endpoint = {}
+        self._note_without_endpoint(snapshot.ports)
         self._tell_hidden(set(hidden_node_ports(snapshot.ports, here)))
         if settings.announces:
             self.vips = self._services.vips()
         return change
+
+    def _note_without_endpoint(self, ports: Iterable[ServicePort]) -> None:
+        self.without_endpoint |= {port.identity: port for port in ports if not has_endpoint(port, self.here)}
 
     def _has_applied(self, change: Change, not_honoured: Iterable[NotHonoured]) -> None:
         for note in not_honoured:

@@ -56,6 +56,10 @@ def families(status: Mapping[str, Any]) -> Iterator[Metric]:
         "turnout_uptime_seconds": ("Since this daemon was started", status["uptime_s"]),
         "turnout_services": ("Services served", status["services"]),
         "turnout_endpoints": ("Endpoints known", status["endpoints"]),
+        "turnout_service_ports_without_endpoint": (
+            "Service ports that refuse new clients, as they have no endpoint",
+            status["without_endpoint"]["count"],
+        ),
         "turnout_flows": ("Connections in the flow table", status["flows"]["used"]),
         "turnout_flows_capacity": ("Connections that fit into the flow table", status["flows"]["capacity"]),
         "turnout_desired_revision": ("Revision of the manifests as they were read last", status["revision"]["desired"]),

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from conntrack.table import FlowTable, seconds_of_a_slice
-from dataplane import administered, opening, views
+from dataplane import administered, namespace, opening, views
 from dataplane.announce import Announcer
 from dataplane.connecting import Connecting, detach_hooks
 from dataplane.context import Masquerading, masquerading
@@ -33,6 +33,7 @@ from dataplane.lost import Losses
 from dataplane.netdev import NetDev
 from dataplane.nexthops import NextHops
 from dataplane.occupied import Occupied
+from dataplane.output import counted
 from dataplane.rawengine import RawEngine
 from dataplane.reclaim import Reclaim
 from dataplane.reloading import Reloading
@@ -146,6 +147,7 @@ class Node:
 
     def _start(self, stack: contextlib.ExitStack, first: Live) -> None:
         settings = self.settings
+        namespace.need_the_same(settings, "run")
         self.netdev = stack.enter_context(NetDev([socket.AF_INET, socket.AF_INET6]))
         interfaces = [self.netdev.interface(name) for name in settings.interfaces]
         opened = opening.open_node(stack, settings, interfaces, lambda: self._has_served)
@@ -156,7 +158,9 @@ class Node:
             stack.callback(self.losses.close)
         self._prepare_clients(stack)
         tables = self.shared.tables
+        namespace.note(settings)
         if self.shared.is_new:
+            stack.callback(self._forget_namespace_if_unused)
             stack.callback(self._give_ports_back_if_unused)
         reserve(settings.snat_ports, settings.reserved_path)
         # What packets see changes from here on.
@@ -257,12 +261,16 @@ class Node:
         if not self._has_served and not self.settings.link_pins():
             give_back(self.settings.reserved_path)
 
+    def _forget_namespace_if_unused(self) -> None:
+        if not self._has_served and not self.settings.link_pins():
+            remove(self.settings.namespace_path)
+
     def _announce_start(self) -> None:
         ports = len(self.in_force.snapshot.ports)
         for name, attachment in self.engine.attachments.items():
             how = f"XDP {attachment.mode}" if attachment.mode else "packet sockets"
             log.info("%s: %s%s", name, how, f" ({attachment.why})" if attachment.why else "")
-        log.info("serving %d Service ports, engine %s", ports, self.engine.name)
+        log.info("serving %s, engine %s", counted(ports, "Service port"), self.engine.name)
 
     # Serving.
 
@@ -437,8 +445,8 @@ class Node:
         self._lost_seen = lost
 
     def look_for_shortages(self) -> None:
-        """Say so when new connections have found no room since the last call."""
-        for what, words in self.shortages.news():
+        """Say so when new connections have found no room since the last call, or come to nothing."""
+        for what, words in (*self.shortages.news(), *self.engine.unfinished()):
             self.jobs.note(what, words)
 
     async def _follow_clients(self, clients: Connecting, led: LedSockets) -> None:
@@ -468,6 +476,7 @@ class Node:
             removing.maps(settings.pins)
             removing.files(settings.table_folder)
             remove(settings.administered_path)
+            remove(settings.namespace_path)
             self.in_force.whereabouts.forget()
             log.info("stopped; %s and tables removed", "programs" if goes_on else "filter")
         elif goes_on:
@@ -477,4 +486,5 @@ class Node:
         else:
             self.engine.detach()
             self.next_hops.let_go_all()
+            remove(settings.namespace_path)
             log.info("stopped; the next start goes on with the connections, `turnout detach` forgets them")

@@ -16,6 +16,7 @@ from dataplane import views
 from dataplane.detach import remove_raw
 from dataplane.engine import Engine
 from dataplane.netdev import Interface
+from dataplane.output import counted
 from dataplane.rawengine import RawEngine
 from dataplane.settings import Settings
 from xdp import files, links, loader, maps, mounts, rcu, removing
@@ -111,7 +112,8 @@ def _open_flows(
         return flows
     shared.tables.workers[:] = 0  # of a predecessor that was killed: nobody is to wait for its turns
     abandoned = flows.take_over()
-    log.info("took over %d connections%s", flows.used(), f", {abandoned} slots given up" if abandoned else "")
+    lost = f", {counted(abandoned, 'slot')} given up" if abandoned else ""
+    log.info("took over %s%s", counted(flows.used(), "connection"), lost)
     return flows
 
 
@@ -131,16 +133,17 @@ def _capacity(settings: Settings) -> Capacity:
 def _refuse_foreign_programs(settings: Settings, interfaces: Sequence[Interface]) -> None:
     """Refuse an interface that has somebody else's XDP program, before anything is changed."""
     for interface in interfaces:
-        state = links.xdp_state(interface.ifindex)
         pin = settings.link_pin(interface.name)
-        if state is not None and not pin.exists():
-            renamed = loader.find_renamed(settings.link_pins(), interface.ifindex)
-            if renamed is not None:  # since an earlier daemon attached it
-                with explained(pin, "cannot be renamed"):
-                    renamed.rename(pin)
-                continue
+        if links.xdp_state(interface.ifindex) is None or pin.exists():
+            continue
+        holder = loader.find_link(settings.link_pins_of_all(), interface.ifindex)
+        if holder is None:
+            raise AttachError(links.taken(interface.ifindex))
+        node = holder.parent.name
+        if node != settings.name:
             raise AttachError(
-                f"{interface.name}: another XDP program ({state.mode}, id {state.program_id}) is attached; "
-                f"remove it (`ip link set {interface.name} xdp off`, or stop the program that owns it) "
-                "or give another interface"
+                f"{interface.name}: is served by turnout node {node!r}; stop that and `turnout detach --name {node}`, "
+                f"or be its successor with --name {node}"
             )
+        with explained(pin, "cannot be renamed"):  # the interface was, since an earlier daemon attached it
+            holder.rename(pin)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 _BAR = 20  # characters
-_WIDEST = 100_000  # columns of what is not a terminal: nothing is cut off
 _TOP_REASONS = 8
+_TOP_PORTS = 4  # of Services
 
 Row = Mapping[str, Any]
 
@@ -39,6 +39,11 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
+def counted(count: int, word: str) -> str:
+    """Return a number of things, named by `word`, which takes an s for more than one: 1 Service, 2,000 Services."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def bar(used: int, capacity: int) -> str:
     """Return `used` of `capacity` as a bar with its numbers."""
     share = used / capacity if capacity else 0.0
@@ -54,8 +59,8 @@ _NEXT = {"failed": "look at the log of `turnout run`", "degraded": "turnout get 
 def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (label, text) for each line of the status; the first is the verdict."""
     state = str(status["state"])
-    served = f"{status['services']:,} Services, {status['endpoints']:,} endpoints, up {duration(status['uptime_s'])}"
-    lines = [(state.upper(), f"node {name}: {served}")]
+    served = f"{counted(status['services'], 'Service')}, {counted(status['endpoints'], 'endpoint')}"
+    lines = [(state.upper(), f"node {name}: {served}, up {duration(status['uptime_s'])}")]
     lines += [("  why", printable(reason)) for reason in status["why"]]
     if state in _NEXT:
         lines.append(("  next", _next_step(status)))
@@ -71,6 +76,8 @@ def status_lines(name: str, status: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append((label, f"{path}: " + ", ".join(f"{word(kind)} {count:,}" for kind, count in counts.items())))
     if any(status["taken_out"].values()):
         lines.append(("taken out", _taken_out(status["taken_out"])))
+    if (without := status["without_endpoint"])["count"]:
+        lines.append(("refusing", _without_endpoint(without)))
     if status["sockets"]:
         counts = [f"{kind} {count:,}" for kind, count in status["sockets"].items() if kind != "reasons"]
         lines.append(("sockets", ", ".join(counts)))
@@ -101,8 +108,13 @@ def _next_step(status: Mapping[str, Any]) -> str:
 def _taken_out(counts: Row) -> str:
     left_s, ended = counts["next_deadline_s"], counts["ended"]
     within = "" if left_s is None else f" (next deadline in {duration(left_s)})"
-    lost = f"; {ended:,} connections ended by that" if ended else ""
+    lost = f"; {counted(ended, 'connection')} ended by that" if ended else ""
     return f"{counts['drain']:,} drained{within}, {counts['maint']:,} in maintenance{lost}"
+
+
+def _without_endpoint(without: Row) -> str:
+    more = "" if without["count"] <= _TOP_PORTS else f" and {without['count'] - _TOP_PORTS:,} more"
+    return printable(", ".join(without["ports"][:_TOP_PORTS])) + f"{more}: no endpoint for new clients"
 
 
 def _interface_line(interface: Row) -> str:
@@ -110,7 +122,7 @@ def _interface_line(interface: Row) -> str:
     is_raw = interface["engine"] == "raw" and not interface["why"].startswith("not attached")
     without = "raw" if is_raw else "not attached"
     name, mode = printable(interface["name"]), printable(interface["xdp_mode"] or without)
-    return f"{name} {mode}, {interface['rx_packets']:,} packets received{why}"
+    return f"{name} {mode}, {counted(interface['rx_packets'], 'packet')} received{why}"
 
 
 def _top_reasons(reasons: Mapping[str, int]) -> list[str]:
@@ -141,27 +153,34 @@ def show_status(name: str, status: Mapping[str, Any], stream: IO[str] | None = N
 
 
 def show_table(kind: str, data: Any, stream: IO[str] | None = None) -> None:
-    """Print what `get` answers as a table with a line of headings."""
-    from rich.table import Table
+    """Print what `get` answers as a table with a line of headings, each row a line, however narrow the terminal is."""
     from rich.text import Text
 
     rows = [_COLUMNS[kind](row) for row in _rows(data)] if kind in _COLUMNS else [_plain(row) for row in _rows(data)]
-    headings = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in headings:
-        is_number = all(isinstance(row.get(heading), int | float) for row in rows)
-        table.add_column(heading.upper(), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(row.get(heading, ""))) for heading in headings))
-    if rows:
-        _console(stream).print(table)
+    if not rows:
+        return
+    columns = [_column(heading, rows) for heading in dict.fromkeys(name for row in rows for name in row)]
+    head, *lines = ("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
+    stream = stream or sys.stdout
+    _console(stream).print(Text(head, "bold"), soft_wrap=True)
+    stream.writelines(f"{line}\n" for line in lines)
+
+
+def _column(heading: str, rows: Sequence[Row]) -> list[str]:
+    """Return a column's cells, the heading first, all of a width: numbers to the right, all else to the left."""
+    from rich.cells import cell_len
+
+    is_number = all(isinstance(row.get(heading), int | float) for row in rows)
+    cells = [heading.upper(), *(_cell(row.get(heading, "")) for row in rows)]
+    widths = [cell_len(cell) for cell in cells]
+    padding = [" " * (max(widths) - width) for width in widths]
+    return [f"{pad}{cell}" if is_number else f"{cell}{pad}" for cell, pad in zip(cells, padding, strict=True)]
 
 
 def _console(stream: IO[str] | None) -> Any:
     from rich.console import Console
 
-    stream = stream or sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else _WIDEST, highlight=False, markup=False, emoji=False)
+    return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
 
 
 @contextlib.contextmanager
@@ -229,10 +248,17 @@ def _flow(row: Row) -> dict[str, Any]:
         "endpoint": row["endpoint"],
         "service": row["service"],
         "state": row["state"],
-        "offloaded": row["offloaded"],
         "packets": f"{row['packets']['original']}/{row['packets']['reply']}",
-        "bytes": f"{row['bytes']['original']}/{row['bytes']['reply']}",
         "idle": f"{row['idle_s']:.1f} s",
+    }
+
+
+def _wide_flow(row: Row) -> dict[str, Any]:
+    return {
+        **_flow(row),
+        "snat": row["snat"],
+        "offloaded": row["offloaded"],
+        "bytes": f"{row['bytes']['original']}/{row['bytes']['reply']}",
         "expires": f"{row['expires_s']:.0f} s",
     }
 
@@ -246,5 +272,6 @@ def _administered(row: Row) -> dict[str, Any]:
 _COLUMNS: Mapping[str, Callable[[Row], dict[str, Any]]] = {
     "services": _service,
     "flows": _flow,
+    "flows-wide": _wide_flow,
     "administered": _administered,
 }

@@ -300,6 +300,17 @@ def _event_of(tables, packet):
 
 
 @inlined
+def _look_at_checksum(node, frames, start, event):
+    """Count a first packet of a connection, and whether its checksum is unfinished: dataplane/checksums.py tells."""
+    link = node.link[0]
+    if event == _ECHO or node.packet[0].fragment:
+        return
+    link.begun += np.uint64(1)
+    if wire.has_bare_checksum(frames, start, node.packet[0]):
+        link.unfinished += np.uint64(1)
+
+
+@inlined
 def _parse(node, frames, start, length, longest, now):
     """Parse a frame, and deal with all that has no flows. Return (reason, egress); FORWARDED and NOWHERE: to go on."""
     packet = node.packet[0]
@@ -360,4 +371,5 @@ def judge(node, frames, start, length, now, segment=0):
         return Reason.NOT_SERVED, np.uint32(NOWHERE)
     if slot != flows.MISS:
         flows.withdraw(tables, slot)
+    _look_at_checksum(node, frames, start, event)
     return admit(node, frames, start, length, longest, service, event, now)

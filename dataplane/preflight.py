@@ -33,6 +33,8 @@ def need_interfaces(names: Sequence[str]) -> None:
 
             hint = did_you_mean(name, present)
             cure = hint if hint.startswith("; did") else "; see `ip -br link`"
+            if "," in name:
+                cure = f"; several are given with spaces between them: -i {' '.join(filter(None, name.split(',')))}"
             raise UsageError(f"{name}: no such interface in this network namespace{cure}")
 
 

@@ -112,6 +112,11 @@ class Settings:
         return "external" if self.cluster_cidr else "none"
 
     @property
+    def flag(self) -> str:
+        """What commands that mean this node are given behind their own name: nothing for the default."""
+        return "" if self.name == DEFAULT_NAME else f" --name {self.name}"
+
+    @property
     def socket_path(self) -> Path:
         """Where the control socket listens."""
         return self.run_folder / f"{self.name}.sock"
@@ -130,6 +135,11 @@ class Settings:
     def reserved_path(self) -> Path:
         """The file that says which ports the node has reserved."""
         return self.run_folder / f"{self.name}.ports"
+
+    @property
+    def namespace_path(self) -> Path:
+        """The file that says which network namespace the node works in."""
+        return self.run_folder / f"{self.name}.namespace"
 
     @property
     def administered_path(self) -> Path:
@@ -175,6 +185,10 @@ class Settings:
     def link_pins(self) -> list[Path]:
         """Return the links of XDP programs that are pinned, whichever interface they are on."""
         return self._pins_of(_LINK)
+
+    def link_pins_of_all(self) -> list[Path]:
+        """Return the links of XDP programs that any node has pinned, each in the folder of its node."""
+        return sorted(self.bpffs.glob(f"*/{_LINK}*"))
 
     def egress_pins(self) -> list[Path]:
         """Return the others."""
@@ -295,7 +309,7 @@ def _read_endpoint(text: str) -> tuple[str, int]:
     except ValueError:
         is_right = False
     if not is_right or not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
-        raise ValueError(f"{text!r} is not ADDR:PORT; expected an address like 127.0.0.1:9100 or [::1]:9100")
+        raise ValueError(f"{text!r} is not ADDR:PORT; expected an address like 127.0.0.1:17420 or [::1]:17420")
     return address, int(number)
 
 

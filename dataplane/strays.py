@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from conntrack.table import FlowTable
 from dataplane.in_force import InForce
 from dataplane.led import LedSockets
+from dataplane.output import counted
 from dataplane.unswept import Unswept
 from lb.incarnations import Seat
 from lb.model import AdminState, Place, ServicePort
@@ -39,7 +40,7 @@ class Strays:
         succeeded = self._in_force.incarnations.succeeded(before, after)
         ended = self._end_at([*succeeded, *(((address, 0), "ICMP") for (address, _), _ in succeeded)])
         if ended:
-            log.info("%d connections ended: another Pod has the place of their endpoint", ended)
+            log.info("%s ended: another Pod has the place of their endpoint", counted(ended, "connection"))
 
     def end(self, unswept: Unswept | None = None) -> None:
         """End UDP flows whose Service has their endpoint no more, and echoes: by themselves they never would (C8).
@@ -76,7 +77,7 @@ class Strays:
         ended = self._end_at((place, protocol) for place in places for protocol in ("TCP", "UDP"))
         self.ended_out += ended
         if ended:
-            log.info("%d connections ended: their endpoint is in maintenance", ended)
+            log.info("%s ended: their endpoint is in maintenance", counted(ended, "connection"))
 
     def _end_at(self, seats: Iterable[Seat]) -> int:
         """End the connections to endpoints; return how many. Of protocol ICMP, echoes of either family."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from conntrack.table import Connection
 from dataplane.netdev import FORWARDING, Interface
+from dataplane.output import counted
 from lb.model import AdminState, Endpoint, Place
 from lb.rows import Here, echo_protocol, frontends_of, known_as
 from xdp.addresses import read_place, with_port
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from dataplane.node import Node
 
 _TROUBLE_SHOWN_S = 60.0
-_MOST_TOLD = 100  # endpoints of which all that is wrong is told one by one
+_MOST_TOLD = 100  # endpoints or Service ports of which all that is wrong is told one by one
 _UNTOLD = (Reason.PUNT_LOST,)  # not the end of a packet that userspace received
 
 
@@ -150,9 +151,10 @@ def _out_of_reach(node: Node) -> Iterator[str]:
     for hop in node.next_hops.describe(set(numbers[:_MOST_TOLD].tolist())):
         if hop["state"] == "foreign":
             unless = f" ({node.engine.why_no_egress})" if node.engine.why_no_egress else ""
+            here = f"the nodeName {node.settings.node_name}" if node.settings.node_name else "--node-name"
             yield (
                 f"endpoint {hop['destination']}: reached through {hop['interface']}, which is not given; "
-                f"add -i {hop['interface']}, or the nodeName {node.settings.node_name} if it is on this node{unless}"
+                f"add -i {hop['interface']}, or {here} if it is on this node{unless}"
             )
         else:
             yield f"endpoint {hop['destination']}: no route, or its neighbour does not answer"
@@ -175,6 +177,7 @@ def status(node: Node) -> dict[str, Any]:
         "flows": {"used": node.flows.used(), "capacity": node.settings.capacity},
         "snat_ports_left_out": len(node.occupied.ports) if node.occupied else 0,
         "taken_out": taken_out(node),
+        "without_endpoint": without_endpoint(node),
         "revision": {"desired": node.manifests.desired, "programmed": node.manifests.programmed},
         "applied_at_s": round(node.manifests.applied_at_s, 3),
         "packets": packets(node),
@@ -195,6 +198,12 @@ def taken_out(node: Node) -> dict[str, Any]:
     }
 
 
+def without_endpoint(node: Node) -> dict[str, Any]:
+    """Return how many Service ports refuse new clients, as they have no endpoint, and the first of them."""
+    keys = sorted({port.key for port in node.in_force.without_endpoint.values()})
+    return {"count": len(keys), "ports": keys[:_MOST_TOLD]}
+
+
 def interfaces(node: Node) -> list[dict[str, Any]]:
     """Return the interfaces that take part: those that were given, and those that the kernel reaches endpoints by."""
     given, local = node.next_hops.given(), node.next_hops.interfaces_of_local()
@@ -209,7 +218,7 @@ def interfaces(node: Node) -> list[dict[str, Any]]:
         mode, why = (attachment.mode, attachment.why) if attachment else (None, "not attached: see `turnout status`")
         found.append(shown(name, given.get(name), node.engine.name, mode, why))
     for name, count in sorted(local.items()):
-        why = f"{count} endpoint{'s' if count > 1 else ''} on this node"
+        why = f"{counted(count, 'endpoint')} on this node"
         found.append(shown(name, here.get(name), "kernel", None, why))
     return found
 
@@ -245,6 +254,7 @@ def _shown(connection: Connection, service: str | None, offloaded: bool, address
         "protocol": Protocol(protocol & ~Protocol.IPV6).name,
         "client": shown(connection.client),
         "frontend": shown(connection.frontend),
+        "snat": shown(connection.source) if connection.source != connection.client else None,
         "endpoint": shown(connection.endpoint),
         "service": service,
         "state": connection.state.name.lower(),
@@ -281,16 +291,21 @@ def flows(
 ) -> list[dict[str, Any]]:
     """Return the connections, filtered; an address matches with or without a port, a Service with or without its port.
 
-    Records are chosen while they are arrays: there may be a million.
+    Records are chosen while they are arrays: there may be a million. UsageError: there is no such Service, or no such
+    endpoint; one that has gone and has connections still is one.
     """
     names, addresses = _services_by_frontend(node), Names(node.shared.tables)
     originals, replies = node.flows.records()
     wanted = np.ones(len(originals), bool)
     if endpoint is not None:
         wanted &= _is_at(originals, "new_dst", endpoint, addresses)
+        if not wanted.any():
+            places_of(node, endpoint)
     if client is not None:
         wanted &= _is_at(originals, "src", client, addresses)
     if service is not None:
+        if not any(service in (port.key, port.key.partition(":")[0]) for port in node.in_force.snapshot.ports):
+            raise UsageError(f"{service} is no Service; `turnout get services` lists them as NAMESPACE/NAME:PORT")
         keys = [key for key, name in names.items() if service in (name, name.partition(":")[0])]
         wanted &= np.isin(_frontend_keys(originals), np.array([_frontend_key(*key) for key in keys], np.uint64))
     chosen = np.flatnonzero(wanted)[:limit]
@@ -391,19 +406,27 @@ def places_of(node: Node, text: str) -> set[Place]:
 
 
 def administered(node: Node, places: Sequence[Place]) -> list[dict[str, Any]]:
-    """Return endpoints with what an operator wants of them, and how many connections to each are open."""
+    """Return endpoints with what an operator wants of them, and how many connections to each are open.
+
+    Each with those of its Service ports that have no endpoint for new clients.
+    """
     names = Names(node.shared.tables)
     rows = np.zeros(len(places), ENDPOINT)
     for row, place in zip(rows, places, strict=True):
         address, port, _ = known_as((*place, 0), names)
         row["addr"], row["port"] = swap32(address), swap16(port)
     here = node.in_force.here
+    without: dict[Place, set[str]] = {}
+    for refusing in list(node.in_force.without_endpoint.values()):  # at once: the event loop may be changing it
+        for endpoint in refusing.endpoints:
+            without.setdefault((endpoint.address, endpoint.port), set()).add(refusing.key)
     return [
         {
             "address": with_port(*place),
             "state": here.said_of(place).state.value,
             "deadline_s": _left_s(node, here.said_of(place).deadline_s),
             "open": int(count),
+            "without_endpoint": sorted(without.get(place, ())),
         }
         for place, count in zip(places, node.flows.count_open(rows), strict=True)
     ]

@@ -292,6 +292,24 @@ def has_sound_checksum(frames, start, packet):
     return _fold(total) == 0xFFFF
 
 
+@compiled
+def has_bare_checksum(frames, start, packet):
+    """Tell whether the checksum of a TCP or UDP packet is its pseudo header's alone: a device was to finish it.
+
+    So a kernel leaves it for the device that sends. Of finished ones, one in 65536 is the same by chance.
+    """
+    ip, l4 = start + ETHERNET_BYTES, np.int64(packet.l4)
+    is_ipv6 = packet.protocol & np.uint8(_IPV6)
+    protocol = packet.protocol & ~np.uint8(_IPV6)
+    end = ip + IPV6_BYTES if is_ipv6 else ip + _DST + 4
+    begin = end - 32 if is_ipv6 else ip + _SRC
+    length = (IPV6_BYTES + be16(frames, ip + 4) if is_ipv6 else be16(frames, ip + 2)) + ETHERNET_BYTES - l4
+    total = np.int64(protocol) + length
+    for offset in range(begin, end, 2):
+        total += be16(frames, offset)
+    return _fold(total) == be16(frames, start + l4 + (TCP_CHECK if protocol == _TCP else UDP_CHECK))
+
+
 @inlined
 def write_macs(frames, start, next_hops, row):
     """Change the Ethernet addresses of a frame to those of a next hop."""

@@ -182,7 +182,7 @@ class Live:
 
     def places(self) -> Iterator[Place]:
         """Yield where every endpoint is, some more than once."""
-        for resolved in self._resolved.values():
+        for resolved in list(self._resolved.values()):  # at once: another thread may be committing
             for port in resolved.ports:
                 for endpoint in port.endpoints:
                     yield endpoint.address, endpoint.port

@@ -142,6 +142,11 @@ def frontends_of(port: ServicePort, here: Here) -> Iterator[tuple[FrontendKind, 
             yield kind, (address, number, protocol)
 
 
+def has_endpoint(port: ServicePort, here: Here) -> bool:
+    """Whether new connections to a Service port have an endpoint to go to, on whichever node."""
+    return any(each.weight and here.state_of(each) is AdminState.READY for each in port.cluster)
+
+
 def local_addresses(rows: Iterable[ServiceRow]) -> set[IPAddress]:
     """Return the addresses of all endpoints on this node."""
     found: set[IPAddress] = set()

@@ -106,6 +106,9 @@ class _NoEngine:
     def complaints(self) -> list[str]:
         return []
 
+    def unfinished(self) -> tuple[()]:
+        return ()
+
     def lost(self) -> int:
         return 0
 

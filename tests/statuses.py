@@ -19,6 +19,7 @@ STATUS: dict[str, Any] = {
     "flows": {"used": 250_000, "capacity": 1_000_000},
     "snat_ports_left_out": 2,
     "taken_out": {"drain": 2, "maint": 1, "next_deadline_s": 599.9, "ended": 17},
+    "without_endpoint": {"count": 1, "ports": ["shop/old:http"]},
     "revision": {"desired": 7, "programmed": 7},
     "applied_at_s": 1_790_000_000.5,
     "packets": {

@@ -135,14 +135,22 @@ def interface_name(ifindex: int) -> str:
         return f"interface {ifindex}"
 
 
+def taken(ifindex: int) -> str:
+    """Return whose XDP program an interface of this network namespace has, and how to end that, in words."""
+    name, state = interface_name(ifindex), xdp_state(ifindex)
+    if state is None:
+        return f"{name}: had another XDP program a moment ago; try again"
+    which = f"{name}: another XDP program ({state.mode}, id {state.program_id}) is attached"
+    for link in every():
+        if (link.type, link.ifindex, link.program_id) == (_LINK_TYPE_XDP, ifindex, state.program_id):
+            return f"{which}; end its owner, of whom `bpftool link show id {link.id}` tells, or give another interface"
+    return f"{which}; remove it (`ip link set dev {name} xdp off`), or give another interface"
+
+
 def _attach_error(program: int, ifindex: int, mode: Mode, number: int) -> AttachError:
     name = interface_name(ifindex)
     if number in (errno.EBUSY, errno.EEXIST):
-        state = xdp_state(ifindex)
-        which = f"another XDP program ({state.mode}, id {state.program_id})" if state else "another XDP program"
-        return AttachError(
-            f"{name}: {which} is attached; remove it (`ip link set dev {name} xdp off`, or end its owner) first"
-        )
+        return AttachError(taken(ifindex))
     if number in (errno.ENODEV, errno.EINVAL) and not _exists(ifindex):
         return AttachError(f"{name}: no such interface in this network namespace")
     told = _why_refused(program, ifindex, mode)

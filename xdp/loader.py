@@ -247,7 +247,7 @@ def rename(attachment: Attachment, interface: str, pin: Path) -> Attachment:
     return replace(attachment, interface=interface, pin=pin)
 
 
-def find_renamed(pins: Iterable[Path], ifindex: int) -> Path | None:
+def find_link(pins: Iterable[Path], ifindex: int) -> Path | None:
     """Return which of the pins holds the link whose program is on an interface, whatever its name was."""
     state = links.xdp_state(ifindex)
     for pin in pins if state else ():

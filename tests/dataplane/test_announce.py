@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -72,4 +73,23 @@ def test_what_could_not_be_opened_is_tried_again(room):
         assert announcer.sent == 1
         announcer.announce([], interfaces, 2.0)
         assert not is_member()
+        announcer.withdraw()
+
+
+@pytest.mark.root
+def test_an_interface_that_goes_down_and_comes_back_is_announced_on_again():
+    with echo.own_network(), NetDev() as netdev:
+        echo.veth_pair("a0", "a1")
+        (up,) = (link for link in netdev.interfaces() if link.name == "a0")
+        announcer = Announcer()
+        announcer.announce([VIP], {"a0": up}, 0.0)
+        announcer.turn(0.0)
+        announcer.announce([VIP], {"a0": replace(up, is_up=False)}, 1.0)
+        announcer.turn(2.0)
+        assert announcer.sent == 1
+        announcer.announce([VIP], {"a0": up}, 3.0)
+        announcer.turn(3.0)
+        assert announcer.sent == 2
+        announcer.turn(5.0)
+        assert announcer.sent == 3
         announcer.withdraw()

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from lb.table import Change
 from tests.memory_node import MemoryNode
 from tests.packets import syn, udp
 from tests.services import Service, write_manifests
-from xdp.addresses import address_of
-from xdp.errors import TableFullError
+from xdp.addresses import address_of, number_of
+from xdp.errors import TableFullError, UsageError
 
 HOSTS = {"b": {"10.2.0.1"}, "c": {"10.2.0.2"}}
 
@@ -116,6 +117,32 @@ def test_status_looks_at_no_service_and_at_no_next_hop_that_is_well(node, monkey
     *told, more = status["why"]
     assert told == [f"endpoint {host}: no route, or its neighbour does not answer" for host in hosts[:100]]
     assert more == "20 more endpoints are out of reach; `turnout get nexthops` lists all"
+
+
+def test_service_ports_without_an_endpoint_are_counted_as_they_change(node):
+    def told():
+        return node.status()["without_endpoint"]["ports"]
+
+    b, c = service("b", {"port": 80}, clusterIP="10.96.0.2"), service("c", {"port": 80}, clusterIP="10.96.0.3")
+    node.reload(b, c, slice_of("b", "10.2.0.1"))
+    assert told() == ["default/c:80"]
+    node.reload(b, c, slice_of("b"), slice_of("c", "10.2.0.1"))
+    assert told() == ["default/b:80"]
+    node.reload(c, slice_of("c", "10.2.0.1"))
+    assert told() == []
+
+
+@pytest.mark.parametrize(("name", "cure"), [("", "--node-name"), ("one", "the nodeName one")])
+def test_an_endpoint_behind_an_interface_that_is_not_given_is_told_with_what_to_give(tmp_path, monkeypatch, name, cure):
+    node = MemoryNode(tmp_path)
+    node._node.settings = replace(node._node.settings, node_name=name)
+    node.reload(service("b", {"port": 80}, clusterIP="10.96.0.2"), slice_of("b", "10.2.0.1"))
+    hop = {"state": "foreign", "destination": "10.2.0.1", "interface": "eth7"}
+    monkeypatch.setattr(NextHops, "describe", lambda *_: [hop])
+    expected = (
+        f"endpoint 10.2.0.1: reached through eth7, which is not given; add -i eth7, or {cure} if it is on this node"
+    )
+    assert node.status()["why"] == [expected]
 
 
 def test_who_is_no_endpoint_any_more_need_not_be_in_reach(node):
@@ -338,3 +365,20 @@ def test_what_a_change_leaves_behind_is_cleared_up_though_it_fails_the_first_tim
     released = [parted for name, parted in (each[:2] for each in done if each[0] == "room") if parted]
     assert [(len(parted.rows), len(parted.endpoints)) for parted in released] == [(1, 1)]
     assert [each[0] for each in done[-4:]] == ["grace", "room", "connections", "filter"]
+
+
+def test_flows_of_a_service_or_an_endpoint_that_is_none_are_an_error(node):
+    near = str(next(iter(node.networks[0].hosts.values())).address.ip)
+    one = service("b", {"port": 80}, clusterIP="10.96.0.2")
+    node.reload(one, slice_of("b", near))
+    for filters in ({"service": "default/b"}, {"service": "default/b:80"}, {"endpoint": near}):
+        assert node.flows(**filters) == []
+    for wrong in ("default/c", "b", "default/b:81", "default/b:"):
+        with pytest.raises(UsageError, match=f"^{wrong} is no Service; `turnout get services` lists them"):
+            node.flows(service=wrong)
+    with pytest.raises(UsageError, match=r"^10.2.0.9:80 is no endpoint of any Service; `turnout get endpoints`"):
+        node.flows(endpoint="10.2.0.9:80")
+    node.send(syn(node.client(), (number_of(ip_address("10.96.0.2")), 80)))
+    assert len(node.flows(endpoint=near)) == 1
+    node.reload(one, slice_of("b", "10.2.0.1"))
+    assert len(node.flows(endpoint=near)) == 1, "one that has gone, and has connections"

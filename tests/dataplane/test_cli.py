@@ -52,6 +52,7 @@ FLOW = {
     "protocol": "TCP",
     "client": "192.0.2.1:4000",
     "frontend": "10.96.0.10:80",
+    "snat": "10.0.1.1:61000",
     "endpoint": "10.0.1.2:8080",
     "service": "shop/web:http",
     "state": "established",
@@ -161,7 +162,7 @@ def test_the_version_is_told():
         (["run", "--engine", "xpd"], "'--engine': 'xpd' is not one of auto, xdp, afxdp, raw; did you mean \"xdp\"?"),
         (["run", "--capacity", "0"], "'0' is not a number of connections; expected 1 to 500000000"),
         (["run", "--capacity", "many"], "'many' is not a number of connections"),
-        (["run", "--metrics", "9100"], "'9100' is not ADDR:PORT; expected an address like 127.0.0.1:9100"),
+        (["run", "--metrics", "9100"], "'9100' is not ADDR:PORT; expected an address like 127.0.0.1:17420"),
         (["run", "--allow-external-ips", "10.0.0.1/8"], "10.0.0.1/8 has host bits set; expected a network like"),
         (["run", "-i", "a/b"], "'a/b' is no name of an interface; see `ip -br link`"),
         (["run", "--on-exit", ""], "'' is not one of keep, detach"),
@@ -173,7 +174,7 @@ def test_the_version_is_told():
         (["status", "more"], "got unexpected extra argument (more)"),
         (["get", "flowz"], "turnout get: no such command 'flowz'. Did you mean 'flows'?"),
         (["get", "flows", "--limit", "0"], "0 is not in the range x>=1"),
-        (["get", "flows", "-o", "yaml"], "'yaml' is not one of 'table', 'json'"),
+        (["get", "flows", "-o", "yaml"], "'yaml' is not one of 'table', 'wide', 'json'"),
         (["validate"], "turnout validate: no manifests; give them with -f PATH"),
     ],
 )
@@ -210,7 +211,7 @@ def test_valid_manifests_exit_0_and_what_is_not_honoured_is_named(web):
     assert done.stderr.splitlines() == [
         f"note: {web}:9: Service shop/web: spec.ports[1].protocol: SCTP is not forwarded yet; this port is left out",
         f"note: {web}:9: Service shop/web: spec.ports[1]: {nobody}",
-        "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
+        "valid: 1 Service, 1 EndpointSlice, 2 endpoints",
     ]
 
 
@@ -229,7 +230,7 @@ def test_ports_that_do_not_find_each_other_and_missing_node_ports_are_noted_with
         f"note: <stdin>:10: Service shop/web: spec.ports[1].nodePort: {cure}",
         f'note: <stdin>:10: Service shop/web: spec.ports[1]: {served} "sip" with protocol UDP: nobody serves it',
         f"note: <stdin>:16: EndpointSlice shop/web-1: ports[0].name: {meant}",
-        "valid: 1 Services, 1 EndpointSlices, 2 endpoints",
+        "valid: 1 Service, 1 EndpointSlice, 2 endpoints",
     ]
 
 
@@ -329,6 +330,7 @@ def test_status_shows_the_node_on_one_screen(tmp_path):
             "            userspace: received 4, forwarded 3, passed 0, dropped 1, punt-lost 1, originated 0",
             "            egress: received 50, forwarded 30, passed 20",
             "taken out   2 drained (next deadline in 9 min 59 s), 1 in maintenance; 17 connections ended by that",
+            "refusing    shop/old:http: no endpoint for new clients",
             "sockets     led 12, passed 30, refused 1",
             "reasons     FORWARDED 1,200",
             "            NEW_FLOW 4",
@@ -356,6 +358,7 @@ def test_tables_have_headings_and_a_line_for_each(tmp_path):
     with node(tmp_path, services=[SERVICE], flows=[FLOW], reasons={"NEW_FLOW": 3}, nexthops=[]):
         services = turnout("get", "services", run_folder=tmp_path).stdout.splitlines()
         flows = turnout("get", "flows", run_folder=tmp_path).stdout.splitlines()
+        wide = turnout("get", "flows", "-o", "wide", run_folder=tmp_path).stdout.splitlines()
         reasons = turnout("get", "reasons", run_folder=tmp_path).stdout.splitlines()
         nothing = turnout("get", "nexthops", run_folder=tmp_path)
     assert [line.split() for line in services] == [
@@ -364,6 +367,8 @@ def test_tables_have_headings_and_a_line_for_each(tmp_path):
     ]
     assert flows[0].split()[:6] == ["PROTOCOL", "CLIENT", "FRONTEND", "ENDPOINT", "SERVICE", "STATE"]
     assert flows[1].split()[1:4] == ["192.0.2.1:4000", "10.96.0.10:80", "10.0.1.2:8080"]
+    assert wide[0].split()[:9] == [*flows[0].split()[:8], "SNAT"]
+    assert "10.0.1.1:61000" in wide[1].split()
     assert [line.split() for line in reasons] == [["REASON", "PACKETS"], ["NEW_FLOW", "3"]]
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no nexthops\n")
 
@@ -382,7 +387,7 @@ def test_filters_of_flows_are_the_nodes_work(tmp_path):
 
 @pytest.mark.faults(87)
 def test_what_is_said_of_an_endpoint_is_answered_with_its_deadline(tmp_path):
-    row = {"address": "10.0.1.2:8080", "state": "drain", "deadline_s": 59.9, "open": 3}
+    row = {"address": "10.0.1.2:8080", "state": "drain", "deadline_s": 59.9, "open": 3, "without_endpoint": ["a/b:c"]}
     other = {**row, "address": "10.0.1.3:8080", "deadline_s": None}
     with node(tmp_path, administer=[row, other]) as asked:
         told = turnout("drain", "10.0.1.2", "10.0.1.3:8080", "--deadline", "60", run_folder=tmp_path)
@@ -392,6 +397,7 @@ def test_what_is_said_of_an_endpoint_is_answered_with_its_deadline(tmp_path):
         ["10.0.1.2:8080", "drain", "in", "59", "s", "3"],
         ["10.0.1.3:8080", "drain", "-", "3"],
     ]
+    assert told.stderr == "warning: a/b:c has no endpoint left for new clients; they are refused\n"
     assert asked == [
         ("administer", {"endpoints": ["10.0.1.2", "10.0.1.3:8080"], "state": "drain", "deadline_s": 60}),
         ("administer", {"endpoints": ["10.0.1.2"], "state": "drain"}),

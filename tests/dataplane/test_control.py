@@ -80,8 +80,22 @@ def test_a_large_answer_arrives_whole(settings):
 
 
 def test_nobody_there_is_not_running(settings):
-    with pytest.raises(NotRunningError, match=r"node 'edge' is not running; start it with `turnout run`"):
+    with pytest.raises(NotRunningError, match=r"node 'edge' is not running; start it with `turnout run --name edge`"):
         ask(settings, "status")
+
+
+def test_programs_that_go_on_without_their_node_are_told(settings):
+    settings.pins.mkdir(parents=True)
+    for interface in ("eth0", "eth1.7"):
+        settings.link_pin(interface).touch()
+    settings.egress_pin("eth2").touch()
+    (settings.run_folder / "other.sock").touch()
+    with pytest.raises(NotRunningError) as refused:
+        ask(settings, "status")
+    assert str(refused.value) == (
+        "node 'edge' is not running; its programs on eth0, eth1.7 go on forwarding: `turnout run --name edge` takes "
+        "over, `turnout detach --name edge` ends it (others, with --name: other)"
+    )
 
 
 @pytest.mark.faults(123)
@@ -96,7 +110,7 @@ def test_the_socket_of_a_dead_daemon_is_not_running_and_is_replaced(settings):
 
 def test_other_nodes_that_run_are_named(settings, tmp_path):
     other = Settings("other", (), (), run_folder=tmp_path)
-    with answering(other, echo), pytest.raises(NotRunningError, match="with --name there may be other"):
+    with answering(other, echo), pytest.raises(NotRunningError, match=r"\(others, with --name: other\)"):
         ask(settings, "status")
 
 

@@ -59,6 +59,17 @@ def goes_on(node: MemoryNode, service: Service, client: Address, host: str) -> b
     return node.send(data(client, service.at)).only[0] == host
 
 
+def test_L_who_takes_the_last_endpoint_out_is_told_of_the_service_that_refuses_new_clients(node, served):
+    keys = sorted(service.key for service in served)
+    assert node.status()["without_endpoint"] == {"count": 0, "ports": []}
+    assert not any(row["without_endpoint"] for row in say(node, "drain", "web-1"))
+    told = say(node, "maint", "web-2")
+    assert sorted(key for row in told for key in row["without_endpoint"]) == keys
+    assert node.status()["without_endpoint"] == {"count": 2, "ports": keys}
+    say(node, "ready", "web-1")
+    assert node.status()["without_endpoint"] == {"count": 0, "ports": []}
+
+
 @pytest.mark.faults(87)
 def test_L_a_client_that_keeps_its_connection_alive_is_reset_at_the_deadline_and_no_other(node, served, caplog):
     caplog.set_level(logging.INFO)
@@ -80,7 +91,7 @@ def test_L_a_client_that_keeps_its_connection_alive_is_reset_at_the_deadline_and
     assert goes_on(node, web, other, "web-2")
     assert node.status()["taken_out"] == {"drain": 0, "maint": 2, "next_deadline_s": None, "ended": 1}
     assert "the deadline of the drain has passed" in caplog.text
-    assert "1 connections ended: their endpoint is in maintenance" in caplog.text
+    assert "1 connection ended: their endpoint is in maintenance" in caplog.text
     assert {node.send(syn(node.client(), web.at)).only[0] for _ in range(20)} == {"web-2"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import reserved
+from dataplane import namespace, reserved
 from dataplane.detach import detach
 from dataplane.netdev import NeighbourKey, NetDev
 from dataplane.settings import PortRange, Settings
-from perf.world import World
+from perf import echo
+from perf.world import World, wait_until
 from tests.programs import returning
 from xdp import links, loader, mounts, sysctl
+from xdp.errors import Error
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
 
@@ -38,9 +41,11 @@ def settings(world: World) -> Iterator[Settings]:
     with world.node.entered():
         for name in settings.interfaces:
             loader.attach(program, name, "native", settings.link_pin(name))
+        namespace.note(settings)
     os.close(program)
     yield settings
-    detach(settings)
+    with world.node.entered():
+        detach(settings)
     settings.lock_path.unlink(missing_ok=True)
 
 
@@ -84,9 +89,40 @@ def test_an_interface_of_the_same_name_elsewhere_keeps_its_neighbours(world: Wor
         os.close(descriptor)
 
 
-def test_an_interface_that_has_gone_is_left_in_peace(world: World, settings: Settings):
-    with world["client"].entered():  # has no eth1
-        assert "eth1: the programs and their links" in detach(settings)
+def test_another_network_namespace_is_refused_and_told_where_to_go(world: World, settings: Settings):
+    name = "net/ipv4/ip_local_reserved_ports"
+    with world.node.entered():
+        reserved.reserve(PortRange(61000, 61009), settings.reserved_path)
+    cure = f"`nsenter --net=/run/netns/{world.node.namespace} turnout detach --name {settings.name}`"
+    with world["client"].entered(), pytest.raises(Error, match=re.escape(cure)):
+        detach(settings)
+    assert settings.link_pins()
+    with world.node.entered():
+        assert sysctl.read(name) == "61000-61009"
+
+
+def test_what_was_left_in_a_namespace_that_has_gone_is_removed_and_nothing_here_is_changed(
+    world: World, settings: Settings
+):
+    name = "net/ipv4/ip_local_reserved_ports"
+    with world.node.entered():
+        detach(settings)
+    with echo.own_network():
+        echo.veth_pair("eth0", "eth1")
+        program = returning(PASS)
+        loader.attach(program, "eth0", "native", settings.link_pin("eth0"))
+        os.close(program)
+        reserved.reserve(PortRange(61000, 61009), settings.reserved_path)
+        namespace.note(settings)
+    with world.node.entered():
+        sysctl.write(name, "61000-61009")
+        wait_until(lambda: loader.link_at(settings.link_pin("eth0")).ifindex == 0, 5)  # the kernel takes its time
+        detach(settings)
+        assert sysctl.read(name) == "61000-61009"
+        sysctl.write(name, "")
+    assert not settings.link_pins()
+    assert not settings.namespace_path.exists()
+    assert not settings.reserved_path.exists()
 
 
 def test_C12_ports_that_were_reserved_are_given_back_with_the_last_link(world: World, settings: Settings):

@@ -51,6 +51,7 @@ def test_a_scrape_says_what_status_says(host):
         "turnout_state{ok}": 0,
         "turnout_services": 2,
         "turnout_endpoints": 3,
+        "turnout_service_ports_without_endpoint": 1,
         "turnout_flows": 250_000,
         "turnout_flows_capacity": 1_000_000,
         "turnout_desired_revision": 8,
@@ -114,7 +115,8 @@ def shape_of(value):
 
 
 def test_the_status_of_these_tests_has_the_keys_of_the_view():
-    whole = shape_of_view("status") | {name: shape_of_view(name) for name in ("packets", "sockets", "taken_out")}
+    parts = ("packets", "sockets", "taken_out", "without_endpoint")
+    whole = shape_of_view("status") | {name: shape_of_view(name) for name in parts}
     assert shape_of({**STATUS, "reasons": None, "sockets": {**STATUS["sockets"], "reasons": None}}) == whole
     for interface in STATUS["interfaces"]:
         assert shape_of(interface) == shape_of_view("interfaces")

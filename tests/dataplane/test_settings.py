@@ -101,7 +101,7 @@ def test_all_problems_of_a_file_are_told_at_once_with_their_lines(file):
         '2: enginee: unknown setting; did you mean "engine"?',
         "3: engine: 'xpd' is not one of auto, xdp, afxdp, raw; did you mean \"xdp\"?",
         "4: interface: 'a b' is no name of an interface; see `ip -br link`",
-        "5: metrics: '127.0.0.1' is not ADDR:PORT; expected an address like 127.0.0.1:9100 or [::1]:9100",
+        "5: metrics: '127.0.0.1' is not ADDR:PORT; expected an address like 127.0.0.1:17420 or [::1]:17420",
         "7: allow-external-ips: 10.0.0.1/8 has host bits set; expected a network like 203.0.113.0/24",
         "8: on-exit: true is no value; expected [keep|detach]",
         "11: zone: comes twice; remove one",

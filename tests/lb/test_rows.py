@@ -24,7 +24,7 @@ from lb.model import (
     SlicePort,
 )
 from lb.resolve import resolve
-from lb.rows import NOTHING_HERE, Here, ServiceRow, living, ranges_of, rows_of
+from lb.rows import NOTHING_HERE, Here, ServiceRow, has_endpoint, living, ranges_of, rows_of
 from xdp.addresses import number_of
 from xdp.names import Names
 from xdp.schema import Masquerade, MidStream, Protocol, WhenStalled
@@ -125,6 +125,15 @@ def test_L_who_is_drained_is_no_candidate_and_who_is_in_maintenance_does_not_liv
         (row,) = rows_of(snapshot, here)
         assert row.endpoints == ((THERE, 8080),)
         assert len([*living(snapshot, here, TCP, names)]) == lives
+
+
+def test_L_a_service_port_whose_last_endpoint_is_taken_out_is_without_one():
+    service = Service("shop", "web", cluster_ips=(VIP,), ports=(PortSpec("http", 80),))
+    (port,) = resolve([service], [SLICE], NodeView("node-1"), not_yet={}).ports
+    usable = [(each.address, each.port) for each in port.cluster]
+    for taken in range(len(usable) + 1):
+        said = dict.fromkeys(usable[:taken], Said(AdminState.DRAIN))
+        assert has_endpoint(port, Here(administered=said)) == (taken < len(usable))
 
 
 def test_C5_timeouts_are_in_the_row_as_the_flow_table_numbers_them():

@@ -142,6 +142,7 @@ def assert_nothing_was_touched(world: World) -> None:
     assert not SETTINGS.socket_path.exists()
     assert not SETTINGS.table_folder.exists()
     assert not SETTINGS.filter_record.exists()
+    assert not SETTINGS.namespace_path.exists()
     assert world.node.run(["nft", "list", "tables"]).stdout == ""
     for name in ("eth0", "eth1"):
         shown = json.loads(world.node.run(["ip", "-j", "link", "show", name]).stdout)
@@ -197,6 +198,10 @@ def test_a_missing_manifest_is_refused(world, tmp_path):
 def test_an_interface_that_does_not_exist_is_refused_with_a_suggestion(world, web):
     done = turnout(world.node, "run", "-f", web, "-i", "eht0")
     assert_one_line(done, 2, 'eht0: no such interface in this network namespace; did you mean "eth0"?')
+    done = turnout(world.node, "run", "-f", web, "-i", "eth0,eth1")
+    assert_one_line(
+        done, 2, "eth0,eth1: no such interface", "; several are given with spaces between them: -i eth0 eth1"
+    )
     assert_nothing_was_touched(world)
 
 
@@ -207,13 +212,23 @@ def test_another_xdp_program_is_left_alone(world, web):
         link = links.create_xdp(program, socket.if_nametoindex("eth1"), "native")
     try:
         done = turnout(world.node, *run_args(web))
-        assert_one_line(done, 1, "eth1: another XDP program (native, id ", "ip link set", "xdp off")
+        cure = f"end its owner, of whom `bpftool link show id {links.info(link).id}` tells"
+        assert_one_line(done, 1, "eth1: another XDP program (native, id ", cure)
         assert not SETTINGS.pins.exists()
         assert links.info(link).ifindex
     finally:
         os.close(link)
         os.close(program)
     assert_nothing_was_touched(world)
+
+
+def test_an_interface_that_another_node_serves_is_told_with_how_to_end_that(world, web):
+    with daemon(world, web):
+        for name in ("eth0", "eth1"):
+            done = turnout(world.node, "run", "-f", web, "-i", name, "--name", f"{NAME}-2")
+            cure = f"`turnout detach --name {NAME}`, or be its successor with --name {NAME}"
+            assert_one_line(done, 1, f"{name}: is served by turnout node '{NAME}'; stop that and {cure}")
+    assert not replace(SETTINGS, name=f"{NAME}-2").pins.exists()
 
 
 # Two instructions: the result is XDP_PASS, and the end.
@@ -444,6 +459,20 @@ def test_ctrl_c_leaves_nothing(world, web):
         assert wait_until(lambda: "managed" in world.node.run(["ip", "neigh", "show"]).stdout, 5)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(10) == 0
+    assert_nothing_was_touched(world)
+
+
+@pytest.mark.parametrize("flags", [(), ("--engine", "raw", "--on-exit", "keep")], ids=["xdp", "raw"])
+def test_in_another_network_namespace_nothing_is_taken_up_or_away(world, web, flags):
+    with daemon(world, web, *flags):
+        pass
+    way = f"nsenter --net=/run/netns/{world.node.namespace} turnout"
+    left = [path for path in (SETTINGS.pins, SETTINGS.table_folder) if path.exists()]
+    for command in (["detach"], ["run", "-f", web, "-i", "eth0"]):
+        done = turnout(world["client"], *command)
+        assert_one_line(done, 1, "works in another network namespace", f"{way} {command[0]} --name {NAME}")
+    assert [path for path in (SETTINGS.pins, SETTINGS.table_folder) if path.exists()] == left != []
+    assert turnout(world.node, "detach").returncode == 0
     assert_nothing_was_touched(world)
 
 

@@ -316,3 +316,17 @@ def test_N6_a_filter_of_vlans_is_off_while_vlans_are_served(monkeypatch, site, f
 def filters(node: Host) -> list[bool]:
     with node.entered():
         return [has_feature(name, "tx-gso-list") for name in ("eth0", "eth1")]
+
+
+def test_packets_whose_checksums_nobody_finishes_are_told_with_the_cure():
+    """Far ends that play no wire: the endpoint drops what they send, and the client waits in vain."""
+    with World(f"tu{os.getpid() % 100_000}", HOSTS, offloads=True) as world, Daemon(world, "xdp") as daemon:
+        site = Site(world, daemon)
+        site.serve()
+        assert clients.load_http(site.client, site.web.frontend, connections=4, timeout=1).answered == 0
+        cure = "`ethtool -K PEER tx off` at the far end of the veth"
+        expected = f"eth0: packets come with unfinished checksums, which endpoints drop: {cure}"
+        daemon.wait_for(lambda: expected in daemon.ask("status")["why"])
+        for name in HOSTS:  # those that answer, too
+            world[name].run(["ethtool", "-K", "eth0", "tx", "off"])
+        assert clients.load_http(site.client, site.web.frontend, connections=4, timeout=5).answered == 4

@@ -55,6 +55,7 @@ def sees(node: ScenarioNode, client: Address, dialled: Address, host: str = "web
     assert sent.reason is Reason.ADMITTED
     source = sent.only[1]
     seen = addresses_of(source)[0], ports_of(source)[0]
+    assert node.flow(client)["snat"] == (text_of(seen) if seen != client else None)
     for first in (syn(client, dialled), ack(client, dialled), data(client, dialled, b"x" * 1400)):
         assert node.send(first, at).only == (host, rewritten(first, seen, endpoint, node.macs(host)))
         for answer in (syn_ack(endpoint, seen), data(endpoint, seen)):

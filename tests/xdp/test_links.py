@@ -12,7 +12,7 @@ import pytest
 from perf.world import World, wait_until
 from tests import cgroups
 from tests.programs import returning
-from xdp import kernel, links, syscalls
+from xdp import kernel, links, mounts, syscalls
 from xdp.errors import AttachError, KernelError
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -111,10 +111,26 @@ def test_an_interface_with_a_program_is_busy_and_the_program_is_named(world: Wor
     with world.node.entered():
         ifindex = socket.if_nametoindex("eth0")
         link = links.create_xdp(program, ifindex, "native")
-        expected = rf"eth0: another XDP program \(native, id {kernel.prog_info(program).id}\) is attached; remove it"
+        which = rf"eth0: another XDP program \(native, id {kernel.prog_info(program).id}\) is attached; "
+        expected = rf"{which}end its owner, of whom `bpftool link show id {links.info(link).id}` tells"
         with pytest.raises(AttachError, match=expected):
             links.create_xdp(program, ifindex, mode)
     os.close(link)
+    os.close(program)
+
+
+def test_a_program_that_is_on_no_link_is_told_with_what_removes_it(world: World):
+    program, pin = returning(PASS), Path(f"/run/turnout/bpf/{world.prefix}-stranger")
+    mounts.mount_bpffs(pin.parent)
+    kernel.pin(program, pin)
+    world.node.run(["ip", "link", "set", "dev", "eth0", "xdpdrv", "pinned", str(pin)])
+    pin.unlink()
+    with world.node.entered():
+        ifindex = socket.if_nametoindex("eth0")
+        with pytest.raises(AttachError, match=r"is attached; remove it \(`ip link set dev eth0 xdp off`\)"):
+            links.create_xdp(program, ifindex, "native")
+        world.node.run(["ip", "link", "set", "dev", "eth0", "xdp", "off"])
+        assert links.xdp_state(ifindex) is None
     os.close(program)
 
 
