@@ -61,6 +61,7 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
+_PAIRS = ("veth", "netkit")  # IFLA_LINK is the other end of these, and not a lower device
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}  # what has the kernel route, by family
@@ -118,7 +119,7 @@ class Interface:
     rx_queues: int = 1  # in use; there may be room for more
     tx_queues: int = 1
     kind: str = ""  # "veth", "vlan", ...; empty for hardware
-    peer_ifindex: int = 0  # the other end, or the lower device; 0: none, or not told
+    lower_ifindex: int = 0  # the device that it is on top of; 0: none, or one of another network namespace
     master_ifindex: int = 0  # the bridge or bond that it is a port of; 0: none
 
 
@@ -297,6 +298,8 @@ def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
 
 def _interface(link: Any) -> Interface:
     info = link.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") or "") if info else ""
+    has_lower = kind not in _PAIRS and link.get_attr("IFLA_LINK_NETNSID") is None
     mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
     is_up = link["flags"] & _IFF_UP and link["flags"] & _IFF_LOWER_UP
     return Interface(
@@ -307,8 +310,8 @@ def _interface(link: Any) -> Interface:
         is_up=bool(is_up),
         rx_queues=link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
         tx_queues=link.get_attr("IFLA_NUM_TX_QUEUES") or 1,
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-        peer_ifindex=link.get_attr("IFLA_LINK") or 0,
+        kind=kind,
+        lower_ifindex=(link.get_attr("IFLA_LINK") or 0) if has_lower else 0,
         master_ifindex=link.get_attr("IFLA_MASTER") or 0,
     )
 

@@ -163,7 +163,7 @@ def _settle(lab: Lab, netdev: NetDev) -> None:
 def test_an_interface_is_described(netdev: NetDev) -> None:
     v0, v1 = netdev.interface("v0"), netdev.interface("v1")
     assert (v0.mac.hex(":"), v0.mtu, v0.is_up, v0.kind) == ("02:00:00:00:95:01", 1400, True, "veth")
-    assert (v0.rx_queues, v0.peer_ifindex, v1.peer_ifindex) == (3, v1.ifindex, v0.ifindex)
+    assert (v0.rx_queues, v0.lower_ifindex, v1.lower_ifindex) == (3, 0, 0)
     assert netdev.interface("lo").mac == b""
 
 
