@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -194,13 +194,15 @@ class Engine(crew.Crew[Line]):
         try:
             for line in self._lines.values():
                 self._attach(line)
+            self._suit_gro()
         except BaseException:
             for attachment in (*self.attachments.values(), *self.egress_attachments.values()):
                 if not attachment.was_replaced:
                     loader.detach(attachment.pin)
-            for line in self._lines.values():
-                if not settings.link_pin(line.interface.name).exists():  # where nothing was before, either
-                    self._offloads.restore([line.interface.ifindex])
+            # Those that nothing was on before, either.
+            left = [line.name for line in self._lines.values() if not settings.link_pin(line.interface.name).exists()]
+            kept = self._passed(self._lines.keys() - left)
+            self._offloads.restore(set(self._passed(left)).difference(kept))
             raise
         wanted = {pin(name) for name in self._lines for pin in (settings.link_pin, settings.egress_pin)}
         for pin in (*settings.link_pins(), *settings.egress_pins()):
@@ -217,15 +219,17 @@ class Engine(crew.Crew[Line]):
             self._offloads.restore([ifindex], ["vlanfilter"])
         attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
         self.attachments[line.name] = attachment
-        self._suit_gro(attachment)
         self._attach_egress(line)
 
-    def _suit_gro(self, attachment: Attachment) -> None:
-        """Have GRO off where it is in the program's way."""
-        if attachment.mode == "generic":
-            self._offloads.switch_off(attachment.ifindex, "gro")
-        else:
-            self._offloads.restore([attachment.ifindex], ["gro"])
+    def _suit_gro(self) -> None:
+        """Have GRO off where it is in a program's way, the lowest devices first, and nowhere else."""
+        generic = [name for name, attachment in self.attachments.items() if attachment.mode == "generic"]
+        self._offloads.keep_off("gro", self._passed(generic))
+
+    def _passed(self, names: Iterable[str]) -> list[int]:
+        """Return the devices that frames come through on their way to lines, these last."""
+        links = [self._lines[name].interface for name in names]
+        return list(dict.fromkeys(number for link in links for number in (*link.beneath, link.ifindex)))
 
     def _attach_egress(self, line: Line) -> None:
         if self.serves_through_kernel:
@@ -254,11 +258,11 @@ class Engine(crew.Crew[Line]):
     def _leave(self, line: Line, flows: FlowTable) -> None:
         if line.sockets:
             self._close([line], flows)
-        if (attachment := self.attachments.get(line.name)) is not None:
+        if (attachment := self.attachments.pop(line.name, None)) is not None:
             with contextlib.suppress(KernelError):  # it may live on in another namespace
                 loader.detach(attachment.pin)
                 self._offloads.restore([attachment.ifindex])
-            del self.attachments[line.name]
+            self._suit_gro()
         if (egress := self.egress_attachments.pop(line.name, None)) is not None:
             with contextlib.suppress(KernelError):
                 loader.detach(egress.pin)
@@ -277,8 +281,7 @@ class Engine(crew.Crew[Line]):
             self._attach(line)
             if attachment is not None and not self.attachments[line.name].was_replaced:
                 log.warning("%s: its XDP program had been taken off; it is back", line.name)
-        else:
-            self._suit_gro(attachment)  # it may not have come so far the last time
+        self._suit_gro()
         if not self._is_egress_attached(line):
             self._attach_egress(line)
 

@@ -18,7 +18,7 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Self
@@ -121,6 +121,7 @@ class Interface:
     kind: str = ""  # "veth", "vlan", ...; empty for hardware
     lower_ifindex: int = 0  # the device that it is on top of; 0: none, or one of another network namespace
     master_ifindex: int = 0  # the bridge or bond that it is a port of; 0: none
+    beneath: tuple[int, ...] = ()  # what its frames come through before: lower devices and ports, the lowest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +317,26 @@ def _interface(link: Any) -> Interface:
     )
 
 
+def _stacked(links: Sequence[Interface]) -> Iterator[Interface]:
+    """Yield links with what is beneath them."""
+    lower: dict[int, list[int]] = {}
+    for link in links:
+        if link.lower_ifindex:
+            lower.setdefault(link.ifindex, []).append(link.lower_ifindex)
+        if link.master_ifindex:
+            lower.setdefault(link.master_ifindex, []).append(link.ifindex)
+
+    def beneath(number: int, seen: set[int]) -> Iterator[int]:
+        for one in lower.get(number, ()):
+            if one not in seen:  # links that change while they are read may go round in circles
+                seen.add(one)
+                yield from beneath(one, seen)
+                yield one
+
+    for link in links:
+        yield replace(link, beneath=tuple(beneath(link.ifindex, {link.ifindex})))
+
+
 class NetDev:
     """The kernel's interfaces, routes and neighbours in the current network namespace. A context manager.
 
@@ -351,8 +372,8 @@ class NetDev:
 
     def interfaces(self) -> list[Interface]:
         """Return every interface."""
-        links = _links(self._requests.dump(GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0)))
-        return [self.with_real_queues(_interface(link)) for link in links]
+        answers = self._requests.dump(GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0))
+        return [self.with_real_queues(link) for link in _stacked([_interface(link) for link in _links(answers)])]
 
     def with_real_queues(self, interface: Interface) -> Interface:
         """Return `interface` with the queues that are in use now, of which netlink tells no changes.

@@ -31,6 +31,7 @@ from dataplane.netdev import (
     parse_route,
     xdp_features,
 )
+from perf import echo
 from xdp.addresses import number_of
 from xdp.errors import UsageError
 
@@ -357,3 +358,28 @@ def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) 
     assert netdev.takes_redirects(v0) is False
     subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)
     assert netdev.takes_redirects(v0) is True
+
+
+@pytest.mark.root
+def test_what_frames_come_through_before_is_told_the_lowest_first() -> None:
+    with echo.own_network(), NetDev() as netdev:
+        echo.veth_pair("a0", "a1")
+        for line in (
+            "link add bridge0 type bridge",
+            "link add virtual0 link bridge0 type macvlan",
+            "link add virtual1 link virtual0 type macvlan",
+            "link set a0 master bridge0",
+            "link set a1 master bridge0",
+        ):
+            subprocess.run(["ip", *line.split()], check=True)
+        links = {link.ifindex: link for link in netdev.interfaces()}
+        beneath = {link.name: [links[number].name for number in link.beneath] for link in links.values()}
+        ports = [name for name in beneath if name in ("a0", "a1")]
+        assert beneath == {
+            "lo": [],
+            "a0": [],
+            "a1": [],
+            "bridge0": ports,
+            "virtual0": [*ports, "bridge0"],
+            "virtual1": [*ports, "bridge0"],  # the kernel puts it on what virtual0 is on
+        }
