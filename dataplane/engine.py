@@ -139,8 +139,18 @@ class Engine(crew.Crew[Line]):
         node = self._new_node(line.interface)
         node.link[0]["kernel"] = line.handback.fileno()
         worker = Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)
-        open_port(self._ports, number, line.interface.ifindex, sock.queue)
+        self._suit_port(line, worker)
         return worker
+
+    def _suit_port(self, line: Line, worker: Worker) -> None:
+        """Let the loops transmit on a worker's queue if the interface has such a queue to send by.
+
+        One may have more to receive by. A loop whose own queue is none of the ports takes another of the interface.
+        """
+        if worker.sock.queue_id < line.interface.tx_queues:
+            open_port(self._ports, worker.number, line.interface.ifindex, worker.sock.queue)
+        else:
+            shut_port(self._ports, worker.number)
 
     def _start_workers(self, line: Line) -> None:
         """Have a worker run for every socket, and tell XDP of it."""
@@ -271,6 +281,8 @@ class Engine(crew.Crew[Line]):
         attachment = self._renamed(line)
         need_ethernet(line.interface)
         self._open_sockets(line)
+        for worker in line.workers:
+            self._suit_port(line, worker)
         if 0 < len(line.workers) < len(line.sockets):
             # A veth does not run its program on queues that it gets later, and the kernel does not let the same program
             # replace itself: so another copy of it does, on all interfaces, without a gap.

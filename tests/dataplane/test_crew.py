@@ -67,6 +67,7 @@ class PaperWorker:
 def socket_of(number: int) -> Any:
     nothing = SimpleNamespace(lost=lambda: 0, unread=lambda: 0, is_dead=lambda: False, close=lambda: None)
     nothing.queue_id, nothing.fd, nothing.takes = number, 100 + number, lambda _: True
+    nothing.queue = SimpleNamespace(address=1000 + number)
     return nothing
 
 
