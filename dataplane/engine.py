@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from conntrack.table import FlowTable
@@ -33,7 +33,7 @@ from dataplane.worker import Worker
 from xdp import kernel, links, loader, stages
 from xdp.clock import Clock
 from xdp.errors import AttachError, KernelError, MissingFeatureError, UsageError
-from xdp.loader import Attachment
+from xdp.loader import Attachment, WantedMode
 from xdp.maps import SharedMaps
 from xdp.schema import Limit
 
@@ -107,6 +107,7 @@ class Engine(crew.Crew[Line]):
         self._umem = Umem(*_umem_size(interfaces))
         for interface in interfaces:
             need_ethernet(interface)
+            mode_for(interface, self._settings.xdp_mode)
             longest = _longest_mtu(self._umem)
             if interface.mtu > longest:
                 raise AttachError(f"{interface.name}: {_does_not_fit(interface, longest)}")
@@ -227,8 +228,9 @@ class Engine(crew.Crew[Line]):
             self._offloads.switch_off(ifindex, "vlanfilter")
         else:
             self._offloads.restore([ifindex], ["vlanfilter"])
-        attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
-        self.attachments[line.name] = attachment
+        mode, why = mode_for(line.interface, self._settings.xdp_mode)
+        attachment = loader.attach(self._program, interface, mode, pin)
+        self.attachments[line.name] = replace(attachment, why=why) if why else attachment
         self._attach_egress(line)
 
     def _suit_gro(self) -> None:
@@ -361,6 +363,21 @@ class Engine(crew.Crew[Line]):
 def _place_of(line: Line, worker: Worker) -> bytes:
     """Return the queue of a worker as XDP looks it up."""
     return struct.pack("=II", line.interface.ifindex, worker.sock.queue_id)
+
+
+def mode_for(interface: Interface, wanted: WantedMode) -> tuple[WantedMode, str]:
+    """Return the mode to attach in, and why it is another than the one that is wanted. AttachError: there is none.
+
+    Bonding and hv_netvsc, if it has a virtual function, hand a native program on to their ports. There it finds the
+    ports' numbers and queues, which we have no sockets for: nothing would ever reach userspace.
+    """
+    is_handed_on = interface.kind == "bond" or (not interface.kind and bool(interface.beneath))
+    if wanted == "generic" or not is_handed_on:
+        return wanted, ""
+    why = "a native XDP program would run on its ports, where no frame can be handed to userspace"
+    if wanted == "native":
+        raise AttachError(f"{interface.name}: {why}; give it with --xdp-mode generic, or the ports with -i")
+    return "generic", why
 
 
 class _UmemSize(NamedTuple):

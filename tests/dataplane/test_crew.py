@@ -82,6 +82,7 @@ class PaperKernel:
     def __init__(self, fails: FailingOnce, monkeypatch: pytest.MonkeyPatch) -> None:
         self.maps: dict[int, dict[bytes, bytes]] = {1: {}, 2: {}}
         self.runs: dict[str, int] = {}  # programs by interface
+        self.modes: list[str] = []  # that were asked for
         self.programs: dict[int, int] = {}  # what was loaded by descriptors
         self._loaded = count(1)
         self._fails = fails
@@ -97,8 +98,9 @@ class PaperKernel:
         self._fails.step("map")
         self.maps[fd][key] = value
 
-    def attach(self, program: int, interface: str, _mode: str, pin: Path) -> Attachment:
+    def attach(self, program: int, interface: str, mode: str, pin: Path) -> Attachment:
         self._fails.step("attach")
+        self.modes.append(mode)
         self.runs[interface] = self.programs[program]
         return Attachment(interface, ETH0.ifindex, "native", "", pin, was_replaced=True)
 
@@ -146,6 +148,50 @@ def test_more_queues_are_served_though_a_step_fails_the_first_time(step, fails, 
     numbers = {struct.pack("=II", ETH0.ifindex, n): struct.pack("=I", n) for n in range(3)}
     assert world.maps[1] == numbers
     assert world.runs["eth0"] > before
+    made.stop()
+
+
+@pytest.mark.parametrize(
+    ("interface", "is_handed_on"),
+    [
+        pytest.param(ETH0, False, id="NIC"),
+        pytest.param(replace(ETH0, kind="bond"), True, id="bond"),
+        pytest.param(replace(ETH0, kind="bond", beneath=(3, 4)), True, id="bond-with-slaves"),
+        pytest.param(replace(ETH0, beneath=(3,)), True, id="NIC-with-a-virtual-function"),
+        pytest.param(replace(ETH0, kind="bridge", beneath=(3,)), False, id="bridge"),
+        pytest.param(replace(ETH0, kind="veth", master_ifindex=3), False, id="port"),
+    ],
+)
+def test_no_native_program_is_given_to_what_hands_it_on_to_its_ports(interface: Interface, is_handed_on: bool):
+    assert engine.mode_for(interface, "generic") == ("generic", "")
+    if not is_handed_on:
+        assert engine.mode_for(interface, "auto") == ("auto", "")
+        assert engine.mode_for(interface, "native") == ("native", "")
+        return
+    mode, why = engine.mode_for(interface, "auto")
+    assert mode == "generic"
+    assert "would run on its ports" in why
+    with pytest.raises(AttachError, match=r"eth0: .*; give it with --xdp-mode generic, or the ports with -i"):
+        engine.mode_for(interface, "native")
+
+
+def test_the_mode_is_decided_where_it_is_attached_and_where_it_may_fail(fails, monkeypatch, tmp_path):
+    """Nothing has been changed when it is refused."""
+    world = PaperKernel(fails, monkeypatch)
+    shared = SimpleNamespace(tables=Tables.in_memory(SMALL), queues_fd=1, sockets_fd=2)
+    bond = replace(ETH0, kind="bond")
+    monkeypatch.setattr(Engine, "_load_egress", lambda *_: None)
+    refusing = Engine(Settings("n", (), ("eth0",), run_folder=tmp_path, xdp_mode="native"), shared, ManualClock())
+    with pytest.raises(AttachError, match="eth0: a native XDP program would run on its ports"):
+        refusing.prepare([bond])
+    refusing.stop()
+    made = Engine(Settings("n", (), ("eth0",), run_folder=tmp_path), shared, ManualClock())
+    monkeypatch.setattr(made, "_offloads", PaperOffloads())
+    made._load()
+    line = made._lines["eth0"] = engine.Line("eth0", bond)
+    made._attach(line)
+    assert world.modes == ["generic"]
+    assert "would run on its ports" in made.attachments["eth0"].why
     made.stop()
 
 
