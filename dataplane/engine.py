@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from conntrack.table import FlowTable
 from dataplane import crew, vlans, wire
-from dataplane.afxdp import Socket, Umem
+from dataplane.afxdp import Mode, NoZeroCopyError, Socket, Umem
 from dataplane.context import Masquerading
 from dataplane.crew import need_ethernet
 from dataplane.handback import open_handback
@@ -75,6 +75,7 @@ class Engine(crew.Crew[Line]):
         self._egress = -1
         self._egress_id = 0
         self._umem: Umem | None = None
+        self._socket_mode: Mode = "auto"  # of all sockets: the first decides, and all must be able to
         self._ports = new_ports()
         self._offloads = Offloads(settings.offloads_path)
         self.attachments: dict[str, Attachment] = {}
@@ -111,8 +112,14 @@ class Engine(crew.Crew[Line]):
             longest = _longest_mtu(self._umem)
             if interface.mtu > longest:
                 raise AttachError(f"{interface.name}: {_does_not_fit(interface, longest)}")
-            line = self._lines[interface.name] = Line(interface.name, interface)
-            self._open_sockets(line)
+            self._lines[interface.name] = Line(interface.name, interface)
+        try:
+            self._open_all()
+        except NoZeroCopyError:
+            self._close_sockets(self._lines.values())
+            self._umem.close()
+            self._umem = Umem(*_umem_size(interfaces), mode=self._socket_mode)
+            self._open_all()
 
     def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers and attach. On an error nothing stays attached that was not before."""
@@ -123,8 +130,15 @@ class Engine(crew.Crew[Line]):
 
     # A line's beginning and end.
 
+    def _open_all(self) -> None:
+        for line in self._lines.values():
+            self._open_sockets(line)
+
     def _open_sockets(self, line: Line) -> None:
-        """Open a socket for every queue that has none."""
+        """Open a socket for every queue that has none.
+
+        NoZeroCopyError: others are zero-copy, and this one cannot be; all are to be in copy mode, with a new memory.
+        """
         assert self._umem is not None
         for index in range(len(line.sockets), line.interface.rx_queues):
             if len(self._umem.sockets) == Limit.MAX_WORKERS:
@@ -132,7 +146,12 @@ class Engine(crew.Crew[Line]):
                     f"{line.interface.name} queue {index}: a node serves {Limit.MAX_WORKERS} queues in all; "
                     "reduce them with `ethtool -L`"
                 )
-            line.sockets.append(self._umem.open(line.interface.name, index))
+            try:
+                line.sockets.append(self._umem.open(line.interface.name, index))
+            except NoZeroCopyError as error:
+                log.warning("%s; all interfaces are served in copy mode", error)
+                self._socket_mode = "copy"
+                raise
 
     def _new_worker(self, line: Line, sock: Socket, number: int) -> Worker:
         assert self._umem is not None
@@ -317,7 +336,7 @@ class Engine(crew.Crew[Line]):
         return f"{line.name}: {_does_not_fit(line.interface, longest)}" if line.interface.mtu > longest else ""
 
     def _make_room(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
-        """Make the memory for frames anew if it is too small for what the interfaces have become.
+        """Make the memory for frames anew if it is too small for what the interfaces have become, or of another mode.
 
         It cannot grow while sockets use it: all are closed, and `follow` opens them again. XDP forwards meanwhile.
         """
@@ -325,11 +344,12 @@ class Engine(crew.Crew[Line]):
         wanted = _umem_size(list(given.values()))
         queues = sum(link.rx_queues for link in given.values())
         room = self._umem.chunks - self._umem.lost_chunks
-        if wanted.chunk_bytes <= self._umem.chunk_bytes and queues * _CHUNKS_LEAST <= room:
+        is_large_enough = wanted.chunk_bytes <= self._umem.chunk_bytes and queues * _CHUNKS_LEAST <= room
+        if is_large_enough and self._umem.mode == self._socket_mode:
             return
         self._close(self._lines.values(), flows)
         self._umem.close()
-        self._umem = Umem(*wanted)
+        self._umem = Umem(*wanted, mode=self._socket_mode)
 
     def complaints(self) -> list[str]:
         """Return what is wrong with the interfaces, in words."""

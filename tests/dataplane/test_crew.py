@@ -8,11 +8,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from dataplane import engine, rawengine
+from dataplane.afxdp import NoZeroCopyError
 from dataplane.engine import Engine
 from dataplane.netdev import Interface
 from dataplane.rawengine import RawEngine
@@ -195,6 +196,73 @@ def test_the_mode_is_decided_where_it_is_attached_and_where_it_may_fail(fails, m
     made.stop()
 
 
+class MixedUmem:
+    """Memory for sockets of eth0, which can be zero-copy, and of others, which cannot."""
+
+    made: ClassVar[list[MixedUmem]] = []
+
+    def __init__(self, chunks: int, chunk_bytes: int, mode: str = "auto") -> None:
+        self.chunks, self.lost_chunks, self.chunk_bytes, self.mode = chunks, 0, chunk_bytes, mode
+        self.frame_bytes = chunk_bytes - 256
+        self.sockets: list[Any] = []
+        self.is_open = True
+        self.made.append(self)
+
+    def open(self, interface: str, queue: int) -> Any:
+        if self.mode == "auto" and interface != "eth0" and self.sockets:
+            raise NoZeroCopyError(f"{interface} queue {queue}: the driver has no zero-copy mode")
+        sock = socket_of(queue)
+        sock.close = lambda: self.sockets.remove(sock)
+        self.sockets.append(sock)
+        return sock
+
+    def close(self) -> None:
+        assert not self.sockets
+        self.is_open = False
+
+
+@pytest.fixture
+def mixed(fails, monkeypatch, tmp_path) -> Engine:
+    PaperKernel(fails, monkeypatch)
+    monkeypatch.setattr(MixedUmem, "made", [])
+    monkeypatch.setattr(engine, "Umem", MixedUmem)
+    monkeypatch.setattr(Engine, "_load_egress", lambda *_: None)
+    monkeypatch.setattr(Engine, "_new_worker", lambda _engine, _line, sock, number: PaperWorker(fails, number, sock))
+    monkeypatch.setattr(
+        Engine, "_close", lambda made, lines, _flows: (made._end_workers(lines), made._close_sockets(lines))
+    )
+    shared = SimpleNamespace(tables=Tables.in_memory(SMALL), queues_fd=1, sockets_fd=2)
+    made = Engine(Settings("n", (), ("eth0", "eth1"), run_folder=tmp_path), shared, ManualClock())
+    monkeypatch.setattr(made, "_offloads", PaperOffloads())
+    return made
+
+
+def test_all_sockets_are_in_copy_mode_where_one_cannot_be_zero_copy(mixed, caplog):
+    """Whichever interface is given first."""
+    eth1 = replace(ETH0, name="eth1", ifindex=3, rx_queues=2)
+    mixed.prepare([ETH0, eth1])
+    refused, memory = MixedUmem.made
+    assert (refused.is_open, memory.is_open, memory.mode) == (False, True, "copy")
+    assert len(memory.sockets) == 3
+    assert caplog.messages == ["eth1 queue 0: the driver has no zero-copy mode; all interfaces are served in copy mode"]
+    mixed.stop()
+    assert not memory.is_open
+
+
+def test_all_sockets_change_to_copy_mode_for_an_interface_that_comes_back_without_zero_copy(mixed):
+    mixed.prepare([ETH0])
+    mixed._lines["eth1"] = engine.Line("eth1", replace(ETH0, name="eth1", ifindex=3))  # gone since the start
+    mixed._start_all(None, None)
+    given = {name: line.interface for name, line in mixed._lines.items()}
+    mixed.follow(given, NO_FLOWS)
+    assert mixed.complaints() == ["eth1: eth1 queue 0: the driver has no zero-copy mode"]
+    mixed.follow(given, NO_FLOWS)
+    assert mixed.complaints() == []
+    assert [memory.mode for memory in MixedUmem.made] == ["auto", "copy"]
+    assert len(MixedUmem.made[1].sockets) == 2
+    mixed.stop()
+
+
 class PaperOffloads:
     """Nothing to switch off."""
 
@@ -213,7 +281,7 @@ class PaperUmem:
 
     def __init__(self, fails: FailingOnce) -> None:
         self.sockets: list[Any] = []
-        self.chunks, self.lost_chunks, self.chunk_bytes = 1 << 20, 0, 4096
+        self.chunks, self.lost_chunks, self.chunk_bytes, self.mode = 1 << 20, 0, 4096, "auto"
         self._fails = fails
 
     def close(self) -> None: ...
