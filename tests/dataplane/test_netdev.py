@@ -34,8 +34,10 @@ from dataplane.netdev import (
 from perf import echo
 from xdp.addresses import number_of
 from xdp.errors import UsageError
+from xdp.netlink import IFINFOMSG, attribute
 
 _serial = count()
+_SETLINK = 19
 
 FAMILIES = [pytest.param(socket.AF_INET, id="IPv4"), pytest.param(socket.AF_INET6, id="IPv6")]
 HOST = {socket.AF_INET: "10.95.0.2", socket.AF_INET6: "2001:db8:95::2"}  # on v0's link, not there
@@ -383,3 +385,17 @@ def test_what_frames_come_through_before_is_told_the_lowest_first() -> None:
             "virtual0": [*ports, "bridge0"],
             "virtual1": [*ports, "bridge0"],  # the kernel puts it on what virtual0 is on
         }
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("limit", [pytest.param(58, id="IFLA_GRO_MAX_SIZE"), pytest.param(64, id="_GRO_IPV4_MAX_SIZE")])
+def test_how_long_gro_lets_packets_grow_is_told(limit: int) -> None:
+    with echo.own_network(), NetDev() as netdev:
+        echo.veth_pair("a0", "a1")
+        assert netdev.interface("a0").gro_bytes == 65536
+        asked = IFINFOMSG.pack(0, 0, netdev.interface("a0").ifindex, 0, 0) + attribute(
+            limit, struct.pack("=I", 100_000)
+        )
+        assert list(netdev._requests.change([(_SETLINK, 0, asked)])) == [0]
+        assert netdev.interface("a0").gro_bytes == 100_000
+        assert netdev.interface("a1").gro_bytes == 65536
