@@ -45,6 +45,10 @@ _SEND_BUFFER_BYTES = 16 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class NoZeroCopyError(AttachError):
+    """A socket cannot be zero-copy, as it is asked for or as the sockets are whose UMEM it shares."""
+
+
 class Options(TypedDict, total=False):
     """Options of a socket, as Socket explains them."""
 
@@ -74,15 +78,19 @@ class Umem:
     """Memory for frames, shared by all sockets of the node; leaving the context closes them.
 
     `chunks` of `chunk_bytes` (2048 or 4096), of which `headroom_bytes` stay free in front of a received frame in
-    addition to the kernel's 256. Every socket takes a fill ring's worth, and as much again while it transmits.
+    addition to the kernel's 256. Every socket takes a fill ring's worth, and as much again while it transmits. `mode`
+    is that of its sockets, if they do not say otherwise.
     """
 
-    def __init__(self, chunks: int = 16384, chunk_bytes: int = 2048, headroom_bytes: int = 0) -> None:
+    def __init__(
+        self, chunks: int = 16384, chunk_bytes: int = 2048, headroom_bytes: int = 0, mode: Mode = "auto"
+    ) -> None:
         if chunk_bytes not in (2048, 4096):
             raise UsageError(f"chunk size {chunk_bytes}: AF_XDP takes 2048 or 4096 bytes")
         self.chunks = chunks
         self.chunk_bytes = chunk_bytes
         self.headroom_bytes = headroom_bytes
+        self.mode = mode
         self._memory = mmap.mmap(-1, chunks * chunk_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Huge pages spare TLB misses; a child that forks must not make the pinned pages copy on write.
         for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):
@@ -126,6 +134,7 @@ class Umem:
 
     def open(self, interface: str, queue: int = 0, **options: Unpack[Options]) -> Socket:
         """Return a bound socket of `queue` of `interface`; see Socket for the options."""
+        options.setdefault("mode", self.mode)
         return Socket(self, interface, queue, **options)
 
     def whereabouts(self) -> dict[str, npt.NDArray[np.uint64]]:
@@ -311,7 +320,9 @@ class Socket:
             errno.ENODEV: AttachError(f"{name}: the interface has gone"),
             errno.ENETDOWN: AttachError(f"{name}: the interface is down; `ip link set {self.interface} up`"),
             errno.EINVAL: AttachError(f"{name}: refused (EINVAL); `ethtool -l {self.interface}` lists the queues"),
-            errno.EOPNOTSUPP: AttachError(f"{name}: the driver has no zero-copy mode for this UMEM; use copy mode"),
+            errno.EOPNOTSUPP: NoZeroCopyError(
+                f"{name}: the driver has no zero-copy mode, as this memory for frames needs"
+            ),
             errno.ENOBUFS: MissingFeatureError(
                 f"{name}: {megabytes} MB of frames exceed RLIMIT_MEMLOCK; raise it (ulimit -l), or grant CAP_IPC_LOCK"
             ),

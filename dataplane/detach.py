@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dataplane.control import Lock, RunningError
 from dataplane.settings import Settings, interface_of
@@ -45,8 +45,8 @@ def _detach(settings: Settings, interfaces: Sequence[str]) -> list[str]:
             loader.detach(settings.egress_pin(name))
             if link is not None and link.ifindex:  # else the interface has gone, and its neighbours with it
                 _let_neighbours_go(link.ifindex)
-                Offloads(settings.offloads_path).restore([link.ifindex])
             removed.append(f"{name}: the programs and their links")
+    Offloads(settings.offloads_path).restore_others(_passed({interface_of(pin) for pin in settings.link_pins()}))
     if settings.pins.is_dir() and not settings.link_pins():
         if settings.hook_pins():
             removed.append("clients on this node: the programs and their links")
@@ -84,6 +84,17 @@ def remove_raw(settings: Settings) -> list[str]:
     if removing.files(settings.table_folder):
         removed.append(f"{settings.table_folder}: the tables")
     return removed
+
+
+def _passed(names: Collection[str]) -> set[int]:
+    """Return the numbers of interfaces, and of what is beneath them."""
+    from dataplane.netdev import NetDev
+
+    if not names:
+        return set()
+    with NetDev() as netdev:
+        links = [link for link in netdev.interfaces() if link.name in names]
+    return {number for link in links for number in (*link.beneath, link.ifindex)}
 
 
 def _let_neighbours_go(ifindex: int) -> None:

@@ -14,13 +14,13 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from conntrack.table import FlowTable
 from dataplane import crew, vlans, wire
-from dataplane.afxdp import Socket, Umem
+from dataplane.afxdp import Mode, NoZeroCopyError, Socket, Umem
 from dataplane.checksums import Checksums, begun
 from dataplane.context import Masquerading
 from dataplane.crew import need_ethernet
@@ -34,7 +34,7 @@ from dataplane.worker import Worker
 from xdp import kernel, links, loader, stages
 from xdp.clock import Clock
 from xdp.errors import AttachError, KernelError, MissingFeatureError, UsageError
-from xdp.loader import Attachment
+from xdp.loader import Attachment, WantedMode
 from xdp.maps import SharedMaps
 from xdp.schema import Limit
 
@@ -76,6 +76,7 @@ class Engine(crew.Crew[Line]):
         self._egress = -1
         self._egress_id = 0
         self._umem: Umem | None = None
+        self._socket_mode: Mode = "auto"  # of all sockets: the first decides, and all must be able to
         self._ports = new_ports()
         self._offloads = Offloads(settings.offloads_path)
         self._checksums = Checksums()
@@ -109,11 +110,18 @@ class Engine(crew.Crew[Line]):
         self._umem = Umem(*_umem_size(interfaces))
         for interface in interfaces:
             need_ethernet(interface)
+            mode_for(interface, self._settings.xdp_mode)
             longest = _longest_mtu(self._umem)
             if interface.mtu > longest:
                 raise AttachError(f"{interface.name}: {_does_not_fit(interface, longest)}")
-            line = self._lines[interface.name] = Line(interface.name, interface)
-            self._open_sockets(line)
+            self._lines[interface.name] = Line(interface.name, interface)
+        try:
+            self._open_all()
+        except NoZeroCopyError:
+            self._close_sockets(self._lines.values())
+            self._umem.close()
+            self._umem = Umem(*_umem_size(interfaces), mode=self._socket_mode)
+            self._open_all()
 
     def start(self, hops: Hops, masquerading: Masquerading) -> None:
         """Start the workers and attach. On an error nothing stays attached that was not before."""
@@ -124,8 +132,15 @@ class Engine(crew.Crew[Line]):
 
     # A line's beginning and end.
 
+    def _open_all(self) -> None:
+        for line in self._lines.values():
+            self._open_sockets(line)
+
     def _open_sockets(self, line: Line) -> None:
-        """Open a socket for every queue that has none."""
+        """Open a socket for every queue that has none.
+
+        NoZeroCopyError: others are zero-copy, and this one cannot be; all are to be in copy mode, with a new memory.
+        """
         assert self._umem is not None
         for index in range(len(line.sockets), line.interface.rx_queues):
             if len(self._umem.sockets) == Limit.MAX_WORKERS:
@@ -133,7 +148,12 @@ class Engine(crew.Crew[Line]):
                     f"{line.interface.name} queue {index}: a node serves {Limit.MAX_WORKERS} queues in all; "
                     "reduce them with `ethtool -L`"
                 )
-            line.sockets.append(self._umem.open(line.interface.name, index))
+            try:
+                line.sockets.append(self._umem.open(line.interface.name, index))
+            except NoZeroCopyError as error:
+                log.warning("%s; all interfaces are served in copy mode", error)
+                self._socket_mode = "copy"
+                raise
 
     def _new_worker(self, line: Line, sock: Socket, number: int) -> Worker:
         assert self._umem is not None
@@ -141,8 +161,18 @@ class Engine(crew.Crew[Line]):
         node = self._new_node(line.interface)
         node.link[0]["kernel"] = line.handback.fileno()
         worker = Worker(node, number, self._ports, number, sock, self._umem.new_pool(), self._clock)
-        open_port(self._ports, number, line.interface.ifindex, sock.queue)
+        self._suit_port(line, worker)
         return worker
+
+    def _suit_port(self, line: Line, worker: Worker) -> None:
+        """Let the loops transmit on a worker's queue if the interface has such a queue to send by.
+
+        One may have more to receive by. A loop whose own queue is none of the ports takes another of the interface.
+        """
+        if worker.sock.queue_id < line.interface.tx_queues:
+            open_port(self._ports, worker.number, line.interface.ifindex, worker.sock.queue)
+        else:
+            shut_port(self._ports, worker.number)
 
     def _start_workers(self, line: Line) -> None:
         """Have a worker run for every socket, and tell XDP of it."""
@@ -196,13 +226,15 @@ class Engine(crew.Crew[Line]):
         try:
             for line in self._lines.values():
                 self._attach(line)
+            self._suit_gro()
         except BaseException:
             for attachment in (*self.attachments.values(), *self.egress_attachments.values()):
                 if not attachment.was_replaced:
                     loader.detach(attachment.pin)
-            for line in self._lines.values():
-                if not settings.link_pin(line.interface.name).exists():  # where nothing was before, either
-                    self._offloads.restore([line.interface.ifindex])
+            # Those that nothing was on before, either.
+            left = [line.name for line in self._lines.values() if not settings.link_pin(line.interface.name).exists()]
+            kept = self._passed(self._lines.keys() - left)
+            self._offloads.restore(set(self._passed(left)).difference(kept))
             raise
         wanted = {pin(name) for name in self._lines for pin in (settings.link_pin, settings.egress_pin)}
         for pin in (*settings.link_pins(), *settings.egress_pins()):
@@ -217,17 +249,20 @@ class Engine(crew.Crew[Line]):
             self._offloads.switch_off(ifindex, "vlanfilter")
         else:
             self._offloads.restore([ifindex], ["vlanfilter"])
-        attachment = loader.attach(self._program, interface, self._settings.xdp_mode, pin)
-        self.attachments[line.name] = attachment
-        self._suit_gro(attachment)
+        mode, why = mode_for(line.interface, self._settings.xdp_mode)
+        attachment = loader.attach(self._program, interface, mode, pin)
+        self.attachments[line.name] = replace(attachment, why=why) if why else attachment
         self._attach_egress(line)
 
-    def _suit_gro(self, attachment: Attachment) -> None:
-        """Have GRO off where it is in the program's way."""
-        if attachment.mode == "generic":
-            self._offloads.switch_off(attachment.ifindex, "gro")
-        else:
-            self._offloads.restore([attachment.ifindex], ["gro"])
+    def _suit_gro(self) -> None:
+        """Have GRO off where it is in a program's way, the lowest devices first, and nowhere else."""
+        generic = [name for name, attachment in self.attachments.items() if attachment.mode == "generic"]
+        self._offloads.keep_off("gro", self._passed(generic))
+
+    def _passed(self, names: Iterable[str]) -> list[int]:
+        """Return the devices that frames come through on their way to lines, these last."""
+        links = [self._lines[name].interface for name in names]
+        return list(dict.fromkeys(number for link in links for number in (*link.beneath, link.ifindex)))
 
     def _attach_egress(self, line: Line) -> None:
         if self.serves_through_kernel:
@@ -256,11 +291,11 @@ class Engine(crew.Crew[Line]):
     def _leave(self, line: Line, flows: FlowTable) -> None:
         if line.sockets:
             self._close([line], flows)
-        if (attachment := self.attachments.get(line.name)) is not None:
+        if (attachment := self.attachments.pop(line.name, None)) is not None:
             with contextlib.suppress(KernelError):  # it may live on in another namespace
                 loader.detach(attachment.pin)
                 self._offloads.restore([attachment.ifindex])
-            del self.attachments[line.name]
+            self._suit_gro()
         if (egress := self.egress_attachments.pop(line.name, None)) is not None:
             with contextlib.suppress(KernelError):
                 loader.detach(egress.pin)
@@ -269,6 +304,8 @@ class Engine(crew.Crew[Line]):
         attachment = self._renamed(line)
         need_ethernet(line.interface)
         self._open_sockets(line)
+        for worker in line.workers:
+            self._suit_port(line, worker)
         if 0 < len(line.workers) < len(line.sockets):
             # A veth does not run its program on queues that it gets later, and the kernel does not let the same program
             # replace itself: so another copy of it does, on all interfaces, without a gap.
@@ -279,8 +316,7 @@ class Engine(crew.Crew[Line]):
             self._attach(line)
             if attachment is not None and not self.attachments[line.name].was_replaced:
                 log.warning("%s: its XDP program had been taken off; it is back", line.name)
-        else:
-            self._suit_gro(attachment)  # it may not have come so far the last time
+        self._suit_gro()
         if not self._is_egress_attached(line):
             self._attach_egress(line)
 
@@ -302,7 +338,7 @@ class Engine(crew.Crew[Line]):
         return f"{line.name}: {_does_not_fit(line.interface, longest)}" if line.interface.mtu > longest else ""
 
     def _make_room(self, given: Mapping[str, Interface], flows: FlowTable) -> None:
-        """Make the memory for frames anew if it is too small for what the interfaces have become.
+        """Make the memory for frames anew if it is too small for what the interfaces have become, or of another mode.
 
         It cannot grow while sockets use it: all are closed, and `follow` opens them again. XDP forwards meanwhile.
         """
@@ -310,11 +346,12 @@ class Engine(crew.Crew[Line]):
         wanted = _umem_size(list(given.values()))
         queues = sum(link.rx_queues for link in given.values())
         room = self._umem.chunks - self._umem.lost_chunks
-        if wanted.chunk_bytes <= self._umem.chunk_bytes and queues * _CHUNKS_LEAST <= room:
+        is_large_enough = wanted.chunk_bytes <= self._umem.chunk_bytes and queues * _CHUNKS_LEAST <= room
+        if is_large_enough and self._umem.mode == self._socket_mode:
             return
         self._close(self._lines.values(), flows)
         self._umem.close()
-        self._umem = Umem(*wanted)
+        self._umem = Umem(*wanted, mode=self._socket_mode)
 
     def unfinished(self) -> Iterator[tuple[str, str]]:
         """Yield (interface, words) where packets have come since the last call whose checksums nobody finishes."""
@@ -354,6 +391,21 @@ class Engine(crew.Crew[Line]):
 def _place_of(line: Line, worker: Worker) -> bytes:
     """Return the queue of a worker as XDP looks it up."""
     return struct.pack("=II", line.interface.ifindex, worker.sock.queue_id)
+
+
+def mode_for(interface: Interface, wanted: WantedMode) -> tuple[WantedMode, str]:
+    """Return the mode to attach in, and why it is another than the one that is wanted. AttachError: there is none.
+
+    Bonding and hv_netvsc, if it has a virtual function, hand a native program on to their ports. There it finds the
+    ports' numbers and queues, which we have no sockets for: nothing would ever reach userspace.
+    """
+    is_handed_on = interface.kind == "bond" or (not interface.kind and bool(interface.beneath))
+    if wanted == "generic" or not is_handed_on:
+        return wanted, ""
+    why = "a native XDP program would run on its ports, where no frame can be handed to userspace"
+    if wanted == "native":
+        raise AttachError(f"{interface.name}: {why}; give it with --xdp-mode generic, or the ports with -i")
+    return "generic", why
 
 
 class _UmemSize(NamedTuple):

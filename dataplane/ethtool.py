@@ -47,8 +47,8 @@ def has_gro(name: str) -> bool:
 
 
 def set_gro(name: str, *, is_on: bool) -> bool:
-    """Switch GRO on or off; return whether the interface let us."""
-    return _ethtool(name, array.array("I", [_SET_GRO, int(is_on)]))
+    """Switch GRO on or off; return whether it is so now: a macvlan has what its lower device has, without an error."""
+    return _ethtool(name, array.array("I", [_SET_GRO, int(is_on)])) and has_gro(name) == is_on
 
 
 def has_lro(name: str) -> bool:

@@ -18,7 +18,7 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple, Self
@@ -61,6 +61,8 @@ _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL, _NDA_FLAGS_EXT = 1, 2, 12, 15
 _NTF_USE, _NTF_EXT_LEARNED, _NTF_EXT_MANAGED = 0x01, 0x10, 0x1
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _NDO_XMIT = 1 << 2
+_IFLA_GRO_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE = 58, 64  # pyroute2 does not know the second
+_PAIRS = ("veth", "netkit")  # IFLA_LINK is the other end of these, and not a lower device
 
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}  # what has the kernel route, by family
@@ -118,8 +120,10 @@ class Interface:
     rx_queues: int = 1  # in use; there may be room for more
     tx_queues: int = 1
     kind: str = ""  # "veth", "vlan", ...; empty for hardware
-    peer_ifindex: int = 0  # the other end, or the lower device; 0: none, or not told
+    lower_ifindex: int = 0  # the device that it is on top of; 0: none, or one of another network namespace
     master_ifindex: int = 0  # the bridge or bond that it is a port of; 0: none
+    gro_bytes: int = 0  # how long GRO lets packets grow, of whichever family; 0: not told
+    beneath: tuple[int, ...] = ()  # what its frames come through before: lower devices and ports, the lowest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,20 +288,24 @@ def _is_of_a_link(network: int, prefix_len: int) -> bool:
     return is_multicast or (prefix_len >= 10 and masked(network, 10) == _LINK_LOCAL)
 
 
-def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[Any]:
-    """Yield each link of a RTMGETLINK answer as pyroute2 decodes it."""
+def _links(answers: Iterable[tuple[int, bytes]]) -> Iterator[tuple[Any, memoryview]]:
+    """Yield each link of a RTMGETLINK answer as pyroute2 decodes it, and its attributes as they came."""
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
     for kind, body in answers:
         if kind == _NEWLINK:
             message = ifinfmsg(HEADER.pack(HEADER.size + len(body), kind, 0, 0, 0) + body)
             message.decode()
-            yield message
+            yield message, memoryview(body)[IFINFOMSG.size :]
 
 
-def _interface(link: Any) -> Interface:
+def _interface(link: Any, values: memoryview) -> Interface:
     info = link.get_attr("IFLA_LINKINFO")
+    kind = (info.get_attr("IFLA_INFO_KIND") or "") if info else ""
+    has_lower = kind not in _PAIRS and link.get_attr("IFLA_LINK_NETNSID") is None
     mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
+    names = (_IFLA_GRO_MAX_SIZE, _IFLA_GRO_IPV4_MAX_SIZE)
+    limits = [_U32.unpack(value)[0] for name, value in attributes(values) if name in names]
     is_up = link["flags"] & _IFF_UP and link["flags"] & _IFF_LOWER_UP
     return Interface(
         name=link.get_attr("IFLA_IFNAME"),
@@ -307,10 +315,31 @@ def _interface(link: Any) -> Interface:
         is_up=bool(is_up),
         rx_queues=link.get_attr("IFLA_NUM_RX_QUEUES") or 1,
         tx_queues=link.get_attr("IFLA_NUM_TX_QUEUES") or 1,
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-        peer_ifindex=link.get_attr("IFLA_LINK") or 0,
+        kind=kind,
+        lower_ifindex=(link.get_attr("IFLA_LINK") or 0) if has_lower else 0,
         master_ifindex=link.get_attr("IFLA_MASTER") or 0,
+        gro_bytes=max(limits, default=0),
     )
+
+
+def _stacked(links: Sequence[Interface]) -> Iterator[Interface]:
+    """Yield links with what is beneath them."""
+    lower: dict[int, list[int]] = {}
+    for link in links:
+        if link.lower_ifindex:
+            lower.setdefault(link.ifindex, []).append(link.lower_ifindex)
+        if link.master_ifindex:
+            lower.setdefault(link.master_ifindex, []).append(link.ifindex)
+
+    def beneath(number: int, seen: set[int]) -> Iterator[int]:
+        for one in lower.get(number, ()):
+            if one not in seen:  # links that change while they are read may go round in circles
+                seen.add(one)
+                yield from beneath(one, seen)
+                yield one
+
+    for link in links:
+        yield replace(link, beneath=tuple(beneath(link.ifindex, {link.ifindex})))
 
 
 class NetDev:
@@ -348,8 +377,8 @@ class NetDev:
 
     def interfaces(self) -> list[Interface]:
         """Return every interface."""
-        links = _links(self._requests.dump(GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0)))
-        return [self.with_real_queues(_interface(link)) for link in links]
+        answers = self._requests.dump(GETLINK, IFINFOMSG.pack(0, 0, 0, 0, 0))
+        return [self.with_real_queues(link) for link in _stacked([_interface(*link) for link in _links(answers)])]
 
     def with_real_queues(self, interface: Interface) -> Interface:
         """Return `interface` with the queues that are in use now, of which netlink tells no changes.
@@ -376,7 +405,8 @@ class NetDev:
         except OSError as error:
             message = f"interface with index {ifindex}: does not exist any more"
             raise UsageError(message) from error
-        counters = next(_links(answers)).get_attr("IFLA_STATS64")
+        link, _ = next(_links(answers))
+        counters = link.get_attr("IFLA_STATS64")
         return Statistics(**{name: counters[name] for name in Statistics.__dataclass_fields__})
 
     def routes(self) -> list[Route]:

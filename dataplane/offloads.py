@@ -1,7 +1,8 @@
 """Offloads that are in XDP's way, switched off, and switched on again afterwards, whatever happens in between.
 
-Generic XDP sees frames after GRO has merged them: they are longer than the MTU, and a redirect drops them. And where a
-driver takes VLAN tags out of received frames, XDP takes what is tagged for untagged, whichever VLAN it is of.
+Generic XDP sees frames after GRO has merged them: they are longer than the MTU, and a redirect drops them. Beneath a
+macvlan, a VLAN device or a bridge it is the lower devices that merge. And where a driver takes VLAN tags out of
+received frames, XDP takes what is tagged for untagged, whichever VLAN it is of.
 And where a NIC filters VLANs, those that only we know do not arrive. What a driver does not let go is told of.
 What is to be restored is on disk before it is changed, so that whoever cleans up behind a killed daemon knows.
 (LRO and GRO in hardware are switched off by the kernel itself while a generic program is attached.)
@@ -13,7 +14,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -83,10 +84,20 @@ class Offloads:
         if offload.switch(name, is_on=False):
             _log.info("%s: %s; it comes back at the end", name, offload.why)
             return
+        offload.switch(name, is_on=True)  # what was refused would stay wished for
         self._write(self._changed - {change})
         self._refused |= {change}
         if change not in refused:
             _log.warning("%s: %s", name, offload.otherwise)
+
+    def keep_off(self, which: str, ifindexes: Sequence[int]) -> None:
+        """Have an offload off on these interfaces, one after the other, and let all others have it again.
+
+        Errors as `switch_off`.
+        """
+        self.restore_others(ifindexes, [which])
+        for ifindex in ifindexes:
+            self.switch_off(ifindex, which)
 
     def complaints(self) -> list[str]:
         """Return what could not be switched off, in words."""
@@ -112,6 +123,10 @@ class Offloads:
             self._write(self._changed - wanted)
         except Error as error:
             _log.warning("%s", error)
+
+    def restore_others(self, kept: Collection[int], which: Collection[str] = tuple(OFFLOADS)) -> None:
+        """Switch these offloads on again on all but these interfaces."""
+        self.restore({ifindex for _, ifindex in self._changed | self._refused}.difference(kept), which)
 
     def _write(self, changed: _Changed) -> None:
         if changed == self._changed:

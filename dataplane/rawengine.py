@@ -36,6 +36,7 @@ from xdp.schema import Limit, Protocol
 from xdp.tables import Capacity, Tables
 
 _OWN_ADDRESSES = 1024  # of a node, that there is room for
+_LONGEST_PACKET = 65_536  # that a packet socket hands over whole, whatever is merged (BIG TCP)
 _ECHOES = (Protocol.ICMP, Protocol.ICMPV6)
 
 
@@ -251,6 +252,12 @@ class RawEngine(crew.Crew[Line]):
         address, port, protocol = place
         return (self._numbers[address], port, protocol | Protocol.IPV6) if is_ipv6(address) else place
 
+    def complaints(self) -> list[str]:
+        """Return what is wrong with the interfaces, in words."""
+        links = (line.interface for line in self._lines.values())
+        told = [_cut_short(link) for link in links if link.gro_bytes > _LONGEST_PACKET]
+        return super().complaints() + told
+
     # Ending.
 
     def detach(self) -> None:
@@ -274,6 +281,13 @@ def _open(line: Line) -> None:
         raise AttachError(f"{interface.name}: large receive offload is on; `ethtool -K {interface.name} lro off`")
     for _ in range(interface.rx_queues):
         line.sockets.append(PacketSocket(interface))
+
+
+def _cut_short(link: Interface) -> str:
+    return (
+        f"{link.name}: GRO merges packets up to {link.gro_bytes} bytes, and those above {_LONGEST_PACKET} are lost; "
+        f"`ip link set dev {link.name} gro_max_size {_LONGEST_PACKET} gro_ipv4_max_size {_LONGEST_PACKET}`"
+    )
 
 
 def _places_of_rows(rows: Sequence[ServiceRow], own: Collection[IPAddress] = ()) -> Places:

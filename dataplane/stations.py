@@ -16,7 +16,6 @@ from dataplane.netdev import Interface
 from xdp.schema import Limit
 
 _ROOM = int(Limit.STATIONS)
-_OWN_END = "veth"  # of these, the interface that netlink names is the other end, and not a lower one
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +32,10 @@ def stations_of(ours: Collection[Interface], links: Collection[Interface]) -> tu
     """Return the MAC addresses that frames of these interfaces are ours by, their own first.
 
     Of what is on top of them, by whatever else is between, only what is up: a standby router has the address of the one
-    that is not.
+    that is not. A tunnel that is bound to one of them (GRE, IPIP, SIT) has no MAC address: no frame is to it.
     """
     found = {link.ifindex: link for link in ours}
-    others = {link.ifindex: link for link in links if link.is_up}
+    others = {link.ifindex: link for link in links if link.is_up and link.mac}
     while more := {number: link for number, link in others.items() if number not in found and _is_on(link, found)}:
         found |= more
     return tuple(dict.fromkeys(link.mac for link in found.values()))
@@ -44,8 +43,7 @@ def stations_of(ours: Collection[Interface], links: Collection[Interface]) -> tu
 
 def _is_on(link: Interface, lower: dict[int, Interface]) -> bool:
     """Tell whether a device is on top of one of others: of a lower one of its own, or as the master of ports."""
-    is_on_one = link.kind != _OWN_END and link.peer_ifindex in lower
-    return is_on_one or any(port.master_ifindex == link.ifindex for port in lower.values())
+    return link.lower_ifindex in lower or any(port.master_ifindex == link.ifindex for port in lower.values())
 
 
 class Stations:

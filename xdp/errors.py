@@ -7,6 +7,7 @@
       TimedOutError            a wait ended without its event; exit code 6
       MissingFeatureError      the machine lacks a privilege or a feature; exit code 77
       AttachError              a program cannot be attached to an interface
+        NoZeroCopyError        an AF_XDP socket would have to be zero-copy, and its driver cannot (dataplane/afxdp.py)
       LayoutError              pinned tables have another layout or capacity
       TableFullError           a table has no room for the configuration
       KernelError              the kernel refused; it keeps the errno

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dataplane import rings
-from dataplane.afxdp import Umem
+from dataplane.afxdp import NoZeroCopyError, Umem
 from perf import echo
 from perf.echo import Act, Loop, Word
 from xdp import kernel
@@ -288,9 +288,16 @@ def test_a_queue_that_another_program_holds_is_explained(umem):
 
 @pytest.mark.faults(92)
 def test_zero_copy_that_the_driver_lacks_is_explained(umem):
-    with pytest.raises(AttachError, match="no zero-copy"):
+    with pytest.raises(NoZeroCopyError, match="a1 queue 0: the driver has no zero-copy mode"):
         umem.open("a1", mode="zero-copy")
     assert umem.open("a1").mode == "copy"
+
+
+def test_sockets_are_of_their_memorys_mode(network):
+    with Umem(chunks=64, mode="zero-copy") as umem:
+        with pytest.raises(NoZeroCopyError):
+            umem.open("a1")
+        assert umem.open("a1", mode="copy").mode == "copy"
 
 
 def test_ring_sizes_are_powers_of_two(umem):

@@ -8,11 +8,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from dataplane import engine, rawengine
+from dataplane.afxdp import NoZeroCopyError
 from dataplane.engine import Engine
 from dataplane.netdev import Interface
 from dataplane.rawengine import RawEngine
@@ -67,6 +68,7 @@ class PaperWorker:
 def socket_of(number: int) -> Any:
     nothing = SimpleNamespace(lost=lambda: 0, unread=lambda: 0, is_dead=lambda: False, close=lambda: None)
     nothing.queue_id, nothing.fd, nothing.takes = number, 100 + number, lambda _: True
+    nothing.queue = SimpleNamespace(address=1000 + number)
     return nothing
 
 
@@ -81,6 +83,7 @@ class PaperKernel:
     def __init__(self, fails: FailingOnce, monkeypatch: pytest.MonkeyPatch) -> None:
         self.maps: dict[int, dict[bytes, bytes]] = {1: {}, 2: {}}
         self.runs: dict[str, int] = {}  # programs by interface
+        self.modes: list[str] = []  # that were asked for
         self.programs: dict[int, int] = {}  # what was loaded by descriptors
         self._loaded = count(1)
         self._fails = fails
@@ -96,8 +99,9 @@ class PaperKernel:
         self._fails.step("map")
         self.maps[fd][key] = value
 
-    def attach(self, program: int, interface: str, _mode: str, pin: Path) -> Attachment:
+    def attach(self, program: int, interface: str, mode: str, pin: Path) -> Attachment:
         self._fails.step("attach")
+        self.modes.append(mode)
         self.runs[interface] = self.programs[program]
         return Attachment(interface, ETH0.ifindex, "native", "", pin, was_replaced=True)
 
@@ -148,10 +152,123 @@ def test_more_queues_are_served_though_a_step_fails_the_first_time(step, fails, 
     made.stop()
 
 
+@pytest.mark.parametrize(
+    ("interface", "is_handed_on"),
+    [
+        pytest.param(ETH0, False, id="NIC"),
+        pytest.param(replace(ETH0, kind="bond"), True, id="bond"),
+        pytest.param(replace(ETH0, kind="bond", beneath=(3, 4)), True, id="bond-with-slaves"),
+        pytest.param(replace(ETH0, beneath=(3,)), True, id="NIC-with-a-virtual-function"),
+        pytest.param(replace(ETH0, kind="bridge", beneath=(3,)), False, id="bridge"),
+        pytest.param(replace(ETH0, kind="veth", master_ifindex=3), False, id="port"),
+    ],
+)
+def test_no_native_program_is_given_to_what_hands_it_on_to_its_ports(interface: Interface, is_handed_on: bool):
+    assert engine.mode_for(interface, "generic") == ("generic", "")
+    if not is_handed_on:
+        assert engine.mode_for(interface, "auto") == ("auto", "")
+        assert engine.mode_for(interface, "native") == ("native", "")
+        return
+    mode, why = engine.mode_for(interface, "auto")
+    assert mode == "generic"
+    assert "would run on its ports" in why
+    with pytest.raises(AttachError, match=r"eth0: .*; give it with --xdp-mode generic, or the ports with -i"):
+        engine.mode_for(interface, "native")
+
+
+def test_the_mode_is_decided_where_it_is_attached_and_where_it_may_fail(fails, monkeypatch, tmp_path):
+    """Nothing has been changed when it is refused."""
+    world = PaperKernel(fails, monkeypatch)
+    shared = SimpleNamespace(tables=Tables.in_memory(SMALL), queues_fd=1, sockets_fd=2)
+    bond = replace(ETH0, kind="bond")
+    monkeypatch.setattr(Engine, "_load_egress", lambda *_: None)
+    refusing = Engine(Settings("n", (), ("eth0",), run_folder=tmp_path, xdp_mode="native"), shared, ManualClock())
+    with pytest.raises(AttachError, match="eth0: a native XDP program would run on its ports"):
+        refusing.prepare([bond])
+    refusing.stop()
+    made = Engine(Settings("n", (), ("eth0",), run_folder=tmp_path), shared, ManualClock())
+    monkeypatch.setattr(made, "_offloads", PaperOffloads())
+    made._load()
+    line = made._lines["eth0"] = engine.Line("eth0", bond)
+    made._attach(line)
+    assert world.modes == ["generic"]
+    assert "would run on its ports" in made.attachments["eth0"].why
+    made.stop()
+
+
+class MixedUmem:
+    """Memory for sockets of eth0, which can be zero-copy, and of others, which cannot."""
+
+    made: ClassVar[list[MixedUmem]] = []
+
+    def __init__(self, chunks: int, chunk_bytes: int, mode: str = "auto") -> None:
+        self.chunks, self.lost_chunks, self.chunk_bytes, self.mode = chunks, 0, chunk_bytes, mode
+        self.frame_bytes = chunk_bytes - 256
+        self.sockets: list[Any] = []
+        self.is_open = True
+        self.made.append(self)
+
+    def open(self, interface: str, queue: int) -> Any:
+        if self.mode == "auto" and interface != "eth0" and self.sockets:
+            raise NoZeroCopyError(f"{interface} queue {queue}: the driver has no zero-copy mode")
+        sock = socket_of(queue)
+        sock.close = lambda: self.sockets.remove(sock)
+        self.sockets.append(sock)
+        return sock
+
+    def close(self) -> None:
+        assert not self.sockets
+        self.is_open = False
+
+
+@pytest.fixture
+def mixed(fails, monkeypatch, tmp_path) -> Engine:
+    PaperKernel(fails, monkeypatch)
+    monkeypatch.setattr(MixedUmem, "made", [])
+    monkeypatch.setattr(engine, "Umem", MixedUmem)
+    monkeypatch.setattr(Engine, "_load_egress", lambda *_: None)
+    monkeypatch.setattr(Engine, "_new_worker", lambda _engine, _line, sock, number: PaperWorker(fails, number, sock))
+    monkeypatch.setattr(
+        Engine, "_close", lambda made, lines, _flows: (made._end_workers(lines), made._close_sockets(lines))
+    )
+    shared = SimpleNamespace(tables=Tables.in_memory(SMALL), queues_fd=1, sockets_fd=2)
+    made = Engine(Settings("n", (), ("eth0", "eth1"), run_folder=tmp_path), shared, ManualClock())
+    monkeypatch.setattr(made, "_offloads", PaperOffloads())
+    return made
+
+
+def test_all_sockets_are_in_copy_mode_where_one_cannot_be_zero_copy(mixed, caplog):
+    """Whichever interface is given first."""
+    eth1 = replace(ETH0, name="eth1", ifindex=3, rx_queues=2)
+    mixed.prepare([ETH0, eth1])
+    refused, memory = MixedUmem.made
+    assert (refused.is_open, memory.is_open, memory.mode) == (False, True, "copy")
+    assert len(memory.sockets) == 3
+    assert caplog.messages == ["eth1 queue 0: the driver has no zero-copy mode; all interfaces are served in copy mode"]
+    mixed.stop()
+    assert not memory.is_open
+
+
+def test_all_sockets_change_to_copy_mode_for_an_interface_that_comes_back_without_zero_copy(mixed):
+    mixed.prepare([ETH0])
+    mixed._lines["eth1"] = engine.Line("eth1", replace(ETH0, name="eth1", ifindex=3))  # gone since the start
+    mixed._start_all(None, None)
+    given = {name: line.interface for name, line in mixed._lines.items()}
+    mixed.follow(given, NO_FLOWS)
+    assert mixed.complaints() == ["eth1: eth1 queue 0: the driver has no zero-copy mode"]
+    mixed.follow(given, NO_FLOWS)
+    assert mixed.complaints() == []
+    assert [memory.mode for memory in MixedUmem.made] == ["auto", "copy"]
+    assert len(MixedUmem.made[1].sockets) == 2
+    mixed.stop()
+
+
 class PaperOffloads:
     """Nothing to switch off."""
 
     def switch_off(self, *_: object) -> None: ...
+
+    def keep_off(self, *_: object) -> None: ...
 
     def restore(self, *_: object) -> None: ...
 
@@ -164,7 +281,7 @@ class PaperUmem:
 
     def __init__(self, fails: FailingOnce) -> None:
         self.sockets: list[Any] = []
-        self.chunks, self.lost_chunks, self.chunk_bytes = 1 << 20, 0, 4096
+        self.chunks, self.lost_chunks, self.chunk_bytes, self.mode = 1 << 20, 0, 4096, "auto"
         self._fails = fails
 
     def close(self) -> None: ...

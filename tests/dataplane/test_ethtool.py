@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from dataplane.ethtool import has_feature, has_lro, set_feature
+from dataplane.ethtool import has_feature, has_gro, has_lro, set_feature, set_gro
 from perf import echo
 
 pytestmark = pytest.mark.root
@@ -53,3 +53,14 @@ def test_a_feature_that_is_fixed_or_unknown_is_not_switched(network):
     assert not set_feature("a1", "rx-vlan-filter", is_on=True)
     assert not has_feature("a1", "no-such-feature")
     assert not set_feature("a1", "no-such-feature", is_on=False)
+
+
+def test_gro_that_comes_from_the_lower_device_is_not_switched(network):
+    """The ioctl of a macvlan succeeds, and changes what is wished for only."""
+    subprocess.run(["ip", "link", "add", "virtual0", "link", "a1", "type", "macvlan"], check=True)
+    assert set_gro("a1", is_on=True)
+    assert has_gro("virtual0")
+    assert not set_gro("virtual0", is_on=False)
+    assert has_gro("virtual0")
+    assert set_gro("a1", is_on=False)
+    assert not has_gro("virtual0")

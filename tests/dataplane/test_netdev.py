@@ -31,10 +31,13 @@ from dataplane.netdev import (
     parse_route,
     xdp_features,
 )
+from perf import echo
 from xdp.addresses import number_of
 from xdp.errors import UsageError
+from xdp.netlink import IFINFOMSG, attribute
 
 _serial = count()
+_SETLINK = 19
 
 FAMILIES = [pytest.param(socket.AF_INET, id="IPv4"), pytest.param(socket.AF_INET6, id="IPv6")]
 HOST = {socket.AF_INET: "10.95.0.2", socket.AF_INET6: "2001:db8:95::2"}  # on v0's link, not there
@@ -163,7 +166,7 @@ def _settle(lab: Lab, netdev: NetDev) -> None:
 def test_an_interface_is_described(netdev: NetDev) -> None:
     v0, v1 = netdev.interface("v0"), netdev.interface("v1")
     assert (v0.mac.hex(":"), v0.mtu, v0.is_up, v0.kind) == ("02:00:00:00:95:01", 1400, True, "veth")
-    assert (v0.rx_queues, v0.peer_ifindex, v1.peer_ifindex) == (3, v1.ifindex, v0.ifindex)
+    assert (v0.rx_queues, v0.lower_ifindex, v1.lower_ifindex) == (3, 0, 0)
     assert netdev.interface("lo").mac == b""
 
 
@@ -357,3 +360,42 @@ def test_a_veth_takes_redirects_when_its_peer_has_gro(lab: Lab, netdev: NetDev) 
     assert netdev.takes_redirects(v0) is False
     subprocess.run(["ip", "netns", "exec", lab.name, "ethtool", "-K", "v1", "gro", "on"], check=True)
     assert netdev.takes_redirects(v0) is True
+
+
+@pytest.mark.root
+def test_what_frames_come_through_before_is_told_the_lowest_first() -> None:
+    with echo.own_network(), NetDev() as netdev:
+        echo.veth_pair("a0", "a1")
+        for line in (
+            "link add bridge0 type bridge",
+            "link add virtual0 link bridge0 type macvlan",
+            "link add virtual1 link virtual0 type macvlan",
+            "link set a0 master bridge0",
+            "link set a1 master bridge0",
+        ):
+            subprocess.run(["ip", *line.split()], check=True)
+        links = {link.ifindex: link for link in netdev.interfaces()}
+        beneath = {link.name: [links[number].name for number in link.beneath] for link in links.values()}
+        ports = [name for name in beneath if name in ("a0", "a1")]
+        assert beneath == {
+            "lo": [],
+            "a0": [],
+            "a1": [],
+            "bridge0": ports,
+            "virtual0": [*ports, "bridge0"],
+            "virtual1": [*ports, "bridge0"],  # the kernel puts it on what virtual0 is on
+        }
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("limit", [pytest.param(58, id="IFLA_GRO_MAX_SIZE"), pytest.param(64, id="_GRO_IPV4_MAX_SIZE")])
+def test_how_long_gro_lets_packets_grow_is_told(limit: int) -> None:
+    with echo.own_network(), NetDev() as netdev:
+        echo.veth_pair("a0", "a1")
+        assert netdev.interface("a0").gro_bytes == 65536
+        asked = IFINFOMSG.pack(0, 0, netdev.interface("a0").ifindex, 0, 0) + attribute(
+            limit, struct.pack("=I", 100_000)
+        )
+        assert list(netdev._requests.change([(_SETLINK, 0, asked)])) == [0]
+        assert netdev.interface("a0").gro_bytes == 100_000
+        assert netdev.interface("a1").gro_bytes == 65536

@@ -99,3 +99,28 @@ def test_F112_what_was_switched_is_restored_though_the_note_says_too_much(
         assert "offloads: cannot be written" in caplog.text
         offloads.restore([LO], ["gro"])
         assert json.loads(record.read_text())["gro_was_on"] == []
+
+
+def test_only_those_that_are_wished_for_are_kept_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that does not let it go has what it had in the end, and is not told of when it is needed no more."""
+    now = {"a": True, "b": True, "fixed": True}
+    wishes = []
+
+    def switch(name: str, *, is_on: bool) -> bool:
+        wishes.append((name, is_on))
+        now[name] = is_on or name == "fixed"
+        return now[name] == is_on
+
+    monkeypatch.setitem(OFFLOADS, "gro", Offload(now.__getitem__, switch, "off", "not off"))  # type: ignore[arg-type]
+    monkeypatch.setattr("dataplane.offloads._name_of", {1: "a", 2: "b", 3: "fixed"}.get)
+    offloads = Offloads(tmp_path / "offloads")
+    offloads.keep_off("gro", [2, 1, 3])
+    assert wishes == [("b", False), ("a", False), ("fixed", False), ("fixed", True)]
+    assert offloads.complaints() == ["fixed: not off"]
+    offloads.keep_off("gro", [1])
+    assert now == {"a": False, "b": True, "fixed": True}
+    assert offloads.complaints() == []
+    assert json.loads((tmp_path / "offloads").read_text())["gro_was_on"] == [1]
+    Offloads(tmp_path / "offloads").restore_others([])
+    assert now["a"]
+    assert not (tmp_path / "offloads").exists()

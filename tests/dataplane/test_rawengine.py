@@ -11,7 +11,8 @@ import pytest
 from conntrack import compiled
 from conntrack.table import FlowTable
 from dataplane.ingress import Filter
-from dataplane.rawengine import RawEngine
+from dataplane.netdev import Interface
+from dataplane.rawengine import Line, RawEngine
 from dataplane.settings import Settings
 from lb.rows import ServiceRow
 from tests.small_node import SMALL
@@ -109,3 +110,13 @@ def test_C12_a_port_is_spared_while_connections_leave_from_it_but_not_for_an_ide
         assert compiled.insert(tables, before, ports[0], after, ports[1], *words) >= 0
     engine.spare(frozenset({61_000, 61_001, 61_002, 61_003}), flows)
     assert spared == [{61_002, 61_003}]
+
+
+def test_gro_that_makes_longer_packets_than_a_packet_socket_hands_over_is_told_of():
+    engine = RawEngine(Settings("n", (), ("eth0", "eth1")), Tables.in_memory(SMALL), SMALL, ManualClock(), "")
+    for number, gro_bytes in ((0, 65_536), (1, 65_537)):
+        link = Interface(f"eth{number}", number + 2, bytes(5) + b"\2", 1500, is_up=True, gro_bytes=gro_bytes)
+        engine._lines[link.name] = Line(link.name, link)
+    (told,) = engine.complaints()
+    assert told.startswith("eth1: GRO merges packets up to 65537 bytes, and those above 65536 are lost; ")
+    assert told.endswith("`ip link set dev eth1 gro_max_size 65536 gro_ipv4_max_size 65536`")

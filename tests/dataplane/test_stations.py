@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +24,7 @@ def mac(number: int) -> bytes:
 
 def link(number: int, *, up: bool = True, kind: str = "", on: int = 0, port_of: int = 0) -> Interface:
     """Return an interface that has its number's MAC address."""
-    return Interface(f"eth{number}", number, mac(number), 1500, up, kind=kind, peer_ifindex=on, master_ifindex=port_of)
+    return Interface(f"eth{number}", number, mac(number), 1500, up, kind=kind, lower_ifindex=on, master_ifindex=port_of)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,7 @@ def link(number: int, *, up: bool = True, kind: str = "", on: int = 0, port_of: 
         pytest.param([link(2, kind="macvlan", on=1, up=False)], [1], id="macvlan-of-a-standby-router"),
         pytest.param([link(3, kind="macvlan", on=2), link(2, kind="vlan", on=1)], [1, 2, 3], id="macvlan-on-a-vlan"),
         pytest.param([link(3, kind="macvlan", on=2), link(2, kind="vlan", on=1, up=False)], [1], id="vlan-down"),
-        pytest.param([link(2, kind="veth", on=1)], [1], id="other-end"),
+        pytest.param([replace(link(2, kind="gre", on=1), mac=b"")], [1], id="tunnel"),
         pytest.param([link(2), link(3, kind="macvlan", on=2)], [1], id="elsewhere"),
         pytest.param([link(9, kind="bridge"), link(2, port_of=9)], [1, 9], id="bridge"),
         pytest.param([link(9, kind="bond", port_of=8), link(8, kind="bridge")], [1, 9, 8], id="bridge-over-a-bond"),
@@ -46,6 +50,11 @@ def test_devices_on_top_of_ours_are_ours(others: list[Interface], found: list[in
 def test_what_several_have_is_told_once_and_ours_come_first():
     ours = [link(4), Interface("eth5", 5, mac(4), 1500, is_up=False), link(1)]
     assert stations_of(ours, [link(2, kind="macvlan", on=1), *ours]) == (mac(4), mac(1), mac(2))
+
+
+def test_one_of_ours_without_an_address_is_told():
+    ours = [replace(link(4), mac=b""), link(1)]
+    assert stations_of(ours, ours) == (b"", mac(1))
 
 
 def test_words_lie_as_in_a_frame_and_fill_the_room():
@@ -114,3 +123,21 @@ def test_the_kernel_tells_what_is_on_top_of_what():
         ours = [link for link in links if link.name in ("a0", "b0")]
         found = stations_of(ours, links)
         assert set(found) == {of(name) for name in ("a0", "b0", "bridge0", "virtual0", "upper0")}
+
+
+@pytest.mark.root
+def test_what_is_on_top_of_another_networks_interface_is_on_top_of_none_of_ours_whatever_its_number():
+    here = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net")
+    with echo.own_network(), NetDev() as netdev, here.open() as network:
+        echo.veth_pair("a0", "a1")
+        with echo.own_network():  # of a host whose container we are in: its numbers are the same
+            echo.veth_pair("a0", "a1")
+            for line in (
+                "link add virtual0 link a0 type macvlan",
+                f"link set virtual0 up netns /proc/{os.getpid()}/fd/{network.fileno()}",
+            ):
+                subprocess.run(["ip", *line.split()], check=True)
+            links = netdev.interfaces()
+            assert "virtual0" in [link.name for link in links]
+            (ours,) = (link for link in links if link.name == "a0")
+            assert stations_of([ours], [replace(link, is_up=True) for link in links]) == (ours.mac,)

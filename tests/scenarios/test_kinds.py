@@ -231,6 +231,70 @@ def test_gro_comes_back_at_the_end_and_with_the_native_mode(site, how):
     assert not daemon.settings.offloads_path.exists()
 
 
+@pytest.fixture
+def over(site: Site, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Have made0, over eth1, lead to the servers in its place."""
+    world, settings = site.world, site.daemon.settings
+    end = world.node.interface_to("servers")
+    lines = {
+        "macvlan": ["link add made0 link eth1 type macvlan mode private"],
+        "bridge": ["link add made0 type bridge", "link set eth1 master made0"],
+    }[request.param]
+    lines += ["addr flush dev eth1", "link set made0 up", f"addr add {end.address} dev made0"]
+    world.node.run(["ip", "-batch", "-"], text_in="\n".join(lines) + "\n")
+    _forget_neighbours(world)
+    serving(site.daemon, "eth0", "made0").start_with = []
+    yield site
+    site.daemon.settings = settings
+    lines = ["link delete made0", f"addr add {end.address} dev eth1"]
+    world.node.run(["ip", "-batch", "-"], text_in="\n".join(lines) + "\n")
+    _forget_neighbours(world)
+
+
+def _forget_neighbours(world: World) -> None:
+    for name in ("web-1", "web-2", "web-3"):
+        world[name].run(["ip", "neigh", "flush", "all"])
+
+
+@pytest.mark.faults(106)
+@pytest.mark.parametrize("over", ["macvlan", "bridge"], indirect=True)
+def test_large_answers_arrive_through_a_device_on_top_of_one_that_has_gro(over):
+    """The lower device merges, and has its GRO again at the end, whoever cleans up."""
+    node, daemon = over.world.node, over.daemon
+    over.serve()
+    assert gro(node) == [False, False]
+    result = clients.load_http(over.client, over.web.frontend, connections=3, bytes=LARGE_BYTES, timeout=30)
+    assert (result.answered, result.failures) == (3, {})
+    assert daemon.ask("status")["reasons"].get("TOO_BIG", 0) == 0
+    daemon.signal(signal.SIGKILL)
+    daemon.wait()
+    daemon.turnout("detach", "-i", "eth0")
+    assert gro(node) == [True, False]
+    daemon.turnout("detach")
+    assert gro(node) == [True, True]
+    daemon.start()
+    assert gro(node) == [False, False]
+    daemon.signal(signal.SIGINT)
+    daemon.wait()
+    assert gro(node) == [True, True]
+
+
+@pytest.mark.parametrize("over", ["bridge"], indirect=True)
+def test_a_port_that_joins_later_loses_its_gro_and_one_that_leaves_has_it_again(over):
+    node, daemon = over.world.node, over.daemon
+    daemon.start()
+    lines = ["link add made1 type veth peer name made2", "link set made1 up", "link set made2 up"]
+    node.run(["ip", "-batch", "-"], text_in="\n".join(lines) + "\n")
+    try:
+        node.run(["ethtool", "-K", "made1", "gro", "on"])
+        for joins in (True, False):
+            node.run(["ip", "link", "set", "made1", *(["master", "made0"] if joins else ["nomaster"])])
+            with node.entered():
+                daemon.wait_for(lambda joins=joins: has_gro("made1") is not joins)
+    finally:
+        node.run(["ip", "link", "delete", "made1"])
+
+
 def rxvlan(node: Host) -> list[bool]:
     with node.entered():
         return [has_feature(name, "rx-vlan-hw-parse") for name in ("eth0", "eth1")]

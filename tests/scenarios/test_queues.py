@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +15,7 @@ from perf import clients
 from perf.world import World
 from tests.daemon import Daemon
 from tests.scenarios.site import HOSTS, Site
+from tests.services import split
 from xdp.schema import Reason
 
 pytestmark = [pytest.mark.root, pytest.mark.bpf]
@@ -82,3 +85,34 @@ def test_T15_replies_arrive_on_another_queue_than_requests(site):
         if {request != reply for request, reply in seen} == {True, False}:
             return
     pytest.fail(f"only {seen}")
+
+
+def are_refused(site: Site) -> bool:
+    """Whether all of many clients, on whatever queue they are, are told that nobody serves a port of a VIP."""
+    for _ in range(24):
+        with site.client.entered():
+            client = socket.socket()
+        with client:
+            client.settimeout(0.5)
+            try:
+                client.connect(split(site.vip(1, 81)))
+            except ConnectionRefusedError:
+                continue
+            except TimeoutError:
+                return False
+    return True
+
+
+def test_answers_leave_from_queues_that_only_receive(site):
+    """The kernel sends by none of them: another queue of the interface does it for them."""
+    node, daemon = site.world.node, site.daemon
+    daemon.signal(signal.SIGTERM)
+    daemon.wait()
+    node.run(["ethtool", "-L", "eth0", "tx", "1"])
+    try:
+        daemon.start()
+        site.serve()
+        daemon.wait_for(lambda: are_refused(site))
+    finally:
+        node.run(["ethtool", "-L", "eth0", "tx", str(QUEUES)])
+    daemon.wait_for(lambda: are_refused(site))
