@@ -107,13 +107,21 @@ def test_F032_F084_first_fragments_without_end_forget_the_oldest_datagrams_and_n
     node.connect()
     datagrams = node.fragments.datagrams
     first, rest = fragment((0, 32), 0), fragment((32, 72), 0)
-    reasons = Counter(node.send(numbered(first, n)).reason for n in range(2 * len(datagrams)))
+
+    def sent(number: int) -> Reason:
+        node.clock.advance(0.01)
+        return node.send(numbered(first, number)).reason
+
+    reasons = Counter(map(sent, range(2 * len(datagrams))))
     assert reasons == Counter({Reason.ADMITTED: 1, Reason.FORWARDED: 2 * len(datagrams) - 1})
     assert np.count_nonzero(datagrams["which"]) > 0.9 * len(datagrams)
     assert len(flows_of(node.tables)) == 4
     assert node.send(fragment((0, 32), 60_000, OTHER_CLIENT)).reason == Reason.ADMITTED
     assert node.send(fragment((32, 72), 60_000, OTHER_CLIENT)).reason == Reason.FORWARDED
-    assert node.send(rest)[::2] == (Reason.FRAGMENT_ALONE, AWAITED)  # its first fragment was forgotten
+    # The oldest of a datagram's few places goes: here and there an early one is left.
+    early = range(len(datagrams) // 4)
+    ends = Counter(node.send(numbered(rest, n))[::2] for n in early)
+    assert ends[Reason.FRAGMENT_ALONE, AWAITED] > 0.9 * len(early)
     assert node.send(packets.data()).reason == Reason.FORWARDED
 
 

@@ -333,7 +333,7 @@ def test_C5_what_has_expired_keeps_no_client_s_port_from_another_connection(node
     client = node.client()
     assert goes_to(node, syn(client, one.at), client, node.at("web-1", PORT))
     node.advance(59)
-    assert node.send(syn(client, other.at)).reason is Reason.REPLY_CLASH
+    assert node.send(data(client, other.at)).reason is Reason.REPLY_CLASH
     node.advance(2)  # and nobody has swept
     assert goes_to(node, syn(client, other.at), client, node.at("web-1", PORT))
     assert comes_back(node, syn_ack(node.at("web-1", PORT), client), other, client, node.at("web-1", PORT))

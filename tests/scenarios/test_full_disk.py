@@ -88,10 +88,11 @@ def test_F100_a_start_over_a_read_only_bpffs_says_so_and_leaves_nothing(world: W
     ("engine", "inodes", "what"),
     [
         ("xdp", 3, "sock: the control socket cannot be made"),
-        ("xdp", 4, "offloads: cannot be written"),
-        ("raw", 4, "filter: cannot be written"),
+        ("xdp", 4, "namespace: cannot be written"),
+        ("xdp", 5, "offloads: cannot be written"),
+        ("raw", 6, "filter: cannot be written"),
     ],
-    ids=["socket", "offloads", "filter"],
+    ids=["socket", "namespace", "offloads", "filter"],
 )
 def test_F112_a_start_that_cannot_make_a_file_says_which_and_leaves_nothing(
     world: World, disk: Path, engine: str, inodes: int, what: str
