@@ -49,7 +49,11 @@ class Reclaim:
             cpu_s = 0.0
             if self._next_hops.routes_changed.is_set():
                 self._next_hops.routes_changed.clear()
-                cpu_s += await asyncio.to_thread(self._follow)
+                try:
+                    cpu_s += await asyncio.to_thread(self._follow)
+                except BaseException:
+                    self._next_hops.routes_changed.set()  # for who begins again
+                    raise
             if time.monotonic() >= next_look_s:
                 is_short = self._next_hops.rows_refused > self._refused
                 self._refused = self._next_hops.rows_refused
