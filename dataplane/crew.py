@@ -307,7 +307,7 @@ class Crew(ABC, Generic[_L]):
 
 def _in_words(name: str, error: Error | OSError) -> str:
     """Return what keeps an interface from being served, its name first."""
-    return str(error) if str(error).startswith(f"{name}: ") else f"{name}: {error}"
+    return str(error) if str(error).startswith((f"{name}: ", f"{name} ")) else f"{name}: {error}"
 
 
 def set_link(node: Node, interface: Interface) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from dataplane.output import counted
+
 _SHORTEST_REST_S = 1.0
 _LONGEST_REST_S = 60.0
 
@@ -33,11 +35,11 @@ class News:
     def _tell(self) -> None:
         (services, endpoints), (services_before, endpoints_before) = self._now, self._told
         log.info(
-            "manifests applied%s: %d Services%s, %d endpoints%s",
+            "manifests applied%s: %s%s, %s%s",
             f" {self._changes} times" if self._changes > 1 else "",
-            services,
+            counted(services, "Service"),
             _difference(services - services_before),
-            endpoints,
+            counted(endpoints, "endpoint"),
             _difference(endpoints - endpoints_before),
         )
         self._told, self._changes = self._now, 0

@@ -152,7 +152,7 @@ def test_what_was_applied_is_told_and_what_was_asked_for_and_what_is_right_again
                 await until(lambda: any("manifests" in record.getMessage() for record in caplog.records))
                 return said(caplog)
 
-            assert await seen(lambda: put(web, MORE)) == ["manifests applied: 1 Services, 2 endpoints (1 more)"]
+            assert await seen(lambda: put(web, MORE)) == ["manifests applied: 1 Service, 2 endpoints (1 more)"]
             asked = "manifests read again as asked: nothing has changed"
             assert await seen(reloading.reload_as_asked) == [asked]
             refused = "manifests not applied, what ran before goes on:"
@@ -161,7 +161,7 @@ def test_what_was_applied_is_told_and_what_was_asked_for_and_what_is_right_again
             again = "manifests are right again, and applied"
             assert await seen(lambda: put(web, MORE)) == [again]
             assert await seen(lambda: put(web, "kind: [")) == [refused]
-            applied = "manifests applied: 1 Services, 1 endpoints (1 fewer)"
+            applied = "manifests applied: 1 Service, 1 endpoint (1 fewer)"
             assert await seen(lambda: put(web, WEB)) == [again, applied]
             before = reloading.programmed
             put(web, f"# a remark\n{WEB}")
