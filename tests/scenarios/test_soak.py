@@ -95,8 +95,11 @@ def test_F128_endpoints_that_come_and_go_ten_times_a_second_get_no_packet_that_i
         write_manifests(site.daemon.file, both)
         site.daemon.wait_for_services(*both)
     for name, load in (("a", a), ("b", b)):
-        assert (load.result.failures, load.result.answers.keys()) == ({}, {name})
+        assert load.result.answers.keys() == {name}
         assert load.result.flows > SOAK_S
+        # An answer that is under way when its flow ends, as its endpoint has gone (C8), has nowhere to go.
+        assert load.result.failures.keys() <= {"timeout"}
+        assert load.result.failed <= turn / 10
     for server in servers:
         site.world.end(server)
 
