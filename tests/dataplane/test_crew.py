@@ -255,7 +255,7 @@ def test_all_sockets_change_to_copy_mode_for_an_interface_that_comes_back_withou
     mixed._start_all(None, None)
     given = {name: line.interface for name, line in mixed._lines.items()}
     mixed.follow(given, NO_FLOWS)
-    assert mixed.complaints() == ["eth1: eth1 queue 0: the driver has no zero-copy mode"]
+    assert mixed.complaints() == ["eth1 queue 0: the driver has no zero-copy mode"]
     mixed.follow(given, NO_FLOWS)
     assert mixed.complaints() == []
     assert [memory.mode for memory in MixedUmem.made] == ["auto", "copy"]
