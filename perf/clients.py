@@ -20,6 +20,7 @@ import collections
 import contextlib
 import errno
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -300,6 +301,7 @@ async def _load(options: argparse.Namespace) -> Result:
 
     async def worker() -> None:
         nonlocal left
+        await asyncio.sleep(options.interval * random.random())  # noqa: S311 - in step, all would ask at once each time
         while left > 0 and not tally.is_over:
             left -= 1
             await flow(tally, options)
