@@ -10,13 +10,14 @@ import contextlib
 from pathlib import Path
 
 from dataplane.settings import Settings
+from xdp import netns
 from xdp.errors import Error
 from xdp.writing import remove, write
 
 
 def note(settings: Settings) -> None:
     """Note that the node works in the namespace of this thread. Errors as writing.explained."""
-    write(settings.namespace_path, f"{_here()}\n")
+    write(settings.namespace_path, f"{netns.here()}\n")
 
 
 def need_the_same(settings: Settings, command: str) -> None:
@@ -28,7 +29,7 @@ def need_the_same(settings: Settings, command: str) -> None:
         inode = int(settings.namespace_path.read_text())
     except (OSError, ValueError):
         return
-    if inode == _here():
+    if inode == netns.here():
         return
     place = _way_into(inode)
     if place is None and not _is_at_work(settings):
@@ -40,10 +41,6 @@ def need_the_same(settings: Settings, command: str) -> None:
     )
     otherwise = ", or give this one another --name" if command == "run" else ""
     raise Error(f"node {settings.name!r} works in another network namespace; {command} it there: {cure}{otherwise}")
-
-
-def _here() -> int:
-    return Path("/proc/thread-self/ns/net").stat().st_ino
 
 
 def _way_into(inode: int) -> Path | None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataplane.settings import PortRange
-from xdp import sysctl
+from xdp import netns, sysctl
 from xdp.errors import Error
 from xdp.writing import explained, remove, write
 
@@ -34,7 +34,7 @@ def reserve(ports: PortRange, record: Path) -> None:
             others, now = _of_others(record), read_ports(sysctl.read(_SYSCTL))
             kept = now - (_noted(record) - others)  # of an administrator, and of other nodes
             ours = set(range(ports.first, ports.last + 1)) - (kept - others)
-            write(record, f"{_namespace()} {as_text(ours)}\n")
+            write(record, f"{netns.here()} {as_text(ours)}\n")
             _set(now, kept | ours)
     except Error as error:
         log.warning("ports %s are not reserved for masquerading: %s", ports, error)
@@ -72,17 +72,13 @@ def _noted(record: Path) -> set[int]:
         namespace, _, ports = record.read_text().partition(" ")
     except FileNotFoundError:
         return set()
-    return read_ports(ports) if namespace == _namespace() else set()
+    return read_ports(ports) if namespace == str(netns.here()) else set()
 
 
 def _of_others(record: Path) -> set[int]:
     """Return the ports that the notes of other nodes name."""
     others = [path for path in record.parent.glob(f"*{record.suffix}") if path != record]
     return {port for path in others for port in _noted(path)}
-
-
-def _namespace() -> str:
-    return str(Path("/proc/thread-self/ns/net").readlink())
 
 
 def read_ports(text: str) -> set[int]:

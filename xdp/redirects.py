@@ -35,11 +35,10 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from xdp import instructions as bpf
-from xdp import kernel
+from xdp import kernel, netns
 from xdp.btf import Btf
 from xdp.errors import Error, MissingFeatureError
 from xdp.instructions import R0, R1, R2, R3, R4, R6, R7, R8, R10, Program
@@ -221,7 +220,7 @@ class RedirectErrors:
             namespace=btf.offset("net_device", "nd_net.net"),
             inode=btf.offset("net", "ns.inum"),
         )
-        inode = Path("/proc/thread-self/ns/net").stat().st_ino
+        inode = netns.here()
         self._counts = kernel.map_create("redirect_errors", _KEY.size, _FRAMES.size, _ENTRIES, map_type=kernel.HASH)
         self._descriptors.append(self._counts)
         kernel.map_update(self._counts, _KEY.pack(*NO_ROOM), _FRAMES.pack(0))
